@@ -15,7 +15,7 @@ from benchmarks.search_studies import Curve, Simulated, Size
 from benchmarks.search_until import AVAILABLE, FIRST, Grown, full_grid, until_decided
 from rankwise.findings.stats.items import Floats
 from rankwise.study.searches.policies import Ladder, Narrow
-from rankwise.study.searches.policy import Terms, Trial
+from rankwise.study.searches.policy import SearchTrial, Terms
 
 NUM_SEEDS = 3
 RATE = (2e-4,)
@@ -157,7 +157,7 @@ class Tally(NamedTuple):
     judged: Sequence[Judged]
 
     def mean(self, what: str) -> float:
-        """Of an attribute of ``Judged``."""
+        """Of an attribute of ``findings.decision.Judged``."""
         return float(np.mean([getattr(of, what) for of in self.judged]))
 
     def rate(self, what: str) -> Rate:
@@ -297,7 +297,7 @@ def _tuned_grid(study: Simulated, terms: Terms) -> _AtRates:
     """Five rates for every rank to the end with one seed, the best with the others."""
     rates = sorted({*RATES, *(float(f"{rate * 10**0.25:.3g}") for rate in RATES[:2])})
     first = [
-        policies.Progress(Trial(place, rate, 0), 1.0)
+        policies.Progress(SearchTrial(place, rate, 0), 1.0)
         for place, rate in itertools.product(range(len(RANKS)), rates)
     ]
     known = {progress: study.shown(progress) for progress in first}
@@ -309,7 +309,7 @@ def _tuned_grid(study: Simulated, terms: Terms) -> _AtRates:
             if shown is not None and progress.trial.setting == place
         }
         best[place] = max(worths, key=lambda rate: worths[rate])
-    finalists = [Trial(p, rate, s) for s in range(NUM_SEEDS) for p, rate in best.items()]
+    finalists = [SearchTrial(p, rate, s) for s in range(NUM_SEEDS) for p, rate in best.items()]
     others = [policies.Progress(trial, 1.0) for trial in finalists if trial.seed > 0]
     cost = policies.cost_of([*known, *others], finalists, study.size, num_scored=len(known))
     return _AtRates(policies.answer(study, finalists, cost, terms), best)

@@ -19,7 +19,7 @@ import numpy as np
 from benchmarks.search_policies import ALPHA
 from rankwise.findings.stats.items import POINTS, Floats
 from rankwise.study.searches.policies import Ladder, Narrow
-from rankwise.study.searches.policy import Known, Policy, Progress, Setting, Shown, Terms
+from rankwise.study.searches.policy import Known, Policy, Progress, Setting, Terms, TrialResult
 
 DELTA, NUM_ITEMS, NUM_SEEDS, DISCORDANCE = 2.0, 500, 3, 0.2
 
@@ -98,9 +98,9 @@ class _Runs:
         chance = np.where(within, np.clip(right, 0.0, 1.0), slip)
         self.values = POINTS * (rng.random(chance.shape) < chance)
 
-    def shown(self, progress: Progress) -> Shown:
+    def shown(self, progress: Progress) -> TrialResult:
         """Accuracy itself: that of the base is not in the file."""
-        return Shown((self.values[progress.trial.seed, progress.trial.setting],))
+        return TrialResult((self.values[progress.trial.seed, progress.trial.setting],))
 
 
 def _choices(curve: RealCurve, runs: _Runs) -> dict[str, tuple[int, float]]:
@@ -119,7 +119,7 @@ def _choices(curve: RealCurve, runs: _Runs) -> dict[str, tuple[int, float]]:
 
 def _searched(policy: Policy, runs: _Runs, num_options: int) -> tuple[int, float]:
     """The finalist with the best mean."""
-    known: dict[Progress, Shown] = {}
+    known: dict[Progress, TrialResult] = {}
     decision = policy(known)
     while decision.wanted:
         known |= {progress: runs.shown(progress) for progress in decision.wanted}

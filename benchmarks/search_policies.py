@@ -21,10 +21,10 @@ from rankwise.study.searches.policy import (
     Known,
     Policy,
     Progress,
+    SearchTrial,
     Setting,
-    Shown,
     Terms,
-    Trial,
+    TrialResult,
     evidence,
     worth,
 )
@@ -61,9 +61,9 @@ def settings(rates: Sequence[float]) -> list[Setting]:
     return [Setting(f"rank {rank}", rank, tuple(rates)) for rank in RANKS]
 
 
-def run_policy(policy: Policy, study: Simulated) -> tuple[tuple[Trial, ...], Known]:
+def run_policy(policy: Policy, study: Simulated) -> tuple[tuple[SearchTrial, ...], Known]:
     """Do what a policy wants until it is over."""
-    known: dict[Progress, Shown | None] = {}
+    known: dict[Progress, TrialResult | None] = {}
     while True:
         decision = policy(known)
         if not decision.wanted:
@@ -73,7 +73,7 @@ def run_policy(policy: Policy, study: Simulated) -> tuple[tuple[Trial, ...], Kno
 
 def cost_of(
     known: Iterable[Progress],
-    finalists: Sequence[Trial],
+    finalists: Sequence[SearchTrial],
     size: Size,
     num_scored: int | None = None,
 ) -> float:
@@ -82,7 +82,7 @@ def cost_of(
     Everything known was scored on the validation items, or ``num_scored`` of it; the finalists are
     scored on the test items.
     """
-    share: dict[Trial, float] = {}
+    share: dict[SearchTrial, float] = {}
     known = list(known)
     for progress in known:
         share[progress.trial] = max(share.get(progress.trial, 0.0), progress.share)
@@ -93,22 +93,24 @@ def cost_of(
     return trained + scored / TRAINING_IN_ITEMS
 
 
-def on_test(study: Simulated, finalists: Sequence[Trial], terms: Terms) -> StudyEvidence | None:
+def on_test(
+    study: Simulated, finalists: Sequence[SearchTrial], terms: Terms
+) -> StudyEvidence | None:
     """What finalists with the same seeds show on the test items, smallest rank first."""
     places = sorted({trial.setting for trial in finalists})
     if not places:
         return None
-    by_seed: dict[int, dict[int, Trial]] = {}
+    by_seed: dict[int, dict[int, SearchTrial]] = {}
     for trial in finalists:
         by_seed.setdefault(trial.seed, {})[trial.setting] = trial
-    rows: list[list[Shown]] = []
+    rows: list[list[TrialResult]] = []
     for trials in by_seed.values():
         row = [study.shown(Progress(trials[place], 1.0), on_test=True) for place in places]
         rows.append([shown for shown in row if shown is not None])
     return evidence(rows, terms)
 
 
-def answer(study: Simulated, finalists: Sequence[Trial], cost: float, terms: Terms) -> Answer:
+def answer(study: Simulated, finalists: Sequence[SearchTrial], cost: float, terms: Terms) -> Answer:
     """The verdict on the test items at a first look, and what to do if there is none."""
     places = sorted({trial.setting for trial in finalists})
     of = on_test(study, finalists, terms)
@@ -162,9 +164,9 @@ def _trained(known: Known, size: Size) -> tuple[int, ...]:
 
 def all_trials(
     rate: float, num_seeds: int, places: Iterable[int] = range(len(RANKS))
-) -> list[Trial]:
+) -> list[SearchTrial]:
     """Every seed of these ranks."""
-    return [Trial(place, rate, seed) for seed in range(num_seeds) for place in places]
+    return [SearchTrial(place, rate, seed) for seed in range(num_seeds) for place in places]
 
 
 def grid(study: Simulated, terms: Terms) -> Answer:
@@ -215,12 +217,12 @@ def wilcoxon_pruner(study: Simulated, terms: Terms, block: int = 10) -> Answer:
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         pruner = optuna.pruners.WilcoxonPruner(p_threshold=0.1)
     search = optuna.create_study(direction="maximize", pruner=pruner)
-    known: dict[Progress, Shown | None] = {}
+    known: dict[Progress, TrialResult | None] = {}
     means: dict[int, float] = {}
     for place in range(len(RANKS)):
         trial, values = search.ask(), list[float]()
         for seed in range(study.size.num_seeds):
-            progress = Progress(Trial(place, study.rates[0], seed), 1.0)
+            progress = Progress(SearchTrial(place, study.rates[0], seed), 1.0)
             shown = study.shown(progress)
             assert shown is not None
             known[progress] = shown

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rankwise.findings.stats.items import POINTS, Floats
-from rankwise.study.searches.policy import Progress, Shown
+from rankwise.study.searches.policy import Progress, TrialResult
 
 Bools = NDArray[np.bool_]
 
@@ -102,7 +102,7 @@ class Simulated:
         """The test items."""
         return self._items(self.size.num_test, self.size.num_test_retention, 2)
 
-    def shown(self, progress: Progress, *, on_test: bool = False) -> Shown | None:
+    def shown(self, progress: Progress, *, on_test: bool = False) -> TrialResult | None:
         """What a trial shows; None where it diverged."""
         trial, share = progress
         truth = self.truth(trial.setting, trial.learning_rate, share)
@@ -149,7 +149,7 @@ class _Set(NamedTuple):
     base: Floats
     knew: Bools
 
-    def answers(self, gain: float, loss: float, key: list[int], step: int) -> Shown:
+    def answers(self, gain: float, loss: float, key: list[int], step: int) -> TrialResult:
         study = self.study
         luck = self._luck(key, step, len(self.within) + len(self.knew))
         slip, reach = study.slip, study.reach
@@ -163,7 +163,7 @@ class _Set(NamedTuple):
         changed = _values(change, luck[len(self.within) :], study.size.is_p_right)
         lost = np.where(self.knew, POINTS, -POINTS) * changed
         half = len(lost) // 2
-        return Shown((POINTS * (runs - self.base),), (lost[:half], lost[half:]))
+        return TrialResult((POINTS * (runs - self.base),), (lost[:half], lost[half:]))
 
     @staticmethod
     def _luck(key: list[int], step: int, size: int) -> Floats:

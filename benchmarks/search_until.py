@@ -29,7 +29,7 @@ from rankwise.findings.stats.items import POINTS, Floats, item_size
 from rankwise.findings.stats.truths import truths_of
 from rankwise.records.judgement import Addition, Prospect
 from rankwise.study.growing import Offer, next_growth
-from rankwise.study.searches.policy import Progress, Shown, Terms, Trial, evidence
+from rankwise.study.searches.policy import Progress, SearchTrial, Terms, TrialResult, evidence
 
 
 class Stage(NamedTuple):
@@ -93,16 +93,16 @@ def _cost(stage: Stage) -> float:
 
 
 def _evidence(study: Simulated, stage: Stage, terms: Terms) -> StudyEvidence:
-    rows: list[list[Shown]] = []
+    rows: list[list[TrialResult]] = []
     for seed in range(stage.num_seeds):
-        row: list[Shown] = []
+        row: list[TrialResult] = []
         for place in range(len(RANKS)):
-            progress = Progress(Trial(place, study.rates[0], seed), 1.0)
+            progress = Progress(SearchTrial(place, study.rates[0], seed), 1.0)
             shown = study.shown(progress, on_test=True)
             assert shown is not None
             half = stage.num_retention // 2
             losses = tuple(task[:half] for task in shown.losses)
-            row.append(Shown((shown.gains[0][: stage.num_items],), losses))
+            row.append(TrialResult((shown.gains[0][: stage.num_items],), losses))
         rows.append(row)
     return evidence(rows, terms)
 

@@ -117,7 +117,7 @@ class Study:
         from rankwise.study.observer import Noted
         from rankwise.study.printer import Printer
         from rankwise.study.progress import Follower, TerminalObserver
-        from rankwise.study.run import Terms
+        from rankwise.study.run import RunTerms
 
         shown: Follower = Follower(folder)
         if progress:
@@ -128,7 +128,7 @@ class Study:
                 lambda grown: self._planned(grown, lambda text: shown(Noted(text))),
                 folder,
                 observer,
-                Terms(replace, accept_new_stack),
+                RunTerms(replace, accept_new_stack),
             )
             concluded(self._outcome)
         shown.remember()

@@ -7,7 +7,8 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -106,6 +107,22 @@ def test_source_files_are_documented_and_named_by_what_they_hold() -> None:
     } == {}
     vague = {"utils", "common", "helpers"}
     assert not [p for p in SOURCES if vague & set(p.relative_to(ROOT).with_suffix("").parts)]
+
+
+def _class_names(trees: Iterable[ast.Module]) -> Counter[str]:
+    """How often each class name stands, also nested; ``_Name`` is ``Name``."""
+    classes = (each for tree in trees for each in ast.walk(tree) if isinstance(each, ast.ClassDef))
+    return Counter(each.name.lstrip("_") for each in classes)
+
+
+def test_no_class_name_means_two_things() -> None:
+    names = _class_names(ast.parse(path.read_text()) for path in SOURCES)
+    assert [name for name, count in names.items() if count > 1] == []
+
+
+def test_a_class_name_that_stands_twice_is_seen() -> None:
+    code = ("class Look:\n    class Shown: ...", "def f():\n    class _Look: ...")
+    assert _class_names(map(ast.parse, code)) == {"Look": 2, "Shown": 1}
 
 
 def test_a_package_file_holds_its_docstring_only() -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from rankwise.engine.models.devices import in_smaller_steps
 from rankwise.engine.models.packed_attention import packed_states
 from rankwise.engine.training.micro_batches import MicroBatch, Placed, pack, split_by_budget
-from rankwise.engine.training.trainees import Share
+from rankwise.engine.training.trainees import GradientShare
 from rankwise.tasks.questions import RightAnswer
 from rankwise.tasks.training_rows import Example
 
@@ -35,7 +35,7 @@ def micro_batches(
 ) -> Iterator[MicroBatch]:
     """All examples; the weights of their losses are those of the mean over all learned tokens."""
     placed = [Placed(0, place, example) for place, example in enumerate(examples)]
-    share = Share(of_loss=1 / sum(example.num_loss_tokens for example in examples))
+    share = GradientShare(of_loss=1 / sum(example.num_loss_tokens for example in examples))
     for group in split_by_budget(placed, max_tokens, device.type):
         yield pack(group, {0: share}, device)
 

@@ -46,9 +46,9 @@ def measured_rate(plan: StudyPlan) -> float | None:
 def told_lines(plan: StudyPlan) -> Iterator[str]:
     """The smallest differences that a study of this size detects."""
     from rankwise.findings.statements import detected
-    from rankwise.study.budgets import told
+    from rankwise.study.budgets import resolution
 
-    able = told(plan)
+    able = resolution(plan)
     if able.in_domain is not None:
         yield f"detectable in-domain: {detected(able.in_domain)}"
     else:

@@ -186,12 +186,12 @@ def plan(
     if budget is not None:
         found = affordable_here(config, planned, budget, shown.rate, machine)
     if as_json:
-        from rankwise.study.budgets import told
+        from rankwise.study.budgets import resolution
 
         budgeted: dict[str, Any] | None = None
         if found is not None:
             asked = {"overrides": found.choice.overrides, "seconds": found.seconds}
-            budgeted = {**asked, "fits": found.fits, **told(found.plan).content()}
+            budgeted = {**asked, "fits": found.fits, **resolution(found.plan).content()}
         return cli.emit(shown.content() | {"budget": budgeted})
     show(shown)
     if budget is not None and found is not None:

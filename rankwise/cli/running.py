@@ -101,7 +101,7 @@ def run_and_report(
                 report("everything is done; nothing is trained or scored again")
                 return reported(again)
             from rankwise.study.growing import run_to_verdict
-            from rankwise.study.run import Terms
+            from rankwise.study.run import RunTerms
 
             shown: Follower
             if events is not None:
@@ -118,7 +118,7 @@ def run_and_report(
                     lambda grown: planned_study(grown, folder, machine, report, number),
                     folder,
                     observer,
-                    Terms(replace, accept_new_stack, places),
+                    RunTerms(replace, accept_new_stack, places),
                 )
                 concluded(outcome)
             if places is None:  # elsewhere work takes another time
@@ -136,7 +136,7 @@ def _reported(folder: StudyFolder, events: Events | None, outcome: StudyOutcome)
         return report_on(folder, outcome)
     from rankwise.api import written_report
 
-    path, code = written_report(folder, outcome), _told(outcome)
+    path, code = written_report(folder, outcome), _exit_code(outcome)
     fields = {"train_task", "outcome", "rank", "statement"}
     parts = outcome.recommendation.by_train_task
     said = [part.model_dump(include=fields) for part in parts]
@@ -164,20 +164,20 @@ def report_on(
         cli.emit({**verdict_content(outcome), "report": path})
     else:
         cli.say(f"report: {path}", folded=False)
-    return _told(outcome)
+    return _exit_code(outcome)
 
 
 def verdict_content(outcome: StudyOutcome) -> dict[str, Any]:
-    """What a program is told of a verdict: the record, what people are shown beside it, and why."""
+    """What a program reads of a verdict: the record, what people are shown beside it, and why."""
     return {
         **outcome.recommendation.model_dump(mode="json"),
-        **outcome.findings.told,
+        **outcome.findings.with_lines,
         "left_out": outcome.results.left_out,
         "failures": outcome.failures,
     }
 
 
-def _told(outcome: StudyOutcome) -> int:
+def _exit_code(outcome: StudyOutcome) -> int:
     """Say on stderr what is not in the verdict; 1 if a run diverged or a stage failed."""
     note_left_out(outcome)
     diverged = [run.name for run in outcome.results.runs if run.run and run.run.status != "trained"]

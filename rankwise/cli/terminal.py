@@ -28,7 +28,7 @@ Done = Set[tuple[str, str | None]]
 
 
 _MOST_MODELS = 10
-"""In the table of a status; ``--json`` has all."""
+"""The most models in the table of a status; ``--json`` has all."""
 
 
 def _add_columns(table: Table, names: Iterable[str], words: Set[str]) -> None:
@@ -152,7 +152,7 @@ def verdict_cards(
     findings: StudyFindings,
     folder: str | Path | None,
 ) -> Iterator[RenderableType]:
-    """For each trained task its card, in at most 15 lines of 80 characters.
+    """The card of each trained task, in at most 15 lines of 80 characters.
 
     Args:
         results: a study.

@@ -22,7 +22,7 @@ TOOLS = "Tasks and other tools"
 OfStudy = Literal["lm-eval", "csv", "parquet", "markdown", "latex", "figures"]
 OfRun = Literal["model-card", "peft", "axolotl", "llamafactory", "unsloth", "trl"]
 ExportFormat = Literal[OfStudy, OfRun]
-"""As in ``integrations.formats``, which is not loaded for the help."""
+"""The formats of ``integrations.formats``, which is not loaded for the help."""
 
 
 @cli.verb(TOOLS)

@@ -134,7 +134,7 @@ def _is_begun(folder: StudyFolder, command: str) -> bool:
 def _told_and_fitted(trial: Trial, name: str, budget: float, events: Events | None) -> Fitted[Size]:
     """Measure and plan, and tell all of it: in words, or by an event."""
     from rankwise.study import trial as trials
-    from rankwise.study.budgets import told
+    from rankwise.study.budgets import resolution
     from rankwise.study.planning.plan import plan_study
 
     for line in recognised_lines(trial) if events is None else ():
@@ -156,7 +156,7 @@ def _told_and_fitted(trial: Trial, name: str, budget: float, events: Events | No
             examples=[shown._asdict() for shown in _examples(planned)],
             size=fitted.choice._asdict(),
             num_items={name: task.num_items for name, task in planned.tasks.items()},
-            **told(planned).content(),
+            **resolution(planned).content(),
             seconds=fitted.seconds,
             budget_seconds=budget,
             fits=fitted.fits,
@@ -187,7 +187,7 @@ def recognised_lines(trial: Trial) -> Iterator[str]:
         yield "chat template: none; rows are whole texts"
 
 
-class _Example(NamedTuple):
+class _ShownRow(NamedTuple):
     """A row as the model reads it, long texts cut."""
 
     prompt: str
@@ -196,7 +196,7 @@ class _Example(NamedTuple):
     num_loss_tokens: int
 
 
-def _examples(plan: StudyPlan) -> Iterator[_Example]:
+def _examples(plan: StudyPlan) -> Iterator[_ShownRow]:
     """The first rows that are trained on."""
     (examples,) = plan.examples.values()
     for example in examples[:NUM_EXAMPLES]:
@@ -205,7 +205,7 @@ def _examples(plan: StudyPlan) -> Iterator[_Example]:
             _cut(plan.tokenizer.decode(tokens))
             for tokens in (example.tokens[:begin], example.tokens[begin:])
         )
-        yield _Example(prompt, learned, len(example.tokens), example.num_loss_tokens)
+        yield _ShownRow(prompt, learned, len(example.tokens), example.num_loss_tokens)
 
 
 def example_lines(plan: StudyPlan) -> Iterator[str]:

@@ -202,7 +202,7 @@ def _cluster_notes(
         yield few
 
 
-class _Judged(NamedTuple):
+class _CorrectedTest(NamedTuple):
     """The test of one model, at the level at which it decides, and corrected for all models."""
 
     test: PairedTest
@@ -211,23 +211,23 @@ class _Judged(NamedTuple):
     level: float
 
 
-def _judged(tests: Sequence[Test], confidence: float) -> list[_Judged]:
+def _judged(tests: Sequence[Test], confidence: float) -> list[_CorrectedTest]:
     p_values = [test(confidence).p_value for test in tests]
     levels = [1.0 - alpha for alpha in holm_levels(p_values, 1.0 - confidence)]
     found = [test(level) for test, level in zip(tests, levels, strict=True)]
-    return list(map(_Judged, found, p_values, holm(p_values), levels))
+    return list(map(_CorrectedTest, found, p_values, holm(p_values), levels))
 
 
 def _judged_at_any_time(
     gains: Sequence[Floats], tests: Sequence[Test], confidence: float, doc_ids: Sequence[int]
-) -> list[_Judged]:
+) -> list[_CorrectedTest]:
     """Tests whose intervals hold at any number of items, at alpha over the number of models.
 
     ``doc_ids`` are in the order in which the items came; those of the gains are sorted.
     """
     level = 1.0 - (1.0 - confidence) / len(tests)
     arrival = np.searchsorted(np.sort(doc_ids), doc_ids)
-    judged: list[_Judged] = []
+    judged: list[_CorrectedTest] = []
     for gain, test_at in zip(gains, tests, strict=True):
         lower, upper = anytime_interval(gain[arrival], POINTS, level)
         test = test_at(level)
@@ -235,7 +235,7 @@ def _judged_at_any_time(
         # outside, and then nothing is shown
         mean = test.estimate.value
         test = test._replace(lower=min(lower, mean), upper=max(upper, mean))
-        judged.append(_Judged(test, None, None, level))
+        judged.append(_CorrectedTest(test, None, None, level))
     return judged
 
 
@@ -243,7 +243,7 @@ class _Found(NamedTuple):
     """What was found of a candidate, for its record and for its statement."""
 
     name: str
-    judged: _Judged
+    judged: _CorrectedTest
     verdict: Verdict
     counts: Counts | None
     accuracy: AccuracyDifference | None
@@ -255,7 +255,7 @@ def _verdict(
     unit: str,
     num_models: int,
     run: ModelResults,
-    judged: _Judged,
+    judged: _CorrectedTest,
     in_accuracy: PairedTest | None,
 ) -> ModelVerdict:
     """The record of one candidate; ``in_accuracy`` is beside p(right)."""

@@ -47,7 +47,7 @@ class AgreementWithFull(Record):
         return BASE_LABEL if self.option is None else self.option.label
 
 
-class _Compared(NamedTuple):
+class _ComparedAnswers(NamedTuple):
     """An option with its models, and the full fine-tuning that each is compared with, by seed."""
 
     option: OptionName | None
@@ -80,9 +80,13 @@ def agreement_with_full(
     references = {each.reference.label: (each.reference, each.full) for each in lora}.values()
     base = source.results.base
     everyone = [
-        *(_Compared(None, option, (base,) * len(full), full) for option, full in references),
+        *(_ComparedAnswers(None, option, (base,) * len(full), full) for option, full in references),
         *lora,
-        *(_Compared(option, option, f[1:], f[:-1]) for option, f in references if len(f) > 1),
+        *(
+            _ComparedAnswers(option, option, f[1:], f[:-1])
+            for option, f in references
+            if len(f) > 1
+        ),
     ]
     models = [model for each in everyone for model in (*each.models, *each.full)]
     tasks = [
@@ -124,20 +128,20 @@ def agreement_with_full(
     return tuple(agreement), tuple(trends)
 
 
-def _lora(source: OptionGains) -> list[_Compared]:
+def _lora(source: OptionGains) -> list[_ComparedAnswers]:
     study = source.results.study
     done = {model.name: model for model in trained(source.results.runs)}
-    compared: list[_Compared] = []
+    compared: list[_ComparedAnswers] = []
     for option in source.options:
         plans = [study.full_run_of(record.planned) for record in option.records]
         full = [done[plan.name] for plan in plans if plan is not None and plan.name in done]
         if option.plan.role != "imported" and len(full) == len(option.runs):
             reference = source.name_of(full[0])
-            compared.append(_Compared(option.name, reference, option.runs, tuple(full)))
+            compared.append(_ComparedAnswers(option.name, reference, option.runs, tuple(full)))
     return compared
 
 
-def _values(compared: _Compared, tasks: Sequence[str], source: OptionGains) -> _Values:
+def _values(compared: _ComparedAnswers, tasks: Sequence[str], source: OptionGains) -> _Values:
     clusters = [source.clusters(task) for task in tasks]
     same = [POINTS * (full == model) for full, model in _outcomes(compared, tasks)]
     found = [each for model in compared.models for each in model.divergences][:1]
@@ -165,8 +169,8 @@ def _values(compared: _Compared, tasks: Sequence[str], source: OptionGains) -> _
     }
 
 
-def _outcomes(compared: _Compared, tasks: Sequence[str]) -> list[tuple[Floats, Floats]]:
-    """For each task the values of full fine-tuning and of the model, (seeds, items) each."""
+def _outcomes(compared: _ComparedAnswers, tasks: Sequence[str]) -> list[tuple[Floats, Floats]]:
+    """The values of full fine-tuning and of the model on each task, (seeds, items) each."""
     both = list(zip(compared.full, compared.models, strict=True))
     by_task = [[pair_items(full, model, task) for full, model in both] for task in tasks]
     return [
@@ -175,7 +179,7 @@ def _outcomes(compared: _Compared, tasks: Sequence[str]) -> list[tuple[Floats, F
     ]
 
 
-def _choices(compared: _Compared, task: str) -> Floats | None:
+def _choices(compared: _ComparedAnswers, task: str) -> Floats | None:
     """100 where both choose the same option; None for a task without options."""
     of_both = [[model.items[task] for model in its] for its in (compared.full, compared.models)]
     if any(items.choices is None for of_one in of_both for items in of_one):
@@ -187,7 +191,9 @@ def _choices(compared: _Compared, task: str) -> Floats | None:
     return POINTS * (full == models)
 
 
-def _divergences(compared: _Compared, values: Callable[[Divergence], ArrayLike]) -> Floats | None:
+def _divergences(
+    compared: _ComparedAnswers, values: Callable[[Divergence], ArrayLike]
+) -> Floats | None:
     """(seeds, items); None where a seed has none."""
     rows = [
         np.asarray(values(divergence), dtype=np.float64)
@@ -220,7 +226,9 @@ def answer_clusters(
 
 
 def _mean_agreement(values: _Values, of: TrendOf, confidence: float) -> TaskMean | None:
-    """Over all items; with one seed Wilson's interval, where every item agrees or does not.
+    """The mean agreement over all items.
+
+    With one seed Wilson's interval, where every item agrees or does not.
 
     The bounds are cut off where no value can be. Wilson's interval is not for clusters. None where
     it was not measured.

@@ -241,7 +241,7 @@ class _Method:
         )
 
     def _matched(self, place: int, first: str, value: str) -> list[tuple[Option, Option]]:
-        """For every combination of the other axes that was trained with both: first, value."""
+        """The first and the other value of every combination of the other axes that has both."""
         return [
             (option, self.trained[other])
             for setting, option in self.trained.items()

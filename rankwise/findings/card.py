@@ -79,7 +79,7 @@ class CardRow(Record):
     num_parameters: int
 
 
-class Told(Record):
+class CheckedAdvice(Record):
     """A piece of advice, and what this study says of it; what it does not try is left out."""
 
     advice: str
@@ -130,7 +130,7 @@ class VerdictCard(Record):
     num_parameters: int | None = None
     trainable_share: float | None = None
     alternatives: tuple[Alternative, ...] = ()
-    told: tuple[Told, ...] = ()
+    advice: tuple[CheckedAdvice, ...] = ()
     draws: RuleDraws | None = None
     """None of more than ``MOST_DRAWN`` options."""
 
@@ -175,7 +175,7 @@ def verdict_card(source: OptionGains, recommendation: Recommendation) -> Verdict
                 "num_parameters": own.num_parameters,
                 "trainable_share": option.plan.trainable_share,
                 "alternatives": alternatives,
-                "told": tuple(_told(source, option, alternatives)),
+                "advice": tuple(_checked(source, option, alternatives)),
             }
     return VerdictCard(
         train_task=recommendation.train_task,
@@ -296,10 +296,12 @@ def _settings(option: Option) -> dict[str, str]:
     return {name: value for name, value in settings.items() if value is not None}
 
 
-def _told(source: OptionGains, chosen: Option, alternatives: Sequence[Alternative]) -> list[Told]:
+def _checked(
+    source: OptionGains, chosen: Option, alternatives: Sequence[Alternative]
+) -> list[CheckedAdvice]:
     """Each piece of advice that the study tried, beside what was measured at its rank."""
     beside = {alternative.label: alternative for alternative in alternatives}
-    said: list[Told] = []
+    said: list[CheckedAdvice] = []
     for advice in ADVICE:
         ranked = [o for o in source.options if o.rank and o.plan.role != "imported"]
         options = [option for option in ranked if option.rank in advice.ranks]
@@ -320,7 +322,7 @@ def _told(source: OptionGains, chosen: Option, alternatives: Sequence[Alternativ
                 for each in tried
             )
         if here:
-            said.append(Told(advice=advice.source, here=here))
+            said.append(CheckedAdvice(advice=advice.source, here=here))
     return said
 
 

@@ -98,7 +98,7 @@ class TrainTaskMitigations(Record):
     left_out: tuple[str, ...]
 
 
-class _Arm(NamedTuple):
+class _TrainedArm(NamedTuple):
     """An arm with its models, in the order of the seeds."""
 
     label: str
@@ -127,10 +127,10 @@ def mitigations(source: OptionGains, recommendation: Recommendation) -> TrainTas
     options: list[MitigatedOption] = []
     left_out: list[str] = []
     for option in source.planned:
-        arms: list[_Arm] = []
+        arms: list[_TrainedArm] = []
         for (of, label), arm in arms_of.items():
             if of == option.label and option.is_complete and arm.is_complete:
-                arms.append(_Arm(label, _kind(arm.plans[0]), arm.runs))
+                arms.append(_TrainedArm(label, _kind(arm.plans[0]), arm.runs))
             elif of == option.label:
                 left_out.append(f"{option.label}, {label}")
         if arms:
@@ -158,10 +158,10 @@ def _option(
     source: OptionGains,
     tasks: DecidingTasks,
     option: Option,
-    arms: Sequence[_Arm],
+    arms: Sequence[_TrainedArm],
     epsilon: float | None,
 ) -> MitigatedOption:
-    plain = _Arm(AS_TRAINED, AS_TRAINED, option.runs)
+    plain = _TrainedArm(AS_TRAINED, AS_TRAINED, option.runs)
     rates = sorted(
         (arm for arm in arms if arm.kind == "rate"),
         key=lambda arm: -(run_record(arm.runs[0]).planned.learning_rate or 0.0),
@@ -191,7 +191,7 @@ def _option(
     )
 
 
-def _arm(source: OptionGains, tasks: DecidingTasks, option: Option, arm: _Arm) -> Arm:
+def _arm(source: OptionGains, tasks: DecidingTasks, option: Option, arm: _TrainedArm) -> Arm:
     records = [run_record(model) for model in arm.runs]
     is_plain = arm.kind == AS_TRAINED
     kept = share_of_gain(source, arm.runs, option.runs, tasks.in_domain)
@@ -211,7 +211,7 @@ def _arm(source: OptionGains, tasks: DecidingTasks, option: Option, arm: _Arm) -
 
 
 def _over_rate(
-    source: OptionGains, tasks: DecidingTasks, arm: _Arm, rates: Sequence[_Arm]
+    source: OptionGains, tasks: DecidingTasks, arm: _TrainedArm, rates: Sequence[_TrainedArm]
 ) -> tuple[RateLead, float]:
     """An arm less the nearest lower rate, and the p-value that it is not better or worse in both.
 

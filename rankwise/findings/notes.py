@@ -15,8 +15,9 @@ from rankwise.records import quantities
 from rankwise.records.results import TaskItems
 
 FEW_CLUSTERS = 30
-"""With fewer, the variance between clusters is itself uncertain, and t's degrees of freedom cover
-that only where clusters are of one size and nearly normal (Cameron and Miller 2015)."""
+"""The number of clusters below which the variance between clusters is itself uncertain, and t's
+degrees of freedom cover that only where clusters are of one size and nearly normal (Cameron and
+Miller 2015)."""
 
 MOST_DESIGN_EFFECT = 1.2
 """A larger one is reported: without clusters the standard error is over 9 % too small."""
@@ -163,13 +164,13 @@ def reference_notes(source: OptionGains) -> Iterator[str]:
         parts = [each for each in items if each.scored is not None]
         if parts:
             counts = sorted({len(part.scored.doc_ids) for part in parts if part.scored})
-            told = statistics.median(part.r_squared or 0.0 for part in parts)
+            explained = statistics.median(part.r_squared or 0.0 for part in parts)
             yield (
                 f"Of {task}'s {quantities.counted(len(parts[0].doc_ids), 'item')}, "
                 f"{quantities.counted(len(parts), 'run')} answered "
                 f"{quantities.listed([quantities.count(count) for count in counts])}; the rest is "
                 f"estimated from {quantities.listed(labels) or 'the base'}, where "
-                f"{quantities.share(max(told, 0.0))} of the variance of a run's change is "
+                f"{quantities.share(max(explained, 0.0))} of the variance of a run's change is "
                 "predicted (median)."
             )
         elif task in references.whole:

@@ -66,7 +66,7 @@ def worth(
 
 
 class Growths(NamedTuple):
-    """By which factors the items of each task grow, and the runs that every option gets."""
+    """The factors by which the items of each task grow, and the runs that every option gets."""
 
     in_domain: Sequence[float]
     retention: Sequence[float]

@@ -113,7 +113,7 @@ class Option(NamedTuple):
 
     @property
     def name(self) -> OptionName:
-        """As it is named in records."""
+        """The option's name in records."""
         return OptionName(label=self.label, rank=self.rank)
 
     @property
@@ -457,14 +457,14 @@ def _options(results: TrainTaskResults, labels: Mapping[str, str]) -> tuple[Opti
 _NAMES = ("alpha ", "rate ", "on ", "epochs ")
 
 
-class Ladder(NamedTuple):
+class RankSeries(NamedTuple):
     """LoRA options that differ by rank alone, smallest first; the label says what they share."""
 
     label: str
     rungs: tuple[Option, ...]
 
 
-def ladders(source: OptionGains) -> list[Ladder]:
+def ladders(source: OptionGains) -> list[RankSeries]:
     """The trained ranks of every combination of the other settings, where there are several.
 
     Two settings that come to one run at a rank (alpha 2r and 16 at rank 8) both have it.
@@ -476,7 +476,7 @@ def ladders(source: OptionGains) -> list[Ladder]:
                 rungs.setdefault(setting, {})[option.plan.rank] = option
     varied = [place for place in range(len(_NAMES)) if len({each[place] for each in rungs}) > 1]
     return [
-        Ladder(
+        RankSeries(
             ", ".join(f"{_NAMES[place]}{setting[place]}" for place in varied),
             tuple(by_rank[rank] for rank in sorted(by_rank)),
         )

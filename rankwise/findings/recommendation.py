@@ -45,7 +45,7 @@ from rankwise.records.results import StudyResults, TrainTaskResults
 from rankwise.records.study import Unit
 
 
-class _Judgement(NamedTuple):
+class _Conclusions(NamedTuple):
     """The conclusions about the options; the defaults are those without any."""
 
     outcome: Outcome = "cannot_tell"
@@ -108,7 +108,9 @@ def recommend_for(
     look = _look(source, tasks, options)
     alpha = 1.0 - source.confidence
     looks = with_look(() if earlier is None else earlier.looks, look, alpha)
-    judged = _judge(source, tasks, options, margins, looks[-1], alpha) if options else _Judgement()
+    judged = (
+        _judge(source, tasks, options, margins, looks[-1], alpha) if options else _Conclusions()
+    )
     plan = None if judged.chosen is None else judged.chosen.plan
     outcome, enough = judged.outcome, judged.sufficient
     first = None if enough is None else options[enough.option]
@@ -189,7 +191,7 @@ def _judge(
     margins: Margins,
     look: Look,
     alpha: float,
-) -> _Judgement:
+) -> _Conclusions:
     count = len(options)
     level = deciding_level(count, look.alpha, has_base=margins.has_base)
     betting = Betting(evidence_of(source, tasks, options, margins), options, margins, level)
@@ -202,7 +204,7 @@ def _judge(
     enough = None
     if choice.option is None:
         enough = sufficient_margins(betting.adapters, margins, level, betting.is_finished)
-    return _Judgement(
+    return _Conclusions(
         outcome=choice.outcome,
         chosen=None if choice.option is None else options[choice.option],
         verdicts=tuple(_verdicts(tasks, options, betting, choice)),
@@ -316,7 +318,7 @@ def _left_out(results: TrainTaskResults) -> tuple[str, ...]:
 
 
 def _size(option: Option) -> tuple[int, float, float, float, tuple[str, ...], int, str]:
-    """By which options are ordered, smallest first."""
+    """The size by which options are ordered, smallest first."""
     plan = option.plan
     rank, alpha, scaling = plan.rank or 0, plan.alpha or 0.0, plan.scaling or 0.0
     rate, epochs = plan.learning_rate or 0.0, plan.epochs or 0
@@ -329,7 +331,7 @@ def _mean_gain(source: OptionGains, runs: Runs, tasks: Sequence[str]) -> float:
 
 
 def _margins(results: TrainTaskResults, tasks: DecidingTasks) -> Margins:
-    """As configured, else the defaults of the metrics that decide."""
+    """The configured margins, else the defaults of the metrics that decide."""
     config, items = results.study.config.recommendation, results.base.items
     in_domain = [items[task].metric for task in tasks.in_domain]
     kept = [items[task].metric for task in tasks.retention]

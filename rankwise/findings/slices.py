@@ -28,7 +28,7 @@ from rankwise.records.results import MIN_ITEMS, TaskItems
 from rankwise.records.study import Relation, Unit
 
 FIELD_OF_ANSWERS = "field"
-"""In place of the field of documents: the kinds are the fields of answers."""
+"""Stands in place of a field of documents: the kinds are the fields of answers."""
 
 
 class SliceChange(Record):

@@ -16,10 +16,10 @@ from rankwise.records.recommendation import Bound, RankVerdict, Recommendation
 from rankwise.records.study import Unit
 
 _MLP = re.compile(r"mlp|gate|up_|down_|fc|ffn|_4h|4h_|^w\d|experts")
-"""In the names of adapted layers: LoRA was not left to attention alone."""
+"""Parts of the names of adapted layers: LoRA was not left to attention alone."""
 
 _FOLDER = re.compile(r"(rankwise [a-z-]+ (?:[^\s`]+ )?)DIR\b")
-"""In a command, whose first argument it is, or the second."""
+"""The study's folder in a command, whose first or second argument it is."""
 
 TRANSFER_ALARM_SHARE = 0.10
 """A drop of more than this share of the base's score on another domain is reported."""

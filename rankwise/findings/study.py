@@ -45,7 +45,7 @@ from rankwise.records.repairs import AdapterRepair
 from rankwise.records.results import StudyResults, TrainTaskResults
 
 
-class Judged(NamedTuple):
+class JudgedStudy(NamedTuple):
     """A study and its verdict, as findings are made from them."""
 
     results: StudyResults
@@ -63,7 +63,7 @@ class Finding(NamedTuple):
             ``--json`` too.
     """
 
-    compute: Callable[[Judged], Any]
+    compute: Callable[[JudgedStudy], Any]
     tables: Mapping[str, RowsOf] = MappingProxyType({})
     lines: Callable[[Any], Iterable[str]] | None = None
 
@@ -76,7 +76,7 @@ def _each(find: Callable[[OptionGains], Any], **tables: RowsOf) -> Finding:
 def _judged(find: Callable[[OptionGains, Recommendation], Any], **tables: RowsOf) -> Finding:
     """Such a finding that also rests on the trained task's verdict."""
 
-    def compute(of: Judged) -> tuple[Any, ...]:
+    def compute(of: JudgedStudy) -> tuple[Any, ...]:
         parts = zip(of.sources, of.recommendation.by_train_task, strict=True)
         return tuple(one for part in parts if (one := find(*part)) is not None)
 
@@ -154,8 +154,8 @@ class StudyFindings(Record):
     heads: tuple[TrainTaskHeads, ...] = ()
 
     @property
-    def told(self) -> dict[str, tuple[Any, ...]]:
-        """What people are told beside a verdict, by name: the findings with ``lines``."""
+    def with_lines(self) -> dict[str, tuple[Any, ...]]:
+        """The findings with ``lines``, by name: people read these beside a verdict."""
         return {name: getattr(self, name) for name, its in FINDINGS.items() if its.lines}
 
     def card_lines(self, card: VerdictCard) -> Iterator[str]:
@@ -175,7 +175,7 @@ class StudyFindings(Record):
 
     def lines(self, train_task: str) -> Iterator[str]:
         """What the terminal says of a trained task beside its verdict."""
-        for name, found in self.told.items():
+        for name, found in self.with_lines.items():
             to_lines = FINDINGS[name].lines
             assert to_lines is not None
             yield from to_lines(one for one in found if one.train_task == train_task)
@@ -183,7 +183,7 @@ class StudyFindings(Record):
 
 def study_findings(results: StudyResults, recommendation: StudyRecommendation) -> StudyFindings:
     """All findings of a finished study; the recommendation is made before."""
-    judged = Judged(results, recommendation, option_gains(results, recommendation))
+    judged = JudgedStudy(results, recommendation, option_gains(results, recommendation))
     made = {name: finding.compute(judged) for name, finding in FINDINGS.items()}
     return StudyFindings(**made)
 

@@ -108,7 +108,7 @@ def _common(by_rank: Mapping[int, Mapping[float, ValidationMean]]) -> list[RateP
 
 
 def _at_the_edge(shown: Sequence[Shown]) -> tuple[str, ...]:
-    """By what was seen last of each rate: a rate that was stopped was worse."""
+    """Whether the best rate is at the edge; a rate that was stopped was worse."""
     last: dict[str, dict[float, Shown]] = {}
     for each in shown:
         last.setdefault(each.setting, {})[each.learning_rate] = each

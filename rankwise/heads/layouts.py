@@ -49,7 +49,7 @@ class _Rows(NamedTuple):
     gap: int = 0
 
     def of(self, number: int, attention: str) -> LayerSlice:
-        """In the attention module of that name."""
+        """The slice in the attention module of that name."""
         first = self.start + number * (self.width + self.gap)
         return LayerSlice(f"{attention}.{self.layer}", slice(first, first + self.width))
 
@@ -172,7 +172,7 @@ def head_layouts(model: nn.Module) -> tuple[HeadLayout, ...]:
 
 
 def _size(module: nn.Module, name: str) -> LinearShape | None:
-    """Of a module's linear layer of that name; None if it has none."""
+    """The size of a module's linear layer of that name; None if it has none."""
     return linear_shape(getattr(module, name, None))
 
 

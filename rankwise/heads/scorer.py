@@ -268,7 +268,7 @@ class HeadScorer:
 
 
 class _AblatedAttention(nn.Module):
-    """In place of a layer's attention: its heads' kept outputs, one changed in each row."""
+    """Replaces a layer's attention by its heads' kept outputs, one changed in each row."""
 
     def __init__(
         self,
@@ -289,7 +289,7 @@ class _AblatedAttention(nn.Module):
 
 
 class _PassedLayer(nn.Module):
-    """In place of a layer that is not computed again; has the layer's other attributes."""
+    """Replaces a layer that is not computed again; has the layer's other attributes."""
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()

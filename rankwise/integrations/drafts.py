@@ -123,7 +123,7 @@ class TrainingSetup(NamedTuple):
         return {"path": "json", "data_files": self.data, "split": self.split}
 
 
-class Reading(NamedTuple):
+class ConfigReading(NamedTuple):
     """What was read of a tool's config.
 
     Attributes:
@@ -178,7 +178,7 @@ def shown(value: Any) -> str:
     return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}..."
 
 
-class Entries:
+class ConfigEntries:
     """Keys and values of a config; those that are null or empty count as not given.
 
     Attributes:
@@ -273,7 +273,7 @@ class Draft:
         to_check: what may differ.
     """
 
-    def __init__(self, entries: Entries, folder: Path) -> None:
+    def __init__(self, entries: ConfigEntries, folder: Path) -> None:
         self.entries, self.folder = entries, folder
         self.fields: dict[str, Any] = {}
         self.not_carried: list[str] = []

@@ -12,7 +12,7 @@ from typing import Any
 
 from rankwise.errors import ConfigError
 from rankwise.integrations.axolotl import AXOLOTL
-from rankwise.integrations.drafts import Draft, Reading, TrainingSetup, read_content, shown
+from rankwise.integrations.drafts import ConfigReading, Draft, TrainingSetup, read_content, shown
 from rankwise.integrations.llama_factory import LLAMA_FACTORY
 from rankwise.integrations.peft import CONFIG_FILE, OF_CARD, PEFT
 from rankwise.integrations.tools import Tool, read_draft
@@ -116,7 +116,7 @@ TOOLS: tuple[Tool, ...] = (PEFT, AXOLOTL, LLAMA_FACTORY, UNSLOTH, TRL)
 """Those with keys of their own come before those whose keys are everybody's."""
 
 
-def read_source(path: Path) -> Reading:
+def read_source(path: Path) -> ConfigReading:
     """Read the config of a training, or the folder that a training left.
 
     Args:
@@ -149,7 +149,7 @@ def read_source(path: Path) -> Reading:
     fields = {key: draft.fields[key] for key in TrainingSetup._fields if key in draft.fields}
     setup = TrainingSetup(**fields)
     is_adapter = (folder / CONFIG_FILE).is_file() and (folder / WEIGHTS_FILE).is_file()
-    return Reading(
+    return ConfigReading(
         tool=tool.title,
         source=path,
         setup=setup._replace(

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from pydantic import ValidationError
 
 from rankwise.errors import ConfigError
-from rankwise.integrations.drafts import Reading, TrainingSetup, shown
+from rankwise.integrations.drafts import ConfigReading, TrainingSetup, shown
 from rankwise.records.axes import rate_label
 from rankwise.records.config.methods import LoraConfig
 from rankwise.records.config.study import StudyConfig
@@ -51,7 +51,7 @@ class StudyText(NamedTuple):
     to_check: tuple[str, ...]
 
 
-def study_text(reading: Reading, folder: Path) -> StudyText:
+def study_text(reading: ConfigReading, folder: Path) -> StudyText:
     """The study file of a reading: its setup, and ranks around it.
 
     Args:
@@ -102,7 +102,7 @@ def study_text(reading: Reading, folder: Path) -> StudyText:
     return StudyText("\n".join(lines) + f"\n{margins}", *said)
 
 
-def _content(setup: TrainingSetup, reading: Reading, folder: Path) -> dict[str, Any]:
+def _content(setup: TrainingSetup, reading: ConfigReading, folder: Path) -> dict[str, Any]:
     base, rate = _beside(setup.base_model, folder), setup.learning_rate
     revision = None if setup.revision == "main" else setup.revision
     train = setup._asdict() | {
@@ -121,7 +121,7 @@ def _content(setup: TrainingSetup, reading: Reading, folder: Path) -> dict[str, 
     return content
 
 
-def _methods(setup: TrainingSetup, reading: Reading, folder: Path) -> dict[str, Any]:
+def _methods(setup: TrainingSetup, reading: ConfigReading, folder: Path) -> dict[str, Any]:
     if setup.is_full or setup.rank is None or setup.alpha is None:
         return {"lora": {"ranks": list(LoraConfig().ranks)}, "full": {}}
     alpha: dict[str, Any] = {"policy": "proportional", "ratio": setup.alpha / setup.rank}

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rankwise.integrations.drafts import Draft, Entries, TrainingSetup, shown
+from rankwise.integrations.drafts import ConfigEntries, Draft, TrainingSetup, shown
 
 LORA_KEYS = {
     "alpha": "lora_alpha",
@@ -15,7 +15,7 @@ LORA_KEYS = {
     "use_rslora": "use_rslora",
     "use_dora": "use_dora",
 }
-"""Of PEFT's ``LoraConfig``, which several tools pass on."""
+"""Keys of PEFT's ``LoraConfig``, which several tools pass on."""
 TRAINER_KEYS = {
     "learning_rate": "learning_rate",
     "num_epochs": "num_train_epochs",
@@ -41,7 +41,7 @@ TRAINER_DEFAULTS = {
     "max_grad_norm": 1.0,
     "seed": 42,
 }
-"""Of transformers' ``TrainingArguments``."""
+"""The defaults of transformers' ``TrainingArguments``."""
 
 SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant_with_warmup": "constant"}
 """transformers' names -> a study file's, whose ``constant`` has a warm-up too."""
@@ -116,7 +116,7 @@ class Tool(NamedTuple):
 
 def read_draft(content: dict[str, Any], tool: Tool, folder: Path) -> Draft:
     """Read a tool's config as far as a study file goes; its problems are in ``entries``."""
-    draft = Draft(Entries(tool.flat(content)), folder)
+    draft = Draft(ConfigEntries(tool.flat(content)), folder)
     entries, keys = draft.entries, tool.keys
     readers = {entries.whole: _WHOLE, entries.number: _NUMBERS, entries.text: _TEXTS}
     for read, fields in readers.items():

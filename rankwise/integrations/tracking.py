@@ -36,7 +36,7 @@ AccelerateTracker = Any
 """One of accelerate's ``GeneralTracker``, whose class does not say what all of them have."""
 
 PROJECT = "rankwise"
-"""Of all studies, in a tracker's own words: its project or experiment."""
+"""The project of all studies; a tracker may call it an experiment."""
 
 _STUDY_TAG = "rankwise.study"
 
@@ -105,7 +105,7 @@ class Tracking:
         self._trackers[name] = tracker
 
     def _scores(self, stage: StageOutline) -> dict[str, float]:
-        """Of the models of a stage; without those that cannot be read, which others will say."""
+        """The scores of a stage's models, without those that cannot be read."""
         study, task = self._folder.read_study(), stage.name
         planned = {model.name: model for model in study.models}
         values: dict[str, float] = {}

@@ -13,7 +13,7 @@ from rankwise.integrations.drafts import Draft, TrainingSetup, shown
 from rankwise.integrations.tools import LORA_KEYS, TRAINER_DEFAULTS, TRAINER_KEYS, Tool
 
 SFT_DEFAULTS = {**TRAINER_DEFAULTS, "learning_rate": 2e-5}
-"""Of ``SFTConfig``."""
+"""The defaults of ``SFTConfig``."""
 _DPO_SIGNS = ("beta", "loss_weights", "rpo_alpha", "precompute_ref_log_probs", "f_divergence_type")
 """Keys that a config has for ``trl dpo`` alone; so has it a loss of ``_DPO_LOSSES``."""
 _DPO_LOSSES = ("sigmoid", "ipo")

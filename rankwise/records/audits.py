@@ -47,7 +47,8 @@ class AuditScore(PairedDifference):
     num_forgotten: int | None
     """Items that only the base gets right; None unless every item is right or wrong."""
     p_value: float
-    """By ``metric``: McNemar's exact test if it is 0 or 1 on every item, else a paired t-test."""
+    """The p-value by ``metric``: McNemar's exact test if it is 0 or 1 on every item, else a paired
+    t-test."""
     accuracy: AccuracyDifference | None = None
     """Set where p(right) is compared: learned and forgotten items are then by accuracy."""
 
@@ -88,7 +89,7 @@ class AuditRecord(VersionedRecord):
     """Random updates of each kind that each matrix is compared with."""
     matrices: tuple[MatrixSpectrum, ...]
     kept: tuple[KeptEnergy, ...]
-    """By rank, ascending, up to the largest rank of a matrix."""
+    """What is kept by rank, ascending, up to the largest rank of a matrix."""
     cut: KeptEnergy | None
     """The smallest customary rank that keeps 99 %; None for a zero update."""
     other_changes: tuple[OtherChange, ...]

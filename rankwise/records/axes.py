@@ -27,7 +27,7 @@ BesideRank = tuple[str, str, str, str]
 """What ranks can be compared under: how alpha and the rate follow from them, modules, epochs."""
 
 
-class LoraVariant(NamedTuple):
+class LoraSettings(NamedTuple):
     """One combination of a LoRA run's settings; ``learning_rate`` may depend on the rank."""
 
     rank: int
@@ -56,7 +56,7 @@ def rate_label(rate: LoraRate) -> str:
     return value if power == "constant" else f"{value} × (r/{rate.reference_rank})^{power}"
 
 
-def lora_variants(config: StudyConfig) -> tuple[LoraVariant, ...]:
+def lora_settings(config: StudyConfig) -> tuple[LoraSettings, ...]:
     """The grid of the study's lists times its ``_`` list, ranks first; each combination once."""
     lora = config.methods.lora
     if lora is None:
@@ -68,19 +68,19 @@ def lora_variants(config: StudyConfig) -> tuple[LoraVariant, ...]:
         "alpha": lora.alpha,
         "rank": lora.ranks,
     }
-    variants: list[LoraVariant] = []
+    found: list[LoraSettings] = []
     for entry in lora.paired or (PairedConfig(),):
         axes = grid | {axis: (value,) for axis, value in entry if value is not None}
         combinations = itertools.product(*axes.values())
-        variants += [LoraVariant(**dict(zip(axes, each, strict=True))) for each in combinations]
-    return tuple(dict.fromkeys(variants))
+        found += [LoraSettings(**dict(zip(axes, each, strict=True))) for each in combinations]
+    return tuple(dict.fromkeys(found))
 
 
 class VariantChoice(NamedTuple):
     """A variant with the settings that it shares with LoRA, whose rank it is compared with."""
 
     name: VariantName
-    lora: LoraVariant
+    lora: LoraSettings
 
 
 def variant_choices(config: StudyConfig) -> tuple[VariantChoice, ...]:
@@ -90,14 +90,14 @@ def variant_choices(config: StudyConfig) -> tuple[VariantChoice, ...]:
         return ()
     settings = dict.fromkeys(
         setting._replace(learning_rate=rate)
-        for setting in lora_variants(config)
+        for setting in lora_settings(config)
         if setting.rank in config.methods.variant_ranks
         for rate in section.learning_rate or (setting.learning_rate,)
     )
     return tuple(itertools.starmap(VariantChoice, itertools.product(section.names, settings)))
 
 
-def full_variants(config: StudyConfig) -> tuple[tuple[float, int], ...]:
+def full_settings(config: StudyConfig) -> tuple[tuple[float, int], ...]:
     """(learning rate, epochs) of every full fine-tuning of a seed; epochs of the grid only."""
     if config.methods.full is None:
         return ()

@@ -240,7 +240,7 @@ in 16 bits."""
 Factor = Annotated[
     float, Field(strict=True, allow_inf_nan=False, gt=0, le=1000), AfterValidator(not_tiny)
 ]
-"""Of a rate or an alpha."""
+"""A factor of a rate or an alpha."""
 
 Margin = Annotated[Positive, AfterValidator(margin)]
 
@@ -259,8 +259,8 @@ Natural = Annotated[int, Field(ge=0, le=LARGEST, strict=True)]
 Count = Annotated[int, Field(ge=1, le=LARGEST, strict=True)]
 
 LEAST_MARGIN, LARGEST_MARGIN = 1e-6, 1e9
-"""In points, nats, or the scores' own unit. A millionth of a point is one item of 10^8, and so many
-items as it takes to tell it can be written."""
+"""The limits of a margin in points, nats, or the scores' own unit. A millionth of a point is one
+item of 10^8, and so many items as it takes to tell it can be written."""
 
 MOST_CONFIDENCE = 0.9999
 """The laws of the bounds are known to some hundreds of items, and say nothing of rarer events."""

@@ -48,9 +48,9 @@ class HeadEffect(Record):
     layer: int
     head: int
     effect: HeadEstimate
-    """On the run's model."""
+    """The effect on the run's model."""
     control: HeadEstimate
-    """On the base, under the same ablation."""
+    """The effect of the same ablation on the base."""
     beyond_control: HeadEstimate
     """Effect minus control, item by item."""
 

@@ -12,14 +12,16 @@ from collections.abc import Iterable
 from typing import Any, cast
 
 MOST_BYTES = 1 << 30
-"""Of a file of rows, items or scores, and of what one unpacks to; in memory it is about ten times
-as much."""
+"""The most bytes of a file of rows, items or scores, and of what one unpacks to; in memory it is
+about ten times as much."""
 
 MOST_PART_BYTES = 64 << 20
-"""Of one item: a line, or a file in an archive. The longest transcripts of agents have a tenth."""
+"""The most bytes of one item: a line, or a file in an archive. The longest transcripts of agents
+have a tenth."""
 
 MOST_VALUES = 50_000_000
-"""Of a file: a million rows of fifty columns. A value takes up to 100 bytes in memory."""
+"""The most values of a file: a million rows of fifty columns. A value takes up to 100 bytes in
+memory."""
 
 MOST_DEEP = 100
 """Rows and logs nest some ten levels. What walks through them calls itself twice a level, and

@@ -194,7 +194,10 @@ def _metric(files: Sequence[SampleFile], filter_name: str, wanted: str | None) -
 def _is_higher_better(
     files: Sequence[SampleFile], metric: str, values: Sequence[float]
 ) -> bool | None:
-    """By the results files, else by the metric's name; None if neither says it."""
+    """Whether more is better by the results files, else by the metric's name.
+
+    None if neither says it.
+    """
     # a perplexity is at least 1; what is below 0 is the log-likelihood that it is made from
     if metric in OF_LOG_LIKELIHOODS and all(value <= 0.0 for value in values):
         return True

@@ -14,7 +14,7 @@ _LONGEST = 200
 """Bytes of a file's name before its endings; the systems in use take 255."""
 
 MANIFEST = ".rankwise-written.json"
-"""In a folder of users that rankwise writes into: what it wrote there, see ``outputs``."""
+"""The file in a user's folder that rankwise writes into: what it wrote there, see ``outputs``."""
 
 WEIGHTS = ("adapter", "checkpoint")
 """Folders of a run's weights: a PEFT adapter, and a whole checkpoint."""

@@ -24,7 +24,8 @@ MAX_UNROLLED = 20_000
 for ``.{1,10000}``, and for two repeats of 100 within each other."""
 
 SECONDS = 1.0
-"""Of matching one text. A pattern that backtracks takes years on a few hundred letters."""
+"""The most seconds of matching one text. A pattern that backtracks takes years on a few hundred
+letters."""
 
 _parser: Any = importlib.import_module("re._parser")
 _REPEATS = (_parser.MAX_REPEAT, _parser.MIN_REPEAT, _parser.POSSESSIVE_REPEAT)

@@ -74,7 +74,7 @@ class AcceptedStack(Record):
 
     @property
     def shift(self) -> str:
-        """By how much the base's scores moved, in words."""
+        """How far the base's scores moved, in words."""
         return (
             f"on {self.num_items} items the base's log-likelihoods moved by up to "
             f"{self.largest_shift_nats:.2g} nats, and {self.num_changed} answers changed"

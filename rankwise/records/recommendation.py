@@ -127,9 +127,9 @@ class RankVerdict(Record):
     imported_as: str | None = None
     """The name under which an adapter was imported; None for one that was trained here."""
     gain: Bound
-    """Over the base, in the recommendation's unit."""
+    """The gain over the base, in the recommendation's unit."""
     retention_loss: Bound | None
-    """In points; None without retention tasks."""
+    """The loss in points; None without retention tasks."""
     worst_retention_task: str | None
     """The task that is estimated to lose most; None too where no task is shown to lose."""
     worst_retention_loss: Bound | None
@@ -159,7 +159,7 @@ class RankVerdict(Record):
 
 
 class Recommendation(Record):
-    """For one trained task: the outcome, the evidence, and what would decide."""
+    """The verdict on one trained task: the outcome, the evidence, and what would decide."""
 
     train_task: str
     outcome: Outcome
@@ -195,7 +195,8 @@ class Recommendation(Record):
     is_of_scores: bool = False
     """The models were trained and scored elsewhere: what is missing has to come from there."""
     has_base: bool = True
-    """Without one, gains are over the mean of the models, and no option need be above it."""
+    """Whether there is a base. Without one, gains are over the mean of the models, and no option
+    need be above it."""
     looks: tuple[Look, ...]
     """Every judgement of this study so far, this one last."""
     best_bet: BestBet | None

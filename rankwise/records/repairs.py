@@ -91,7 +91,7 @@ class Repair(Record):
 
     @property
     def label(self) -> str:
-        """As it is called in tables and sentences."""
+        """The repair's name in tables and sentences."""
         if self == AS_IT_IS:
             return "as it is"
         value = self.value or 0.0
@@ -115,7 +115,7 @@ class RepairPoint(Record):
 
     repair: Repair
     gain: Bound
-    """Over the base, in-domain, in the unit of the whole."""
+    """The in-domain gain over the base, in the unit of the whole."""
     retention_loss: Bound
     """Below the base, in points of the mean over the retention tasks; positive is worse."""
     keeps_enough: bool = False
@@ -142,7 +142,7 @@ class JudgedRepair(Record):
 
     repair: Repair
     gain: Bound
-    """As in ``RepairPoint``."""
+    """The gain as in ``RepairPoint``."""
     retention_loss: Bound
     adapter_gain: Bound
     """The gain of the adapter as it is, on the same items."""
@@ -184,7 +184,7 @@ class RepairChoice(Record):
 
     @property
     def together(self) -> str:
-        """For which repairs the intervals hold: 95 %, one repair of each of 6 kinds together."""
+        """The repairs for which the intervals hold: 95 %, one of each of 6 kinds together."""
         of = quantities.counted(self.num_kinds, "kind")
         return f"{quantities.percent(self.confidence)}, one repair of each of {of} together"
 

@@ -95,7 +95,7 @@ class GrowthDecision(Record):
     probability: float | None
     """Predicted, that the grown study is decided; None where nothing is added any more."""
     seconds_spent: float
-    """On training and scoring, when this was decided."""
+    """The seconds of training and scoring before this was decided."""
     seconds_expected: float | None
     """Seconds that this growth takes; None where nothing is added any more."""
 
@@ -112,7 +112,7 @@ class SearchRecord(VersionedRecord):
     """How runs were chosen: narrow, ladder, grid (tuned rates only), stop, or none."""
     by_train_task: tuple[TrainTaskSearch, ...]
     seconds: float = 0.0
-    """On training and scoring what is not compared in the end."""
+    """The seconds of training and scoring what is not compared in the end."""
     growths: tuple[GrowthDecision, ...] = ()
 
     def of(self, train_task: str) -> TrainTaskSearch | None:

@@ -252,7 +252,7 @@ class PromptedTask(Record):
     task: Text
     """The task whose items are asked."""
     name: Text
-    """Under which it is scored."""
+    """The name under which it is scored."""
     shots: int
     """Rows in the prompt."""
     seed: int | None
@@ -368,7 +368,7 @@ class FirstItems(Record):
     num_tokens: int
     """Distinct ones, as in ``TokenCounts.scored``."""
     fingerprint: str
-    """As in ``StudyRecord.task_fingerprints``, of these items alone."""
+    """The fingerprint of these items alone, as in ``StudyRecord.task_fingerprints``."""
 
 
 class References(Record):
@@ -380,7 +380,7 @@ class References(Record):
     parts: dict[Text, FirstItems] = Field(default_factory=dict)
     """Scored task -> what the other LoRA runs answer; a task that is missing is answered whole."""
     whole: tuple[Text, ...] = ()
-    """Tasks that were answered in part, of which the references told too little."""
+    """Tasks that were answered in part, of which the references predicted too little."""
     answered: tuple[Text, ...] = ()
     """Runs that had answered all items before there were references: none of theirs is estimated.
     """
@@ -419,8 +419,8 @@ class StudyRecord(StudyTasks):
     fingerprint: str
     """Hash of the config."""
     config: StudyConfig
-    """As the study file says, but that ``methods.full`` names what was taken for ``auto``, and
-    ``evaluation.clusters`` the columns that cluster users' own rows."""
+    """The study file's settings, except that ``methods.full`` names what was taken for ``auto``,
+    and ``evaluation.clusters`` the columns that cluster users' own rows."""
     base_model_fingerprint: str
     precision: Literal["float32", "bfloat16"]
     """What training and scoring compute in."""
@@ -671,7 +671,8 @@ class Interval(Record):
 
 
 LARGEST_SCORE = 1e30
-"""Of an item: the third moments of a million of them are numbers, and no metric has larger ones."""
+"""The largest score of an item: the third moments of a million of them are numbers, and no metric
+has larger ones."""
 
 
 class MetricScore(Record):
@@ -706,13 +707,13 @@ class TaskEvaluation(StageRecord):
     """Name of a run, or "base"."""
     task: Text
     task_version: str
-    """As the task's own file states it."""
+    """The version that the task's own file states."""
     output_type: str
     """lm-eval's name for the kind of request, such as "multiple_choice"."""
     domain: str | None
     metrics: tuple[MetricScore, ...]
     decision_metric: str
-    """With `decision_filter`, names the entry of `metrics` that decides."""
+    """Names, with `decision_filter`, the entry of `metrics` that decides."""
     decision_filter: str
     unit: Unit | None = None
     """Unit of the deciding metric; None: that of its name, and points for most."""
@@ -736,7 +737,7 @@ class TaskEvaluation(StageRecord):
     num_draws: int = 0
     """Texts sampled per item; 0 where nothing is sampled."""
     sampling_seed: int | None = None
-    """With the same seed, the same texts are sampled."""
+    """The seed of sampling: the same seed samples the same texts."""
     num_truncated: int
     """Items with a context that did not fit and lost its left end."""
     num_tokens: int

@@ -25,8 +25,8 @@ MAX_VALUES = 100_000
 """The largest of lm-eval's own task files has 700; building this many takes a second."""
 
 MAX_DIGITS = 1_000
-"""Of a number. Python writes none of more than 4,300 decimal digits, and hexadecimal ones are
-longer then; 64 bits have 20."""
+"""The most digits of a number. Python writes none of more than 4,300 decimal digits, and
+hexadecimal ones are longer then; 64 bits have 20."""
 _MOST_SHOWN = 80
 _NUMBER = re.compile(r"[-+]?[0-9][0-9a-fxo_:]*", re.IGNORECASE)
 

@@ -98,7 +98,7 @@ def known(value: T | None, write: Callable[[T], str]) -> str | None:
 
 
 def number(value: float | None, spec: str) -> Cell:
-    """By Python's format; EMPTY for None."""
+    """A number by Python's format; EMPTY for None."""
     return EMPTY if value is None else Cell(quantities.formatted(value, spec))
 
 
@@ -119,7 +119,7 @@ def unit_name(unit: Unit) -> str:
 
 
 def measures(recommendation: Recommendation) -> tuple[str, str]:
-    """Of gains and of retention the unit, and what points are of: points of p(right)."""
+    """The units of gains and of retention, and what points are of: points of p(right)."""
 
     def measure(unit: Unit, metric: str | None) -> str:
         of = "" if unit == "nats" or metric is None else f" of {quantities.metric(metric)}"
@@ -140,12 +140,12 @@ def in_words(value: TaskMean) -> str:
 
 
 def intervals(confidence: float) -> str:
-    """Of a caption: 95 % intervals."""
+    """The words for a caption: 95 % intervals."""
     return f"{quantities.percent(confidence)} intervals"
 
 
 def changes_caption(train_task: str, confidence: float) -> str:
-    """Under a table of changes from the base."""
+    """The caption under a table of changes from the base."""
     return (
         f"Trained on {train_task}: changes from the base, seeds averaged, paired over the same "
         f"items, {intervals(confidence)}."

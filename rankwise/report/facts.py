@@ -103,7 +103,7 @@ def provenance_facts(results: StudyResults) -> Facts:
 
 
 def software_facts(made: Provenance) -> Facts:
-    """With which software, for studies and audits."""
+    """The software that studies and audits used."""
     packages = [f"{name} {version}" for name, version in sorted(made.package_versions.items())]
     return {
         "rankwise": made.rankwise_version,

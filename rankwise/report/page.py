@@ -86,7 +86,7 @@ ON_THE_CARD = "cards"
 """The finding that is shown with its trained task and has no section of the whole study."""
 
 ALWAYS = ("signatures", "rates")
-"""Of these it is said too that nothing was found, or how runs were chosen without them."""
+"""Findings of which it is said too that nothing was found, or how runs were chosen without them."""
 
 
 def write_report(

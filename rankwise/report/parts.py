@@ -20,11 +20,12 @@ Chart: TypeAlias = dict[str, Any]
 
 
 MOST_ROWS, LEAST_ROWS = 400, 12
-"""Of a table on a page, and of a group while there are more: who needs all reads the files."""
+"""The most rows of a table on a page, and of a group while there are more: who needs all reads the
+files."""
 
 
 LEAST_POINTS = 6
-"""Over fewer, a correlation is nothing to draw or to list."""
+"""The fewest points of a correlation: over fewer, it is nothing to draw or to list."""
 
 
 class Cell(NamedTuple):
@@ -39,7 +40,7 @@ class Cell(NamedTuple):
     is_marked: bool = False
 
     def __str__(self) -> str:
-        """On one line: 81.0 (76.2 to 85.0)."""
+        """The numbers on one line: 81.0 (76.2 to 85.0)."""
         text = f"{self.value} ({self.interval})" if self.interval else self.value
         return f"{text} {self.note}" if self.note else text
 

@@ -35,10 +35,10 @@ PNG_SCALE = 2.5
 _COMMAND = re.compile("`([^`]+)`")
 
 _LETTERS = 72
-"""Of a line above a chart in a file, at most."""
+"""The most letters of a line above a chart in a file."""
 
 _REVISION = 1
-"""Of what is made of vl-convert's bundle."""
+"""The revision of what is made of vl-convert's bundle."""
 
 
 class Part(NamedTuple):
@@ -84,7 +84,7 @@ class Page(NamedTuple):
 
     @property
     def all_sections(self) -> list[ReportSection]:
-        """In their order on the page."""
+        """All sections in their order on the page."""
         own = [[part.card, *part.sections] if part.card else part.sections for part in self.parts]
         return [*itertools.chain(*own), *self.sections]
 

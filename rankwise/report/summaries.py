@@ -127,7 +127,7 @@ def _model(summary: ModelSummary) -> Cell:
 
 
 def _cost(summary: ModelSummary, name: str, write: Callable[[Any], str]) -> str | None:
-    """Of a training; what was not trained here has 0, and nothing is shown."""
+    """The cost of a training; what was not trained here has 0, and nothing is shown."""
     value = None if summary.run is None else getattr(summary.run, name)
     return write(value) if value else None
 

@@ -155,7 +155,7 @@ def _in_points(share: float) -> str:
 
 
 def _metric_name(evaluation: TaskEvaluation) -> str:
-    """Of the metric that decides."""
+    """The name of the metric that decides."""
     return cells.metric_name(evaluation.decision_metric, evaluation.decision_filter)
 
 

@@ -29,7 +29,7 @@ _DAMAGES = (
 """What a damaged archive in memory, or one of something else, may raise."""
 
 _ZSTANDARD = 93
-"""Of a zip archive's ways of compressing, by its specification."""
+"""The number of zstandard among a zip archive's ways of compressing, by its specification."""
 
 _MOST_MEMBERS = 1_000_000
 """Each takes 600 bytes in memory, and 46 in the file."""

@@ -16,7 +16,7 @@ from rankwise.records.json_reading import MOST_BYTES, MOST_PART_BYTES, parse_jso
 from rankwise.records.quantities import listed
 from rankwise.records.yaml_reading import shown
 from rankwise.scores.archives import unpacked_log
-from rankwise.scores.models import Item, ScoredModel, Scoring, answered, score_of
+from rankwise.scores.models import Item, TableModel, TableScores, answered, score_of
 
 HELM_FILES = ("per_instance_stats.json", "display_predictions.json", "predictions.json")
 """HELM's per-instance files, in a folder for each run; the first has every statistic."""
@@ -66,7 +66,7 @@ def read_log(path: Path) -> Log | None:
     return Log(path, digest, parsed) if is_helm or _is_inspect(parsed) else None
 
 
-def log_scorings(log: Log, metric: str | None) -> Scoring:
+def log_scorings(log: Log, metric: str | None) -> TableScores:
     """What the log's model scored on its task.
 
     Args:
@@ -94,7 +94,7 @@ def _is_inspect(content: Any) -> bool:
     return isinstance(content, Mapping) and isinstance(content.get("eval"), Mapping)
 
 
-def _inspect(log: Log, metric: str | None) -> Scoring:
+def _inspect(log: Log, metric: str | None) -> TableScores:
     """Samples of several epochs are averaged, as Inspect's mean reducer does."""
     head, samples = log.content["eval"], log.content.get("samples") or []
     status = log.content.get("status", "success")
@@ -139,7 +139,7 @@ def _inspect(log: Log, metric: str | None) -> Scoring:
         line["doc"] = dict(first.get("metadata") or {})
         items[item] = Item(f"{log.path} {place}", line)
     model, task = str(head.get("model", log.path.stem)), str(head.get("task", log.path.stem))
-    return Scoring(ScoredModel(model), task.rpartition("/")[2], metric, items)
+    return TableScores(TableModel(model), task.rpartition("/")[2], metric, items)
 
 
 def _metrics(samples: Sequence[Mapping[str, Any]]) -> dict[str, tuple[str, str | None]]:
@@ -169,7 +169,7 @@ def _inspect_text(value: Any) -> str | None:
     return value if isinstance(value, str) and value else None
 
 
-def _helm(log: Log, metric: str | None) -> Scoring:
+def _helm(log: Log, metric: str | None) -> TableScores:
     """Instances as they are, without perturbation; of several train trials the mean."""
     values: dict[str, dict[str, list[Any]]] = {}
     places: dict[str, tuple[str, Mapping[str, Any]]] = {}
@@ -204,7 +204,7 @@ def _helm(log: Log, metric: str | None) -> Scoring:
         line = answered(metric, mean, answer=instance.get("predicted_text"))
         items[item] = Item(f"{log.path} {place}", {**line, "doc": {}})
     task, model = _helm_names(log.path)
-    return Scoring(ScoredModel(model), task, metric, items)
+    return TableScores(TableModel(model), task, metric, items)
 
 
 def _helm_names(path: Path) -> tuple[str, str]:

@@ -18,7 +18,7 @@ BASE_NAMES = ("base", "base_model", "base-model", "pretrained", "untuned")
 """A model of such a name is the base, unless another is said to be."""
 
 _FULL = re.compile(r"(?:^|[^a-z])(?:full|fft|full[ _-]?(?:fine[ _-]?tuning|ft))(?![a-z])", re.I)
-"""In a name without a rank it says that all weights were trained."""
+"""Words that say, in a name without a rank, that all weights were trained."""
 
 _NUMBER, _WHOLE = r"\d+(?:\.\d+)?(?:e[-+]?\d+)?", r"\d+"
 _FIELDS: Mapping[str, str] = {
@@ -41,7 +41,7 @@ _USUAL: Mapping[str, re.Pattern[str]] = {
 """How names usually say it: ``r8_s0``, ``rank-16-seed1``, ``lora_r8_a16_lr2e-4``."""
 
 
-class ScoredModel(NamedTuple):
+class TableModel(NamedTuple):
     """A model of a table: its name, and what is known of it; ``rank`` None: nothing says it.
 
     ``is_full`` says that all weights were trained.
@@ -156,8 +156,8 @@ def settings_of(values: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 
 def with_names_read(
-    models: Sequence[ScoredModel], pattern: str | None
-) -> tuple[dict[ScoredModel, ScoredModel], tuple[str, ...]]:
+    models: Sequence[TableModel], pattern: str | None
+) -> tuple[dict[TableModel, TableModel], tuple[str, ...]]:
     """Each model with what its name says, and what is worth knowing.
 
     Without a pattern names are read by ``_USUAL``, and only where all of them but full fine-tuning
@@ -172,7 +172,7 @@ def with_names_read(
     """
     if pattern is not None:
         return {model: _by_pattern(model, pattern) for model in models}, ()
-    read: dict[ScoredModel, ScoredModel] = {}
+    read: dict[TableModel, TableModel] = {}
     for model in models:
         read[model] = _merged(model, _said_by(model.name))
     lacking = [each for each in read.values() if each.rank is None and not each.is_full]
@@ -200,7 +200,7 @@ def _said_by(name: str) -> dict[str, Any]:
     return said
 
 
-def _by_pattern(model: ScoredModel, pattern: str) -> ScoredModel:
+def _by_pattern(model: TableModel, pattern: str) -> TableModel:
     match = _compiled(pattern).search(model.name)
     if match is None:
         as_full = _as_full(model)
@@ -242,13 +242,13 @@ def _compiled(pattern: str) -> re.Pattern[str]:
     return re.compile(f"{text}(?!\\d)" if fields[-1] in READ and parts[-1] == "" else text)
 
 
-def _merged(model: ScoredModel, read: Mapping[str, Any]) -> ScoredModel:
+def _merged(model: TableModel, read: Mapping[str, Any]) -> TableModel:
     """The model with what its name says; what columns say stays."""
     new = {key: value for key, value in read.items() if getattr(model, key) in (None, ())}
     return _as_full(model._replace(**new))
 
 
-def _as_full(model: ScoredModel) -> ScoredModel:
+def _as_full(model: TableModel) -> TableModel:
     is_full = model.rank is None and _FULL.search(model.name) is not None
     return model._replace(is_full=model.is_full or is_full)
 
@@ -274,7 +274,7 @@ def answered(
     return line
 
 
-class Scoring(NamedTuple):
+class TableScores(NamedTuple):
     """One model on one task.
 
     Attributes:
@@ -289,7 +289,7 @@ class Scoring(NamedTuple):
         decides: the metric that decides, if not ``metric``; None: that, or p(right) with options.
     """
 
-    model: ScoredModel
+    model: TableModel
     task: str
     metric: str
     items: dict[Any, Item]
@@ -311,7 +311,7 @@ class Given(NamedTuple):
         notes: what is worth knowing.
     """
 
-    scorings: list[Scoring]
+    scorings: list[TableScores]
     files: Mapping[str, str]
     columns: Mapping[str, str] = {}
     base: str | None = None

@@ -19,8 +19,8 @@ from rankwise.records.quantities import shortened
 from rankwise.records.results import LOSS_METRIC
 from rankwise.scores.asked import Asked
 from rankwise.scores.logs import log_scorings, read_log
-from rankwise.scores.models import Given, Item, ScoredModel, Scoring
-from rankwise.scores.tables import Table, table_scorings
+from rankwise.scores.models import Given, Item, TableModel, TableScores
+from rankwise.scores.tables import ScoreTable, table_scorings
 from rankwise.tasks.row_files import RawRow, flat_row, read_raw_rows
 
 
@@ -63,10 +63,10 @@ def read_scores(paths: Sequence[Path], asked: Asked) -> Given:
                 raise DataError(f"{other} {row.place}: {row.problem}.")
         raise DataError(f"{read[0].path} is a log and {other} is none; give files of one kind.")
     raw = [read_raw_rows(path) for path in paths]
-    tables = [Table(str(paths[0]), raw[0].rows, paths[0].stem)]
+    tables = [ScoreTable(str(paths[0]), raw[0].rows, paths[0].stem)]
     if len(paths) > 1:
         named = zip(paths, file_names(paths), raw, strict=True)
-        tables = [Table(str(path), each.rows, model=name) for path, name, each in named]
+        tables = [ScoreTable(str(path), each.rows, model=name) for path, name, each in named]
     scorings, columns = table_scorings(tables, asked)
     files = {str(path): each.sha256 or "" for path, each in zip(paths, raw, strict=True)}
     return Given(scorings, files, columns)
@@ -85,7 +85,7 @@ def samples_given(paths: Sequence[Path], asked: Asked) -> Given:
         names = dict(zip(paths, file_names(paths), strict=True))
     else:  # of several tasks, a model is the folder that has a file of each
         names = {path: path.resolve().parent.name for path in paths}
-    scorings: list[Scoring] = []
+    scorings: list[TableScores] = []
     notes: list[str] = []
     for task, (base, *others) in by_task.items():
         compared = read_compared(base, others, asked.metric, asked.filter)
@@ -98,8 +98,8 @@ def samples_given(paths: Sequence[Path], asked: Asked) -> Given:
             if not has_options and is_rolling and compared.metric == LOSS_METRIC:
                 output_type = "loglikelihood_rolling"
             scorings.append(
-                Scoring(
-                    ScoredModel(names[file.path]),
+                TableScores(
+                    TableModel(names[file.path]),
                     task,
                     ACCURACY if compared.metric == P_RIGHT else compared.metric,
                     {
@@ -136,7 +136,7 @@ def rows_given(rows: Any, asked: Asked) -> Given:
         raise DataError(f"{type(rows).__name__} is not a table; give a data frame, rows or a path.")
     listed: list[Any] = list(rows)
     raw = [RawRow(f"row {number}", row) for number, row in enumerate(listed, 1)]
-    scorings, columns = table_scorings([Table("the table", raw)], asked)
+    scorings, columns = table_scorings([ScoreTable("the table", raw)], asked)
     content = json.dumps([*map(flat_row, listed)], default=str)
     digest = hashlib.sha256(content.encode()).hexdigest()
     return Given(scorings, {"the table": digest}, columns)

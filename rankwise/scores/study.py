@@ -37,7 +37,7 @@ from rankwise.records.study import (
 from rankwise.records.study_file import validated
 from rankwise.records.yaml_reading import shown
 from rankwise.scores.asked import Asked
-from rankwise.scores.models import BASE_NAMES, Given, Item, ScoredModel, Scoring, with_names_read
+from rankwise.scores.models import BASE_NAMES, Given, Item, TableModel, TableScores, with_names_read
 
 LOSSES = frozenset({"loss", "nll", "loss_nats", "cross_entropy", "eval_loss"})
 """Columns of these names are a loss in nats per token."""
@@ -198,7 +198,7 @@ def _relations(given: Given, asked: Asked) -> dict[Relation, tuple[str, ...]]:
 
 def _models(
     given: Given, asked: Asked
-) -> tuple[str | None, dict[ScoredModel, ScoredModel], tuple[str, ...]]:
+) -> tuple[str | None, dict[TableModel, TableModel], tuple[str, ...]]:
     """The base's name, and each other model with what is known of it."""
     found = list(dict.fromkeys(scoring.model for scoring in given.scorings))
     names = list(dict.fromkeys(model.name for model in found))
@@ -232,21 +232,21 @@ def _models(
     return base, read, notes
 
 
-def _order(model: ScoredModel) -> tuple[bool, int, float, float, int]:
-    """By rank, and behind what has none; by alpha, rate and seed; else as they stand."""
+def _order(model: TableModel) -> tuple[bool, int, float, float, int]:
+    """The order by rank, and behind what has none; by alpha, rate and seed; else as they stand."""
     settings = model.rank or 0, model.alpha or 0.0, model.learning_rate or 0.0
     return (not model.rank, *settings, model.seed or 0)
 
 
-def _refuse_alike(models: Sequence[ScoredModel]) -> None:
+def _refuse_alike(models: Sequence[TableModel]) -> None:
     """Refuse models that would have one label and one seed."""
     has_ranks = any(model.rank for model in models)
 
-    def told_by(model: ScoredModel) -> tuple[object, ...]:
+    def identity_of(model: TableModel) -> tuple[object, ...]:
         is_setting = model.rank or (has_ranks and model.is_full)
         return model._replace(name="") if is_setting else (model.name, model.seed)
 
-    for same in grouped((told_by(model), model) for model in models).values():
+    for same in grouped((identity_of(model), model) for model in models).values():
         if len(same) == 1:
             continue
         first = same[0]
@@ -266,7 +266,7 @@ def _refuse_alike(models: Sequence[ScoredModel]) -> None:
 class _Paired(NamedTuple):
     """A task's scorings on the items that all have; ``None`` stands for the base."""
 
-    scorings: dict[ScoredModel | None, Scoring]
+    scorings: dict[TableModel | None, TableScores]
     numbers: dict[Any, int]
     notes: tuple[str, ...]
     missing: tuple[str, ...]
@@ -277,10 +277,10 @@ def _on_common_items(
     asked: Asked,
     task: str,
     base: str | None,
-    models: Mapping[ScoredModel, ScoredModel],
+    models: Mapping[TableModel, TableModel],
 ) -> _Paired:
-    scorings: dict[ScoredModel | None, Scoring] = {}
-    bases: list[Scoring] = []
+    scorings: dict[TableModel | None, TableScores] = {}
+    bases: list[TableScores] = []
     for scoring in given.scorings:
         if scoring.task == task and scoring.model.name == base:
             bases.append(scoring)
@@ -315,7 +315,7 @@ def _on_common_items(
     return _Paired({None: stands, **scorings}, numbers, tuple(notes), missing)
 
 
-def _missing(task: str, scorings: Sequence[Scoring], asked: Asked) -> Iterator[str]:
+def _missing(task: str, scorings: Sequence[TableScores], asked: Asked) -> Iterator[str]:
     """What is missing of single models, where it is much, or where the others score otherwise."""
     every = {item for each in scorings for item in each.items}
     for own in scorings:
@@ -343,7 +343,7 @@ def _missing(task: str, scorings: Sequence[Scoring], asked: Asked) -> Iterator[s
             yield f"{said}{remedy}"
 
 
-def _means(scorings: Sequence[Scoring], items: Iterable[Any]) -> list[float]:
+def _means(scorings: Sequence[TableScores], items: Iterable[Any]) -> list[float]:
     """The mean score of the models that have an item, of each item that any has."""
     values = [
         [float(each.items[item].line[each.metric]) for each in scorings if item in each.items]
@@ -361,13 +361,13 @@ def _differ(some: Sequence[float], others: Sequence[float]) -> bool:
     return apart > statistics.NormalDist().inv_cdf(0.995) * math.sqrt(variance)
 
 
-def _count_as_wrong(task: str, scorings: Sequence[Scoring]) -> None:
+def _count_as_wrong(task: str, scorings: Sequence[TableScores]) -> None:
     """Give every model a score of 0 on the items that it lacks.
 
     Raises:
         ConfigError: 0 is not the worst score.
     """
-    known: dict[Any, tuple[Scoring, Item]] = {}
+    known: dict[Any, tuple[TableScores, Item]] = {}
     for each in scorings:
         values = [float(item.line[each.metric]) for item in each.items.values()]
         if not all(0.0 <= value <= 1.0 for value in values) or each.higher_is_better is False:
@@ -383,7 +383,7 @@ def _count_as_wrong(task: str, scorings: Sequence[Scoring]) -> None:
                 each.items[item] = Item(place, described | own)
 
 
-def _mean_of(scorings: Sequence[Scoring], items: Sequence[Any]) -> Scoring:
+def _mean_of(scorings: Sequence[TableScores], items: Sequence[Any]) -> TableScores:
     """The base; of several seeds, or of all models in its place, the mean item by item."""
     first, *more = scorings
     if not more:
@@ -398,7 +398,7 @@ def _mean_of(scorings: Sequence[Scoring], items: Sequence[Any]) -> Scoring:
     return first._replace(items=means)
 
 
-def _unit(task: str, scorings: Mapping[ScoredModel | None, Scoring]) -> Unit:
+def _unit(task: str, scorings: Mapping[TableModel | None, TableScores]) -> Unit:
     """Points for shares; nats for losses; else the scores have a unit of their own."""
     first = next(iter(scorings.values()))
     if first.unit is not None:
@@ -423,13 +423,13 @@ def _unit(task: str, scorings: Mapping[ScoredModel | None, Scoring]) -> Unit:
 
 
 def _planned(
-    models: Mapping[ScoredModel, ScoredModel], by_task: Mapping[str, _Paired], train_task: str
-) -> dict[ScoredModel, PlannedRun]:
+    models: Mapping[TableModel, TableModel], by_task: Mapping[str, _Paired], train_task: str
+) -> dict[TableModel, PlannedRun]:
     """Each model as a run. A model without a rank is one that is known by its name alone."""
     ranked = [model for model in models.values() if model.rank]
     ratios = {model.alpha / model.rank for model in ranked if model.alpha and model.rank}
     is_proportional = len(ratios) == 1 and all(model.alpha for model in ranked)
-    planned: dict[ScoredModel, PlannedRun] = {}
+    planned: dict[TableModel, PlannedRun] = {}
     for model in models.values():
         rank, alpha, rate = model.rank, model.alpha, model.learning_rate
         label = NOT_SAID if alpha is None else quantities.number(alpha)
@@ -464,7 +464,7 @@ def _planned(
     return planned
 
 
-def _values_of(model: ScoredModel | None, by_task: Mapping[str, _Paired]) -> list[Any]:
+def _values_of(model: TableModel | None, by_task: Mapping[str, _Paired]) -> list[Any]:
     """Task and scores of a model on the items that all have; None is the base."""
     return [
         [task, [scoring.items[item].line[scoring.metric] for item in paired.numbers]]
@@ -545,7 +545,7 @@ def _record(
 def _evaluation(
     study: StudyRecord,
     run: PlannedRun | None,
-    scoring: Scoring,
+    scoring: TableScores,
     lines: Sequence[Line],
     unit: Unit,
     asked: Asked,

@@ -13,8 +13,8 @@ from rankwise.scores.asked import Asked
 from rankwise.scores.models import (
     READ,
     Item,
-    ScoredModel,
-    Scoring,
+    TableModel,
+    TableScores,
     answered,
     score_of,
     settings_of,
@@ -51,7 +51,7 @@ _ONE_OF_SEVERAL: tuple[str, ...] = ("score", "model")
 _TEXTS: tuple[str, ...] = ("prompt", "target", "answer")
 
 
-class Table(NamedTuple):
+class ScoreTable(NamedTuple):
     """A table as it was read: ``name`` is for errors.
 
     ``task`` and ``model`` are what its rows are of where no column says it; without a model, a
@@ -64,13 +64,15 @@ class Table(NamedTuple):
     model: str | None = None
 
 
-def table_scorings(tables: Sequence[Table], asked: Asked) -> tuple[list[Scoring], dict[str, str]]:
+def table_scorings(
+    tables: Sequence[ScoreTable], asked: Asked
+) -> tuple[list[TableScores], dict[str, str]]:
     """What each model scored on each task, and the column that was read for each role.
 
     Raises:
         DataError: a row or a column is not what it has to be; the sentence names both.
     """
-    scorings: dict[tuple[ScoredModel, str], Scoring] = {}
+    scorings: dict[tuple[TableModel, str], TableScores] = {}
     found: dict[str, str] = {}
     described: dict[str, dict[Any, dict[str, Any]]] = {}
     for table in tables:
@@ -144,9 +146,9 @@ def find_columns(source: str, names: Sequence[str], said: Mapping[str, str]) -> 
 
 
 def _add(
-    scorings: dict[tuple[ScoredModel, str], Scoring],
+    scorings: dict[tuple[TableModel, str], TableScores],
     described: dict[str, dict[Any, dict[str, Any]]],
-    table: Table,
+    table: ScoreTable,
     row: RawRow,
     columns: Mapping[str, str],
 ) -> None:
@@ -155,7 +157,7 @@ def _add(
     task = _cell(row, columns["task"]) if "task" in columns else table.task
     item = _cell(row, columns["item"])
     metric = columns["score"].rpartition(".")[2]
-    scoring = scorings.setdefault((model, task), Scoring(model, task, metric, {}))
+    scoring = scorings.setdefault((model, task), TableScores(model, task, metric, {}))
     if item in scoring.items:
         before = scoring.items[item].place
         raise DataError(
@@ -174,21 +176,21 @@ def _add(
         del known[name]
 
 
-def _model(table: Table, row: RawRow, columns: Mapping[str, str]) -> ScoredModel:
+def _model(table: ScoreTable, row: RawRow, columns: Mapping[str, str]) -> TableModel:
     cells = {role: row.content.get(columns[role]) for role in READ if role in columns}
     settings = settings_of(cells, row.place)
     if "model" in columns:
-        return ScoredModel(_cell(row, columns["model"]), **settings)
+        return TableModel(_cell(row, columns["model"]), **settings)
     if "rank" in columns:
         rank = settings.get("rank")
-        return ScoredModel("base" if not rank else f"r{rank}", **settings)
+        return TableModel("base" if not rank else f"r{rank}", **settings)
     if table.model is None:
         raise DataError(
             f"{table.name}: no column is recognised as the model; say which: --model COLUMN. It "
             f"has {quantities.listed(list(row.content))}. A table with a column for each model has "
             "to be made long: one row an item and model."
         )
-    return ScoredModel(table.model, **settings)
+    return TableModel(table.model, **settings)
 
 
 def _plain(value: Any) -> Any:

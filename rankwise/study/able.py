@@ -14,7 +14,8 @@ from rankwise.records.study import StudyRecord, TaskEvaluation
 from rankwise.tasks.resolution import GENERAL
 
 CEILING = 0.97
-"""Of the items; a base that may have more of them right knows them too well."""
+"""The largest share of items that a base may have right: a base that may have more of them right
+knows them too well."""
 
 _TWO_SIDED = 0.90  # each side's bound holds with 95 %
 

@@ -32,7 +32,7 @@ class Unit:
     kind: str
     """"base", "pass", "full", "imported", or the kind of its stages."""
     stages: tuple[Stage, ...]
-    """In the order in which they are done."""
+    """The stages in the order in which they are done."""
 
     @cached_property
     def id(self) -> str:
@@ -41,7 +41,7 @@ class Unit:
 
     @property
     def work(self) -> float:
-        """In scored tokens."""
+        """The work in scored tokens."""
         return sum(stage.work for stage in self.stages)
 
     @property

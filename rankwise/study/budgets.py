@@ -31,16 +31,18 @@ from rankwise.study.times import seconds_left
 from rankwise.tasks.questions import Continuation
 
 SURE_SHARE = 0.75
-"""Of a budget, what is planned with: a machine is not always as quick as it was measured."""
+"""The share of a budget that is planned with: a machine is not always as quick as it was measured.
+"""
 
 FIXED_SECONDS = 45.0
-"""Of planning, loading, judging and the page, about; no plan's tokens say it."""
+"""The seconds of planning, loading, judging and the page, about; no plan's tokens say it."""
 
 NOWHERE = StudyFolder(Path(os.devnull) / "nothing")
 """The folder of a study that nothing is done of."""
 
 FEWEST_ITEMS, FEWEST_ROWS = 50, 100
-"""Of a task and to train on: a study is not made smaller than that."""
+"""The fewest items of a task, and the fewest rows to train on: a study is not made smaller than
+that."""
 
 _CONTEXT, _SCORED = 48, 16
 """Tokens of a text by which the speed is measured: about those of a short question and its answer.
@@ -54,7 +56,7 @@ _LONG = 2.0
 Choice = TypeVar("Choice")
 
 
-class Told(NamedTuple):
+class StudyResolution(NamedTuple):
     """About which differences a study of this size can tell, before anything is seen.
 
     Attributes:
@@ -68,7 +70,7 @@ class Told(NamedTuple):
     retention: Detectable | None
 
     def content(self) -> dict[str, Any]:
-        """For a program."""
+        """The content for a program."""
         both = {"in_domain": self.in_domain, "retention": self.retention}
         parts = {f"{k}_detectable": v and v._asdict() for k, v in both.items()}
         return {"unit": self.unit, **parts}
@@ -98,7 +100,7 @@ def scoring_rate(plan: StudyPlan) -> float:
 
 
 def _seconds(scorer: ResidentScorer, texts: Sequence[Continuation]) -> float:
-    """Of one call, to its answers on the host."""
+    """The seconds of one call, to its answers on the host."""
     started = time.perf_counter()
     scorer.log_likelihoods([None], texts)
     return time.perf_counter() - started
@@ -121,7 +123,7 @@ def planned_seconds(plan: StudyPlan, scored_per_second: float | None) -> float:
     return FIXED_SECONDS + sum(left.values())
 
 
-def told(plan: StudyPlan) -> Told:
+def resolution(plan: StudyPlan) -> StudyResolution:
     """What this many items and ranks can tell."""
     record, margins = plan.record, plan.record.config.recommendation
     relations = next(iter(record.tasks.values()))
@@ -138,7 +140,7 @@ def told(plan: StudyPlan) -> Told:
 
     unit = _unit(plan, relations["in_domain"][0])
     deciding = relations["in_domain"] if unit == "points" else ()
-    return Told(
+    return StudyResolution(
         unit, of(deciding, margins.delta_for), of(relations["retention"], margins.epsilon_for)
     )
 
@@ -163,8 +165,8 @@ class MarginCost(NamedTuple):
 
 
 def margin_costs(plan: StudyPlan, scored_per_second: float | None) -> Iterator[MarginCost]:
-    """Of half, all and twice δ and ε; of tasks that are decided by nats, nothing is known."""
-    record, able = plan.record, told(plan)
+    """What half, all and twice δ and ε cost; unknown for tasks that are decided by nats."""
+    record, able = plan.record, resolution(plan)
     relations = next(iter(record.tasks.values()))
     kinds: dict[Relation, Detectable | None] = {
         "in_domain": able.in_domain,

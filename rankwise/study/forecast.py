@@ -69,7 +69,7 @@ class Forecast(NamedTuple):
 
     @property
     def seconds_left(self) -> float | None:
-        """Of everything that is left; None: unknown."""
+        """The seconds of everything that is left; None: unknown."""
         return sum(self.seconds.values()) if self.seconds else None
 
     @property
@@ -79,16 +79,16 @@ class Forecast(NamedTuple):
 
     @property
     def form_tokens(self) -> int:
-        """To score in deployed forms."""
+        """The tokens to score in deployed forms."""
         return round(self.later_work or work_of_forms(self.stages))
 
     @property
     def free_bytes(self) -> int:
-        """Of the folder's disk."""
+        """The free bytes of the folder's disk."""
         return free_bytes(self.folder.root)
 
     def content(self) -> dict[str, Any]:
-        """For a program: with each unit, how long what is left of it takes."""
+        """The content for a program: with each unit, how long what is left of it takes."""
         record, seconds, all_units = self.record, self.seconds, units(self.stages)
         unit_of, listed = owners(all_units), list[dict[str, Any]]()
         for unit in all_units:

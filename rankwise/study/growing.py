@@ -25,7 +25,7 @@ from rankwise.records.study_file import validated
 from rankwise.study.conclusion import StudyOutcome
 from rankwise.study.observer import Decided, Observer
 from rankwise.study.planning.plan import StudyPlan
-from rankwise.study.run import Terms, lead
+from rankwise.study.run import RunTerms, lead
 from rankwise.study.searching import policy_name
 from rankwise.study.unchanged import remember
 
@@ -126,7 +126,7 @@ def run_to_verdict(
     plan: Callable[[StudyConfig], StudyPlan],
     folder: StudyFolder,
     observer: Observer,
-    terms: Terms | None = None,
+    terms: RunTerms | None = None,
 ) -> StudyOutcome:
     """Plan and run a study; with ``search.until`` or a budget, go on until nothing is to be gained.
 
@@ -144,7 +144,7 @@ def run_to_verdict(
     planned = plan(config)  # a study that cannot be planned leaves no folder
     with folder.lock():
         while True:
-            outcome = lead(planned, folder, observer, terms or Terms(), is_last=is_last)
+            outcome = lead(planned, folder, observer, terms or RunTerms(), is_last=is_last)
             if is_last or outcome.failures:
                 break
             decision = _decide(config, outcome)

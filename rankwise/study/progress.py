@@ -102,11 +102,14 @@ class Follower:
                 pass
 
     def seconds_left(self) -> dict[str, float]:
-        """Of every stage that is left, by its id; empty before anything is known."""
+        """The seconds of every stage that is left, by its id; empty before anything is known."""
         return self._rates.seconds_left(self.doing, self._clock())
 
     def study_seconds_left(self) -> float | None:
-        """Of all stages that are planned; None before anything is known, and at the end."""
+        """The seconds of all stages that are planned.
+
+        None before anything is known, and at the end.
+        """
         left = self.seconds_left()
         return sum(left.values()) / max(1, len(self.doing)) if left else None
 

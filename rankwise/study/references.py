@@ -23,7 +23,7 @@ LEAST_SAVING = 1.5
 """A task is answered in part where that divides its items by so much; else it is not worth it."""
 
 LEAST_R_SQUARED = 0.2
-"""Of the median run. With less, 200 of 1,000 items count as fewer than 240."""
+"""The least R² of the median run. With less, 200 of 1,000 items count as fewer than 240."""
 
 
 def num_answered(num_items: int, share: float) -> int | None:
@@ -38,7 +38,7 @@ def with_references(study: StudyRecord, earlier: References | None = None) -> St
     Args:
         study: its record says which tasks may be answered in part.
         earlier: of the same study as it was planned before. They stay, and so do the tasks that
-            they told too little of.
+            they predicted too little of.
     """
     if not study.references.parts:
         return study
@@ -96,14 +96,14 @@ def with_settled_references(study: StudyRecord, folder: StudyFolder) -> StudyRec
 
 
 def unscored_tokens(study: StudyRecord) -> int:
-    """Of the items that are estimated from references."""
+    """The tokens of the items that are estimated from references."""
     whole = study.model_copy(update={"references": References()})
     models = [(model, study.tasks_of(model)) for model in study.tested]
     return sum(whole.tokens_of(*each) - study.tokens_of(*each) for each in models)
 
 
 def saved_share(study: StudyRecord) -> float:
-    """Of the work of training and scoring a study whole, what its references save."""
+    """The share of the work of training and scoring a whole study that its references save."""
     whole = study.model_copy(update={"references": References()})
     models = (None, *study.tested)
     scored = sum(whole.tokens_of(model, study.tasks_of(model)) for model in models)
@@ -125,7 +125,7 @@ def with_whole_tasks(study: StudyRecord, models: Sequence[ModelResults]) -> Stud
 
 
 def _is_too_little(items: Sequence[TaskItems]) -> bool:
-    """Of one task; models that answered all of it do not count."""
+    """Whether they predict too little of one task; models that answered all of it do not count."""
     parts = [(each.scored, each.r_squared or 0.0) for each in items if each.scored is not None]
     if not parts:
         return False

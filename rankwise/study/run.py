@@ -34,8 +34,8 @@ Executor = Callable[[StudyContext, Agenda], None]
 """Has all units done that are left, and says what came of them. A signal stops it."""
 
 
-class Terms(NamedTuple):
-    """On what terms a study is run.
+class RunTerms(NamedTuple):
+    """The terms on which a study is run.
 
     Attributes:
         replace: finished scores under other settings are set aside; otherwise they are an error.
@@ -70,7 +70,7 @@ def run_study(
         plan: from :func:`rankwise.study.planning.plan.plan_study`.
         folder: the study's folder; is created.
         observer: is told the progress.
-        replace: see ``Terms``, as for the others.
+        replace: see ``RunTerms``, as for the others.
         accept_new_stack: put scores beside those of another stack.
         executor: does the units.
 
@@ -87,11 +87,16 @@ def run_study(
         Stopped: a signal asked for it; what was trained is saved.
     """
     with folder.lock():
-        return lead(plan, folder, observer, Terms(replace, accept_new_stack, executor))
+        return lead(plan, folder, observer, RunTerms(replace, accept_new_stack, executor))
 
 
 def lead(
-    plan: StudyPlan, folder: StudyFolder, observer: Observer, terms: Terms, *, is_last: bool = True
+    plan: StudyPlan,
+    folder: StudyFolder,
+    observer: Observer,
+    terms: RunTerms,
+    *,
+    is_last: bool = True,
 ) -> StudyOutcome:
     """Run a study whose folder is held; see ``run_study``.
 
@@ -117,7 +122,7 @@ def lead(
 class _Leader:
     """Takes one study from plan to verdict; see ``run_study``."""
 
-    def __init__(self, context: StudyContext, terms: Terms, *, is_last: bool) -> None:
+    def __init__(self, context: StudyContext, terms: RunTerms, *, is_last: bool) -> None:
         self._context, self._terms, self._is_last = context, terms, is_last
         self._folder = context.folder
         self._search: Search | None = None
@@ -237,7 +242,7 @@ class _Leader:
         return plan if plan.record.deployed != study.deployed else None
 
     def _to_deploy(self, plan: StudyPlan) -> StudyPlan:
-        """With the runs that the verdict names, once there is one."""
+        """The plan with the runs that the verdict names, once there is one."""
         if not self._is_last:
             return plan
         return changed(plan, record=with_deployed(plan.record, self._folder))

@@ -47,7 +47,7 @@ class Search:
     def __init__(self, plan: StudyPlan, folder: StudyFolder) -> None:
         assert plan.planner is not None
         self._planner, self._folder, self._study = plan.planner, folder, plan.record
-        self._shown: dict[str, searches.Shown] = {}
+        self._shown: dict[str, searches.TrialResult] = {}
         every = map(plan.record.validation_tasks, plan.record.tasks)
         self._tasks = [task for its in every for task in its]
 
@@ -115,7 +115,7 @@ class Search:
     def _course(self, source: str, candidates: Candidates) -> _Course:
         measures = self._measures(source)
         policy = candidates.policy(measures)
-        known: dict[Progress, searches.Shown | None] = {}
+        known: dict[Progress, searches.TrialResult | None] = {}
         decisions = [policy(known)]
         while decisions[-1].wanted:
             models = {progress: candidates.model(progress) for progress in decisions[-1].wanted}
@@ -126,7 +126,7 @@ class Search:
             decisions.append(policy(known))
         return _Course(candidates, measures, tuple(decisions), known)
 
-    def _shown_by(self, model: PlannedRun) -> searches.Shown | None:
+    def _shown_by(self, model: PlannedRun) -> searches.TrialResult | None:
         """What a model showed on its validation items, read once; None where it diverged."""
         run = self._folder.finished_run(model)
         if run is None or run.status == "diverged":
@@ -141,7 +141,7 @@ class Search:
             return tuple(pair_items(self._base, adapted, name).gain for name in names.values())
 
         losses = tuple(-values for values in gains("retention"))
-        self._shown[model.name] = searches.Shown(gains("in_domain"), losses)
+        self._shown[model.name] = searches.TrialResult(gains("in_domain"), losses)
         return self._shown[model.name]
 
     @cached_property
@@ -207,7 +207,7 @@ class _Course(NamedTuple):
     candidates: Candidates
     measures: Measures
     decisions: tuple[Decision, ...]
-    known: Mapping[Progress, searches.Shown | None]
+    known: Mapping[Progress, searches.TrialResult | None]
 
     def shown(self, progress: Progress) -> Shown:
         """What a training had shown when it had come so far, as it is recorded."""

@@ -23,8 +23,8 @@ CARD_FLOPS = 989e12
 """Multiplications and additions of an H100 SXM in a second, dense bfloat16, by its data sheet."""
 
 CARD_SHARE = 1 / 3
-"""Of that, what LoRA training is assumed to reach; not measured. Large products reach two thirds
-and more, and what is no product takes about as long."""
+"""The share of that which LoRA training is assumed to reach; not measured. Large products reach two
+thirds and more, and what is no product takes about as long."""
 
 EXPECTED_SHARE = 0.1
 """Work of a kind, as a share of a study's, for which counts what is expected beside what is
@@ -32,7 +32,7 @@ measured: the first pieces load, compile, or are several texts that end together
 
 
 def furthest(models: Sequence[PlannedRun]) -> tuple[PlannedRun, ...]:
-    """Of runs and checkpoints, the last one of each training: the others are passed on its way."""
+    """The last model of each training: its earlier checkpoints are passed on its way."""
     by_steps = sorted(models, key=lambda model: model.num_steps)
     return tuple({model.training.name: model for model in by_steps}.values())
 
@@ -109,7 +109,7 @@ class Doing:
 
     @property
     def share_done(self) -> float:
-        """Of its work, with what an earlier call did."""
+        """The done share of its work, with what an earlier call did."""
         work = self.outline.work
         return min((self.done + self.skipped) / work, 1.0) if work else 1.0
 

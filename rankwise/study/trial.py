@@ -29,7 +29,8 @@ NUMBERS_HELD_OUT = 200
 """Below so many held-out rows, written numbers tell too little, and the loss decides."""
 
 HELD_OUT_SHARE, MOST_HELD_OUT = 0.3, 500
-"""Of the rows, and at most: of few rows, a verdict needs more than training does."""
+"""The share of the rows that is held out, and the most rows: of few rows, a verdict needs more than
+training does."""
 
 RETENTION = ("capitals", "continents", "elements")
 """Bundled tasks of what a base knows."""
@@ -75,7 +76,8 @@ SIZES = (
     Size((4, 16, 64), 4000, 3, 500, has_full=True, is_analysed=True, is_prompted=True),
     Size((4, 16, 64, 256), None, 3, None, has_full=True, is_analysed=True, is_prompted=True),
 )
-"""From small to large: first more ranks and items, then more rows, then what explains a verdict."""
+"""The sizes from small to large: first more ranks and items, then more rows, then what explains a
+verdict."""
 
 
 class Trial(NamedTuple):

@@ -26,7 +26,7 @@ from rankwise.tasks.task_files import is_bundled
 
 _PACKAGE = Path(rankwise.__file__).parent
 _TASKS = ("task", *RELATIONS)
-"""Under these keys a config names tasks."""
+"""The keys under which a config names tasks."""
 
 
 def remember(folder: StudyFolder, config: StudyConfig) -> None:
@@ -98,7 +98,7 @@ def _entries(part: Any, key: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _states(places: Iterable[Path]) -> dict[str, list[int]]:
-    """Of files, and of all files below folders; compiled code may come and go."""
+    """The states of files, and of all files below folders; compiled code may come and go."""
     files: dict[str, list[int]] = {}
     for place in places:
         below = place.rglob("*") if place.is_dir() else [place]

@@ -21,11 +21,11 @@ from rankwise.errors import WorkerLostError
 from rankwise.tasks.line_process import LineProcess
 
 SECONDS = 5.0
-"""Of processor time for one call. An answer of 30,000 tokens against a schema of 300 fields takes
-half a second."""
+"""The seconds of processor time for one call. An answer of 30,000 tokens against a schema of 300
+fields takes half a second."""
 
 MOST_BYTES = 1_000_000_000
-"""Of address space: Python and what it imports take a twentieth of it."""
+"""The most bytes of address space: Python and what it imports take a twentieth of it."""
 
 _READY = b"ready\n"
 _OUT_OF_MEMORY = 77

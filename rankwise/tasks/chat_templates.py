@@ -21,7 +21,7 @@ from rankwise.tasks.line_process import LineProcess
 from rankwise.tasks.task_files import task_code
 
 MAX_CHARACTERS = 1_000_000
-"""Of a template. Those of today have 20,000 at most."""
+"""The most characters of a template. Those of today have 20,000 at most."""
 
 _REPAIR = "Repair the chat template of the model's tokenizer, or set chat_template: false."
 

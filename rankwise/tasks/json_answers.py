@@ -14,7 +14,8 @@ MOST_COMPARED = 1_000_000
 """Values of a list in any order times its length, where numbers may differ: a second or two."""
 
 _MOST_DIGITS = 4300
-"""Of a whole number that Python reads, since it takes the square of their number of steps."""
+"""The most digits of a whole number that Python reads, since it takes the square of their number of
+steps."""
 
 _THOUGHT, _END_OF_THOUGHT = "<think>", "</think>"
 _FENCE = "```"

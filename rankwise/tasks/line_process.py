@@ -23,7 +23,7 @@ class LineProcess:
 
     @property
     def pid(self) -> int | None:
-        """Of the process, if there is one."""
+        """The id of the process, if there is one."""
         return None if self._running is None else self._running.pid
 
     def end(self) -> None:

@@ -52,7 +52,7 @@ class Overlap(NamedTuple):
         return {name: sorted((*self.rows[name], *self.other_rows[name])) for name in self.rows}
 
     def __str__(self) -> str:
-        """For example: 14 of 320 training rows contain scored items (12 of 300 of kinship)."""
+        """In words: 14 of 320 training rows contain scored items (12 of 300 of kinship)."""
         total = sum(map(len, self.all_rows.values()))
         items = ", ".join(
             f"{number} of {self.num_scored[task]} of {task}"

@@ -24,11 +24,11 @@ from rankwise.records.files import read_regular
 from rankwise.tasks.task_files import task_code
 
 MOST_CODE_BYTES = 1 << 20
-"""Of a file: no module of the standard library has a quarter of it."""
+"""The most bytes of a file: no module of the standard library has a quarter of it."""
 
 MOST_SECONDS = 600.0
-"""For one answer. A judge model that is asked in both orders, three times for a minute each, takes
-six minutes."""
+"""The most seconds for one answer. A judge model that is asked in both orders, three times for a
+minute each, takes six minutes."""
 
 
 class _TooLong(BaseException):

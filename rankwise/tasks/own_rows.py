@@ -35,7 +35,7 @@ NOTHING = (None, "", [], {})
 """What a column may hold where a row has no use for it."""
 
 
-class Reading(NamedTuple):
+class RowReading(NamedTuple):
     """Which column of a row is what.
 
     Attributes:
@@ -80,7 +80,7 @@ _PAIR_CONVENTIONS: dict[Convention, _Names] = {
     ),
     "chosen and rejected": _Names({"messages": "chosen", "rejected": "rejected"}),
 }
-_TEXT = Reading("text", (("completion", "text"),))
+_TEXT = RowReading("text", (("completion", "text"),))
 _FIRST: tuple[Convention, ...] = ("messages", "prompt and completion")
 """Rows that have these are read so, whatever else they have."""
 
@@ -93,7 +93,7 @@ OPTIONS = ("choices", "options")
 
 def recognise(
     row: Mapping[str, Any], wanted: ColumnsConfig | None, *, in_pairs: bool = False
-) -> Reading:
+) -> RowReading:
     """Which column of a row is what.
 
     ``messages`` come first, then a prompt with its completion. A ``text`` beside columns of another
@@ -114,7 +114,7 @@ def recognise(
                 f"{listed(row) or 'no columns'}. Correct the name"
             )
     if wanted is not None:
-        return Reading("columns", tuple(wanted.by_role.items()))
+        return RowReading("columns", tuple(wanted.by_role.items()))
     conventions = _PAIR_CONVENTIONS if in_pairs else _CONVENTIONS
     found: list[Convention] = [
         convention
@@ -131,7 +131,7 @@ def recognise(
     if found:
         names = conventions[found[0]]
         besides = {role: name for role, name in names.besides.items() if name in row}
-        reading = Reading(found[0], tuple({**names.needed, **besides}.items()))
+        reading = RowReading(found[0], tuple({**names.needed, **besides}.items()))
         _refuse_options(row, reading)
         return reading
     if in_pairs:
@@ -157,7 +157,7 @@ def recognise(
     )
 
 
-def _refuse_options(row: Mapping[str, Any], reading: Reading) -> None:
+def _refuse_options(row: Mapping[str, Any], reading: RowReading) -> None:
     prompt, completion = reading.column("prompt"), reading.column("completion")
     if reading.convention == "prompt and completion" or prompt is None:
         return
@@ -180,7 +180,8 @@ MOST_SHOWN = 10
 """Bad rows that are named one by one."""
 
 MOST_CHARACTERS = 2_000_000
-"""In one row. More is far beyond any context, and a plan counts a row's tokens many times."""
+"""The most characters in one row. More is far beyond any context, and a plan counts a row's tokens
+many times."""
 
 _SPEAKERS = {
     "human": "user",
@@ -265,7 +266,7 @@ def read_own_rows(
     """
     raw = read_raw_rows(data)
     rows: dict[OwnRow, OwnRow] = {}  # by what is trained on: of equal ones, the first is kept
-    readings: list[tuple[Reading, frozenset[str]]] = []
+    readings: list[tuple[RowReading, frozenset[str]]] = []
     problems: list[str] = []
     for row in raw.rows:
         try:
@@ -313,9 +314,9 @@ def _in_words(raw: RawRows, problems: list[str]) -> str:
     return "\n  ".join([f"{raw.source} has {count}", *shown])
 
 
-def _columns_read(readings: list[tuple[Reading, frozenset[str]]]) -> tuple[ColumnsRead, ...]:
+def _columns_read(readings: list[tuple[RowReading, frozenset[str]]]) -> tuple[ColumnsRead, ...]:
     counts = Counter(reading for reading, _ in readings)
-    unread: dict[Reading, set[str]] = {reading: set() for reading in counts}
+    unread: dict[RowReading, set[str]] = {reading: set() for reading in counts}
     for reading, names in set(readings):
         unread[reading] |= names - {name for _, name in reading.columns}
     return tuple(
@@ -329,7 +330,7 @@ def _columns_read(readings: list[tuple[Reading, frozenset[str]]]) -> tuple[Colum
     )
 
 
-def _reading_of(row: RawRow, columns: ColumnsConfig | None, *, in_pairs: bool) -> Reading:
+def _reading_of(row: RawRow, columns: ColumnsConfig | None, *, in_pairs: bool) -> RowReading:
     if row.problem is not None:
         raise DataError(row.problem)
     if not isinstance(row.content, dict):
@@ -343,7 +344,7 @@ def _reading_of(row: RawRow, columns: ColumnsConfig | None, *, in_pairs: bool) -
 
 
 def _rendered_pair(
-    row: Mapping[str, Any], reading: Reading, tokenizer: Any, chat_template: bool
+    row: Mapping[str, Any], reading: RowReading, tokenizer: Any, chat_template: bool
 ) -> OwnRow:
     """The chosen answer's row, with the rejected one beside it."""
     columns = dict(reading.columns)
@@ -365,7 +366,7 @@ def _rendered_pair(
             if len(value) > 1:  # the whole conversation, beside which the prompt stands once more
                 own = {"messages": column}
             content[prompt] = [{"role": "user", "content": row[prompt]}]
-        of_answer = Reading(reading.convention, tuple(own.items()))
+        of_answer = RowReading(reading.convention, tuple(own.items()))
         answers.append(_rendered(content, of_answer, tokenizer, chat_template))
     chosen, other = answers
     if chosen.prompt != other.prompt:
@@ -381,7 +382,7 @@ def _rendered_pair(
 
 
 def _rendered(
-    row: Mapping[str, Any], reading: Reading, tokenizer: Any, chat_template: bool
+    row: Mapping[str, Any], reading: RowReading, tokenizer: Any, chat_template: bool
 ) -> OwnRow:
     column = reading.column("system")
     text = "" if column is None else _text(row[column], column)

@@ -12,7 +12,7 @@ from rankwise.tasks.requests import PreparedTask, Request
 from rankwise.tasks.training_rows import TextEncoder, option_index, target_text
 
 MOST_ITEMS = 100
-"""With a hundred items, the standard error of a mean is a tenth of the items' spread."""
+"""The most items. With a hundred, the standard error of a mean is a tenth of the items' spread."""
 
 MOST_TOKENS = 16
 """The most tokens of an item's mean: neighbouring tokens carry much the same information."""

@@ -23,14 +23,14 @@ from collections.abc import Callable
 from typing import Any
 
 SECONDS = 5.0
-"""Of processor time that one rendering may take, compiling included; a template of today takes a
-millisecond."""
+"""The seconds of processor time that one rendering may take, compiling included; a template of
+today takes a millisecond."""
 
 SECONDS_EACH = 0.1
 """What each rendering may take on average, so that rows that take nearly ``SECONDS`` each end."""
 
 MEMORY_BYTES = 1 << 30
-"""Beside what the process has when it begins. The longest row has 2 MB."""
+"""The most memory beside what the process has when it begins. The longest row has 2 MB."""
 
 MOST_ADDED = 100_000
 """Characters that a template may write beside its messages; a long instruction has 20,000."""
@@ -72,12 +72,12 @@ def _answer(render: Callable[..., Any], line: bytes) -> bytes:
             raise TooLongError(f"it makes {len(text):,} characters of {given:,}")
         answer = json.dumps({"text": text}, ensure_ascii=False).encode()
     except Exception as error:  # noqa: BLE001 (a template may raise anything)
-        told = {
+        failure = {
             "error": type(error).__name__,
             "message": str(error)[:_MOST_OF_AN_ERROR],
             "is_template_error": isinstance(error, jinja2.TemplateError),
         }
-        answer = json.dumps(told).encode()
+        answer = json.dumps(failure).encode()
     return answer
 
 

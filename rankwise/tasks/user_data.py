@@ -39,7 +39,7 @@ ROOM = 1.5
 a block of code, has up to 1.3 times its tokens."""
 
 MOST_ANSWERS = 100
-"""To choose among; each is scored behind every question."""
+"""The most answers to choose among; each is scored behind every question."""
 
 _NUMBER = re.compile(r"(?s).*####\s*\$?-?[\d,.]+\s*")
 
@@ -353,7 +353,7 @@ class _Checks:
         return numbers
 
 
-class _Room(NamedTuple):
+class _AnswerRoom(NamedTuple):
     """What a model may write: ``num_tokens``, and what a user should know of it."""
 
     num_tokens: int
@@ -362,8 +362,8 @@ class _Room(NamedTuple):
 
 def _room(
     wanted: int | None, rows: Sequence[OwnRow], tokenizer: Any, max_length: int | None
-) -> _Room:
-    """As many tokens as are wanted, else as the longest right answer needs.
+) -> _AnswerRoom:
+    """The room for as many tokens as are wanted, else as the longest right answer needs.
 
     Raises:
         DataError: the model has no room for them and a prompt.
@@ -384,8 +384,8 @@ def _room(
         remedy = f"the model reads {max_length}, the prompt's with them, so shorten the rows"
     num_lost = sum(number > num_tokens for number in answers)
     if not num_lost:
-        return _Room(num_tokens, None)
-    return _Room(
+        return _AnswerRoom(num_tokens, None)
+    return _AnswerRoom(
         num_tokens,
         f"{num_lost} of {len(rows)} right answers have more than {num_tokens} tokens, up to "
         f"{longest}, and a model may write no more: it cannot give them; {remedy}",
@@ -396,7 +396,7 @@ def _texts(
     name: str,
     own: OwnRows,
     judges: Sequence[Judge],
-    room: _Room,
+    room: _AnswerRoom,
     tokenizer: Any,
     allow_code: bool,
 ) -> LoadedTask:

@@ -240,7 +240,7 @@ class _EigenBounds(NamedTuple):
 
     @classmethod
     def of(cls, matrix: SumInBaseBasis, k: int, num_leading: int) -> _EigenBounds:
-        """By Weyl: σ_k of the sum is at least the base's σ_{k+rank}, σ_1 at most σ_1 + ‖update‖."""
+        """Weyl's bounds: the sum's σ_k >= the base's σ_{k+rank}, and its σ_1 <= σ_1 + ‖update‖."""
         S, rank = matrix.values, matrix.P.shape[1]
         highest = S[0] + matrix.update_bound
         return cls(S[num_leading] ** 2, S[k + rank - 1] ** 2, highest**2)

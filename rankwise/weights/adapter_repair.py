@@ -59,7 +59,7 @@ class AskedTask(NamedTuple):
 
 
 def _items(scoring: Scoring, task: AskedTask) -> TaskItems:
-    """By the metric that decides; choices and other metrics are not kept."""
+    """The items by the metric that decides; choices and other metrics are not kept."""
     lines = [s for s in scoring.samples if s["filter"] == scoring.record.decision_filter]
     judged = judged_lines(scoring.record, lines, task.metric, task.cluster_field)
     if scoring.record.model == BASE:

@@ -248,7 +248,7 @@ class SpectralCache:
 
 
 def _checksum(weight: str, tensors: Mapping[str, Tensor]) -> str:
-    """Of a decomposition's numbers and of the digest of what was decomposed."""
+    """The checksum of a decomposition's numbers and of the digest of what was decomposed."""
     value = zlib.crc32(weight.encode())
     for name, tensor in sorted(tensors.items()):
         value = zlib.crc32(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode(), value)

@@ -186,7 +186,7 @@ def _record(
 
 
 def _num_bytes(found: Audited, *, with_adapter: bool) -> int:
-    """Of the files of weights."""
+    """The bytes of the files of weights."""
     files = weights_files(found.base.folder)
     files += [found.target / WEIGHTS_FILE] * with_adapter
     return sum(path.stat().st_size for path in files)

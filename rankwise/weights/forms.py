@@ -51,11 +51,12 @@ class Stored(NamedTuple):
 
 
 Storage = Callable[[Tensor], Stored]
-"""Of weights (..., out_features, in_features): rows are what one output is computed from."""
+"""A way to store weights (..., out_features, in_features): rows are what one output is computed
+from."""
 
 Named = tuple[str, Tensor]
 MatrixStorage = Callable[[Iterable[Named]], Iterator[Stored]]
-"""Of all matrices with their names, in the order in which they come."""
+"""A way to store all matrices with their names, in the order in which they come."""
 
 
 class Form(NamedTuple):
@@ -88,7 +89,7 @@ def in_dtype(dtype: torch.dtype) -> Storage:
 
 
 def in_gguf(kind: str) -> Storage:
-    """In blocks of llama.cpp, by the gguf package; ``kind`` is its name, such as Q8_0.
+    """Stores in blocks of llama.cpp, by the gguf package; ``kind`` is its name, such as Q8_0.
 
     Rows that are no whole number of blocks are stored in float16, as llama.cpp does.
     """

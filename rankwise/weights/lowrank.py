@@ -62,7 +62,7 @@ class LowRankUpdate:
 
     @property
     def rank(self) -> int:
-        """Of the factors; the update's own rank may be lower."""
+        """The rank of the factors; the update's own rank may be lower."""
         return self.lora_A.shape[0]
 
     @property
@@ -84,7 +84,7 @@ class LowRankUpdate:
 
     @property
     def singular_values(self) -> Float[Tensor, " rank"]:
-        """In float64, descending, including those of rounding size."""
+        """The singular values in float64, descending, including those of rounding size."""
         return self.factorization.S
 
     @property
@@ -109,7 +109,7 @@ class LowRankUpdate:
 
     @property
     def as_written(self) -> LowRankUpdate:
-        """With float32 factors and a scaling of 1, as ``save_updates`` writes it."""
+        """The update with float32 factors and a scaling of 1, as ``save_updates`` writes it."""
         scaled = self.scaling * self.lora_B.double()
         return LowRankUpdate(self.lora_A.float(), scaled.float())
 

@@ -37,7 +37,7 @@ Updates = Mapping[str, LowRankUpdate]
 """Layer -> update."""
 
 How = Combination | Literal["global"] | None
-"""As ``Repair.how``."""
+"""The way of a repair, as ``Repair.how``."""
 
 DENSITY = 0.5
 """Share of an update's entries that a sparse average keeps; PEFT has no default. TIES' paper keeps
@@ -78,7 +78,7 @@ class RepairSources:
 
     @classmethod
     def of(cls, base: Path, adapter: Updates, others: Sequence[Updates] = ()) -> RepairSources:
-        """Of adapters of a base model, of whose folder the config alone is read.
+        """The sources of adapters of a base model, of whose folder the config alone is read.
 
         Raises:
             ModelError: the base's config cannot be read, or as the class.

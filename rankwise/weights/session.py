@@ -49,7 +49,7 @@ from rankwise.tasks.user_data import load_own_set
 from rankwise.weights.audit import Audited, AuditScores, check_weights
 
 CONFIDENCE = 0.95
-"""Of every interval here; a study has ``recommendation.confidence``."""
+"""The confidence of every interval here; a study has ``recommendation.confidence``."""
 
 
 Samples = dict[tuple[str, str], list[dict[str, Any]]]
@@ -139,7 +139,7 @@ def prepared_tasks(audited: Audited, settings: ScoreSettings) -> list[PreparedTa
 
 def cut_warnings(tasks: Sequence[PreparedTask]) -> tuple[str, ...]:
     """That some of the items of tasks are not read whole, or their right answers not written."""
-    told = [f"{task.name}: {task.loaded.warning}." for task in tasks if task.loaded.warning]
+    warned = [f"{task.name}: {task.loaded.warning}." for task in tasks if task.loaded.warning]
     cut = [
         f"{task.name}: {quantities.counted(task.num_truncated, 'item')} of "
         f"{quantities.count(task.num_items)} are longer than the model reads and lose their left "
@@ -147,7 +147,7 @@ def cut_warnings(tasks: Sequence[PreparedTask]) -> tuple[str, ...]:
         for task in tasks
         if task.num_truncated
     ]
-    return *told, *cut
+    return *warned, *cut
 
 
 class ScoringSession:

@@ -12,7 +12,7 @@ import torch
 
 from rankwise.records.folder import StudyFolder
 from rankwise.records.study_file import load_config
-from rankwise.study.budgets import told
+from rankwise.study.budgets import resolution
 from rankwise.study.planning.plan import plan_study
 from tests.planted.results import planted_run_record
 from tests.support.command_line import rankwise, words
@@ -70,7 +70,7 @@ def test_plan_says_what_margins_take(study_file: Path) -> None:
     assert (
         half["num_items"] == 4 * own["num_items"] == pytest.approx(16 * double["num_items"], 0.01)
     )
-    able = told(plan_study(load_config(study_file))).in_domain
+    able = resolution(plan_study(load_config(study_file))).in_domain
     assert able is not None
     assert own["num_items"] == able.num_items
     of_one = own["num_tokens"] / own["num_items"]

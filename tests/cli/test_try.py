@@ -15,7 +15,7 @@ from rankwise.records.folder import StudyFolder
 from rankwise.records.study_file import load_config
 from rankwise.study import budgets
 from rankwise.study import trial as trials
-from rankwise.study.budgets import smaller_studies, told
+from rankwise.study.budgets import resolution, smaller_studies
 from rankwise.study.planning.plan import plan_study
 from rankwise.study.trial import SIZES, Size, recognised
 from tests.support.command_line import rankwise, words
@@ -280,7 +280,7 @@ def test_the_study_file_says_the_margins_that_it_is_judged_by(tried: Tried) -> N
     part = json.loads(tried.folder.recommendation_file.read_text())["by_train_task"][0]
     margins = part["delta"], part["epsilon_points"], part["worst_task_points"]
     assert margins == (3.0, 3.0, 9.0)
-    able = told(plan_study(load_config(tried.folder.settings_file))).in_domain
+    able = resolution(plan_study(load_config(tried.folder.settings_file))).in_domain
     assert able is not None
     assert able.margin == 3.0
     said = (

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from rankwise.errors import ConfigError
-from rankwise.integrations.drafts import Reading
+from rankwise.integrations.drafts import ConfigReading
 from rankwise.integrations.sources import read_source
 from rankwise.integrations.study_text import study_text
 from rankwise.records.study_file import load_config
@@ -16,7 +16,7 @@ from tests.planted import tool_configs
 from tests.planted.tool_configs import SAME
 
 
-def read(folder: Path, text: str, name: str = "config.yaml") -> Reading:
+def read(folder: Path, text: str, name: str = "config.yaml") -> ConfigReading:
     path = folder / name
     path.write_text(text, encoding="utf-8")
     return read_source(path)

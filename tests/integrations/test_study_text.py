@@ -8,18 +8,18 @@ from pathlib import Path
 import pytest
 
 from rankwise.errors import ConfigError
-from rankwise.integrations.drafts import Reading, TrainingSetup
+from rankwise.integrations.drafts import ConfigReading, TrainingSetup
 from rankwise.integrations.sources import read_source
 from rankwise.integrations.study_text import StudyText, ranks_around, study_text
-from rankwise.records.axes import LoraVariant, lora_variants, variant_choices
+from rankwise.records.axes import LoraSettings, lora_settings, variant_choices
 from rankwise.records.config.study import StudyConfig
 from rankwise.records.study_file import load_config
 from tests.planted import tool_configs
 from tests.planted.tool_configs import SAME
 
 
-def reading_of(setup: TrainingSetup, adapter: Path | None = None) -> Reading:
-    return Reading("Axolotl", Path("mine.yaml"), setup, (), (), adapter)
+def reading_of(setup: TrainingSetup, adapter: Path | None = None) -> ConfigReading:
+    return ConfigReading("Axolotl", Path("mine.yaml"), setup, (), (), adapter)
 
 
 def loaded(folder: Path, made: StudyText) -> StudyConfig:
@@ -50,9 +50,9 @@ def test_every_tools_config_makes_a_study_that_loads(tmp_path: Path, tool: str) 
     source = tmp_path / "source.yaml"
     source.write_text(getattr(tool_configs, tool))
     config = loaded(tmp_path, study_text(read_source(source), tmp_path))
-    variants = lora_variants(config)
-    assert [variant.rank for variant in variants] == [4, 8, 16, 32]
-    yours = variants[2]
+    found = lora_settings(config)
+    assert [settings.rank for settings in found] == [4, 8, 16, 32]
+    yours = found[2]
     assert (yours.alpha.alpha_of(16), yours.target_modules) == (32.0, ("q_proj", "v_proj"))
     assert config.methods.full is None
     assert config.base_model.name == "org/model"
@@ -73,18 +73,18 @@ def test_the_settings_are_those_of_the_config(tmp_path: Path) -> None:
         "completion",
     )
     assert config.seeds == (7,)
-    assert LoraVariant(16, config.methods.lora.alpha[0], 2e-4, ("q_proj", "v_proj"), 2) in (  # type: ignore[union-attr]
-        lora_variants(config)
+    assert LoraSettings(16, config.methods.lora.alpha[0], 2e-4, ("q_proj", "v_proj"), 2) in (  # type: ignore[union-attr]
+        lora_settings(config)
     )
     assert "ranks: [4, 8, 16, 32]  # yours: 16" in made.text
 
 
 def test_alpha_follows_the_rank_as_yours_does(tmp_path: Path) -> None:
     config = loaded(tmp_path, study_text(reading_of(SAME._replace(alpha=8.0)), tmp_path))
-    assert [v.alpha.scaling_of(v.rank) for v in lora_variants(config)] == [0.5] * 4
+    assert [v.alpha.scaling_of(v.rank) for v in lora_settings(config)] == [0.5] * 4
     root = SAME._replace(alpha=8.0, use_rslora=True)
     config = loaded(tmp_path, study_text(reading_of(root), tmp_path))
-    assert [v.alpha.scaling_of(v.rank) for v in lora_variants(config)] == pytest.approx(
+    assert [v.alpha.scaling_of(v.rank) for v in lora_settings(config)] == pytest.approx(
         [8 / 2, 8 / 8**0.5, 8 / 4, 8 / 32**0.5]
     )
 
@@ -144,7 +144,7 @@ def test_names_are_read_back_as_they_were(tmp_path: Path, name: str) -> None:
     setup = SAME._replace(base_model=name, data=name, target_modules=(name,))
     config = loaded(tmp_path, study_text(reading_of(setup), tmp_path))
     assert (config.base_model.name, config.train.data) == (name, tmp_path / name)
-    assert lora_variants(config)[0].target_modules == (name,)
+    assert lora_settings(config)[0].target_modules == (name,)
 
 
 @pytest.mark.parametrize(

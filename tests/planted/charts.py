@@ -14,7 +14,7 @@ from rankwise.report.charts.heatmap import (
 )
 from rankwise.report.charts.intervals import Bar, BarPanel, interval_chart
 from rankwise.report.charts.losses import loss_chart
-from rankwise.report.charts.marks import Look
+from rankwise.report.charts.marks import MarkStyle
 from rankwise.report.charts.plane import Plane, PlaneMark, plane_chart
 from rankwise.report.charts.ranks import RankLine, RankMark, RankPanel, rank_chart
 
@@ -25,8 +25,8 @@ SERIES = [mark._replace(series="16") for mark in RANKS]
 CURVES = {"law": [(4.0, 1.0), (8.0, 2.0)]}
 BARS = [Bar("task\nn = 9", f"rank {rank}", rank, INTERVAL, "task") for rank in (4, 8)]
 MARKS = [
-    PlaneMark("rank 4", Look.of(4), INTERVAL, INTERVAL, "", is_ringed=True, model="rank 4"),
-    PlaneMark("rank 8", Look.of(8), 1.0, 0.9, ""),
+    PlaneMark("rank 4", MarkStyle.of(4), INTERVAL, INTERVAL, "", is_ringed=True, model="rank 4"),
+    PlaneMark("rank 8", MarkStyle.of(8), 1.0, 0.9, ""),
 ]
 SCALE = HeatScale((1.0, 2.0, 3.0, 4.0), plain, is_signed=True, title="points")
 CELLS = {

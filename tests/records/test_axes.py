@@ -10,7 +10,7 @@ import pytest
 
 from rankwise.engine.models import base as models
 from rankwise.errors import ConfigError
-from rankwise.records.axes import full_variants, lora_variants, run_labels
+from rankwise.records.axes import full_settings, lora_settings, run_labels
 from rankwise.records.config.study import StudyConfig
 from rankwise.records.config.training import RateRuleConfig
 from rankwise.records.folder import StudyFolder
@@ -49,15 +49,15 @@ def test_lists_make_a_grid() -> None:
         target_modules=["attention", ["q_proj", "v_proj"]],
         train={"epochs": [1, 3], "learning_rate": {"lora": [1e-4, 2e-4], "full": [1e-5, 5e-5]}},
     )
-    variants = lora_variants(grid)
-    assert len(variants) == len(set(variants)) == 2 * 3 * 2 * 2 * 2
-    assert {v.target_modules for v in variants} == {("attention",), ("q_proj", "v_proj")}
-    assert {(v.alpha.label, v.alpha.scaling_of(8)) for v in variants} == {
+    found = lora_settings(grid)
+    assert len(found) == len(set(found)) == 2 * 3 * 2 * 2 * 2
+    assert {v.target_modules for v in found} == {("attention",), ("q_proj", "v_proj")}
+    assert {(v.alpha.label, v.alpha.scaling_of(8)) for v in found} == {
         ("2r", 2.0),
         ("16", 2.0),
         ("16 (rslora)", 16 / math.sqrt(8)),
     }
-    assert full_variants(grid) == ((1e-5, 1), (1e-5, 3), (5e-5, 1), (5e-5, 3))
+    assert full_settings(grid) == ((1e-5, 1), (1e-5, 3), (5e-5, 1), (5e-5, 3))
 
 
 def test_a_list_of_names_is_one_set_of_modules() -> None:
@@ -68,8 +68,8 @@ def test_a_list_of_names_is_one_set_of_modules() -> None:
 
 def test_pairs_belong_together_and_multiply_with_the_grid() -> None:
     pairs = [{"rank": 8, "learning_rate": 4e-4}, {"rank": 64, "learning_rate": 1e-4}]
-    variants = lora_variants(config(_=pairs, alpha=[{"ratio": 1}, {"ratio": 2}]))
-    assert [(v.rank, v.peak_rate, v.alpha.label) for v in variants] == [
+    found = lora_settings(config(_=pairs, alpha=[{"ratio": 1}, {"ratio": 2}]))
+    assert [(v.rank, v.peak_rate, v.alpha.label) for v in found] == [
         (8, 4e-4, "1r"),
         (8, 4e-4, "2r"),
         (64, 1e-4, "1r"),
@@ -79,9 +79,9 @@ def test_pairs_belong_together_and_multiply_with_the_grid() -> None:
 
 def test_a_rule_keeps_ranks_on_one_value_of_the_axis() -> None:
     rule = {"rule": "r^-1/2", "reference_rank": 8, "value": 1e-3}
-    variants = lora_variants(config(ranks=[8, 32], train={"learning_rate": {"lora": rule}}))
-    assert [v.peak_rate for v in variants] == [1e-3, 5e-4]
-    assert {v.rate_label for v in variants} == {"1e-3 × (r/8)^-1/2"}
+    found = lora_settings(config(ranks=[8, 32], train={"learning_rate": {"lora": rule}}))
+    assert [v.peak_rate for v in found] == [1e-3, 5e-4]
+    assert {v.rate_label for v in found} == {"1e-3 × (r/8)^-1/2"}
 
 
 @pytest.mark.parametrize(

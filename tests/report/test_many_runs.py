@@ -12,7 +12,7 @@ from rankwise.findings.models import summarise
 from rankwise.findings.recommendation import recommend
 from rankwise.records.study import Interval
 from rankwise.report.charts.heatmap import HeatScale, LayerMap, layer_maps, plain
-from rankwise.report.charts.marks import MOST_MARKS, Look, padded
+from rankwise.report.charts.marks import MOST_MARKS, MarkStyle, padded
 from rankwise.report.charts.plane import MOST_NAMES, Plane, PlaneMark, plane_chart
 from rankwise.report.charts.ranks import RankLine, RankMark, RankPanel, rank_chart
 from rankwise.report.parts import MOST_ROWS, Cell, Chart, Heading, RowGroup, Table, shortened
@@ -78,7 +78,7 @@ def test_numbers_that_differ_by_rounding_have_an_axis_that_can_be_read() -> None
 
 def test_a_plane_of_many_runs_keeps_its_path_its_ring_and_some_names() -> None:
     marks = [
-        PlaneMark(f"rank {n // 10}", Look.of(8), float(n), 0.0, f"run {n}") for n in range(400)
+        PlaneMark(f"rank {n // 10}", MarkStyle.of(8), float(n), 0.0, f"run {n}") for n in range(400)
     ]
     marks[RECOMMENDED] = marks[RECOMMENDED]._replace(is_ringed=True)
     drawing = plane_chart([Plane("x", "y", marks, path=[201, None, 203])])

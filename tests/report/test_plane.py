@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from rankwise.records.study import Interval
-from rankwise.report.charts.marks import Look
+from rankwise.report.charts.marks import MarkStyle
 from rankwise.report.charts.plane import Plane, PlaneMark, front, plane_chart
 
 
@@ -25,7 +25,7 @@ def test_a_region_holds_both_numbers_as_often_as_it_says(confidence: float) -> N
     half = norm.ppf((1 + confidence) / 2)
     x = Interval(estimate=0.0, lower=-2 * half, upper=2 * half)  # standard error 2
     y = Interval(estimate=0.0, lower=-half, upper=half)  # and 1
-    mark = PlaneMark("rank 8", Look.of(8), x, y, "")
+    mark = PlaneMark("rank 8", MarkStyle.of(8), x, y, "")
     drawn = plane_chart([Plane("x", "y", [mark], confidence=confidence)]).chart
     layers: list[dict[str, Any]] = drawn["layer"]
     (shaded,) = [

@@ -20,7 +20,7 @@ from rankwise.records import quantities
 from rankwise.records.results import StudyResults
 from rankwise.report.cells import drawn_options
 from rankwise.report.charts.heatmap import HeatPanel, heat_map
-from rankwise.report.charts.marks import Look
+from rankwise.report.charts.marks import MarkStyle
 from rankwise.report.charts.theme import GAIN_STEPS, LOSS_STEPS, UNSHOWN
 from rankwise.report.page import study_sections, write_report
 from rankwise.report.parts import Figure
@@ -255,6 +255,6 @@ def test_of_too_many_options_one_of_each_rank_is_drawn() -> None:
     ]  # fmt: skip
     few = options[:3]
     assert drawn_options(few) == tuple(few)
-    looks = Look.of_each({option.label: option.kind for option in few})
+    looks = MarkStyle.of_each({option.label: option.kind for option in few})
     assert len({look.colour for look in looks.values()}) == 1
     assert len({look.shape for look in looks.values()}) == 3

@@ -53,7 +53,7 @@ def test_the_card_names_the_choice_and_what_else_would_do() -> None:
 
 def test_the_card_holds_what_people_are_told_against_the_study() -> None:
     card, _ = card_of(planted_study({4: 0.70, 8: 0.75, 16: 0.80, 64: 0.81}))
-    told = {each.advice: each.here for each in card.told}
+    told = {each.advice: each.here for each in card.advice}
     assert told["Unsloth's guide: rank 16 or 32"] == "that is the choice here"
     assert not any(advice.startswith("TRL's") for advice in told)  # rank 256 is not in the study
     assert told["PEFT's default: rank 8"].startswith("rank 8 gains 5.0 points less (−")
@@ -69,7 +69,7 @@ def test_the_card_holds_what_people_are_told_against_the_study() -> None:
 )
 def test_advice_of_two_ranks_is_read_at_both(ranks: dict[Key, float], here: str) -> None:
     card, _ = card_of(planted_study(ranks))
-    told = {each.advice: each.here for each in card.told}
+    told = {each.advice: each.here for each in card.advice}
     assert told["Unsloth's guide: rank 16 or 32"].startswith(here)
 
 
@@ -85,7 +85,7 @@ def test_rslora_is_said_wherever_alpha_is() -> None:
         "alpha 32 with rsLoRA",
         "alpha 128 with rsLoRA",
     ]
-    told = {each.advice: each.here for each in card.told}
+    told = {each.advice: each.here for each in card.advice}
     assert "Many recipes: alpha = 2r" not in told
 
 

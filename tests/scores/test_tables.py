@@ -14,7 +14,7 @@ import rankwise as rw
 from rankwise.errors import ConfigError, DataError, RankwiseError
 from rankwise.records.results import ModelResults, StudyResults
 from rankwise.scores.asked import Asked
-from rankwise.scores.models import ScoredModel, with_names_read
+from rankwise.scores.models import TableModel, with_names_read
 from rankwise.scores.reading import read_scores, rows_given
 from rankwise.scores.study import ScoredStudy, scored_study
 from rankwise.study.conclusion import concluded
@@ -144,7 +144,7 @@ def test_seeds_and_settings_come_from_columns() -> None:
 def test_a_name_says_rank_and_seed(
     names: Sequence[str], pattern: str | None, read: Sequence[tuple[int | None, int | None]]
 ) -> None:
-    models = [ScoredModel(name) for name in names]
+    models = [TableModel(name) for name in names]
     found, notes = with_names_read(models, pattern)
     assert [(model.rank, model.seed) for model in found.values()] == read
     assert bool(notes) == (names[0] == "DeepSeek-R1")

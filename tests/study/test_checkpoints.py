@@ -15,7 +15,7 @@ from rankwise.records.study import PlannedRun, StudyRecord
 from rankwise.records.study_file import load_config
 from rankwise.study.planning.plan import plan_study
 from rankwise.study.run import run_study
-from rankwise.study.searches.policy import Shown
+from rankwise.study.searches.policy import TrialResult
 from rankwise.study.stages.graph import stages
 from rankwise.study.stopping import Stopped
 from tests.support.observers import Recorder, Silent
@@ -140,7 +140,7 @@ def test_a_training_may_end_at_numbers_of_steps(study_file: Path) -> None:
     policy, known, steps = candidates.policy("points"), {}, []
     while (decision := policy(known)).wanted:
         steps.append({candidates.model(progress).num_steps for progress in decision.wanted})
-        shown = Shown((np.zeros(6),), (np.zeros(6),))
+        shown = TrialResult((np.zeros(6),), (np.zeros(6),))
         known |= dict.fromkeys(decision.wanted, shown)
     assert steps == [{2}, {9}, {18}]
 

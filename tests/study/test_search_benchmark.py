@@ -13,7 +13,7 @@ from benchmarks.search_cells import KINDS, PUBLISHED, RATE, Cell, draw_curve, si
 from benchmarks.search_curves import RealCurve, read_curves, regrets
 from benchmarks.search_policies import Answer, judged
 from benchmarks.search_studies import Curve, Simulated
-from rankwise.study.searches.policy import Progress, Terms, Trial
+from rankwise.study.searches.policy import Progress, SearchTrial, Terms
 
 EXPECTED = (
     "narrow_agreement", "narrow_cost_share", "ladder_agreement", "ladder_cost_share",
@@ -38,7 +38,7 @@ def test_a_trial_shows_its_truth_at_every_step(is_p_right: bool) -> None:
     truth = curve((0.0, 0.0, 20.0, 0.0, 0.0), (0.0, 0.0, 8.0, 0.0, 0.0))
     for share in (0.25, 1.0):
         shown = [
-            simulated(truth, seed, is_p_right).shown(Progress(Trial(2, RATE[0], 0), share))
+            simulated(truth, seed, is_p_right).shown(Progress(SearchTrial(2, RATE[0], 0), share))
             for seed in range(12)
         ]
         gains = [of.gains[0].mean() for of in shown if of is not None]
@@ -51,7 +51,7 @@ def test_a_trial_shows_its_truth_at_every_step(is_p_right: bool) -> None:
 
 def test_a_trial_always_shows_the_same_and_p_right_has_a_quarter_of_the_variance() -> None:
     truth = curve((20.0,) * 5)
-    progress = [Progress(Trial(place, RATE[0], 0), 1.0) for place in (0, 1)]
+    progress = [Progress(SearchTrial(place, RATE[0], 0), 1.0) for place in (0, 1)]
     variance: list[float] = []
     for is_p_right in (False, True):
         study = simulated(truth, 0, is_p_right)
@@ -107,7 +107,7 @@ def test_an_answer_is_judged_by_the_truth() -> None:
 
 def test_the_cost_counts_steps_and_items() -> None:
     size = KINDS[0].size()  # 400 + 400 validation items, 1,000 + 1,000 test items
-    trial = Trial(2, RATE[0], 0)  # rank 32 costs 1.032
+    trial = SearchTrial(2, RATE[0], 0)  # rank 32 costs 1.032
     of_items = search_policies.TRAINING_IN_ITEMS
     cost = search_policies.cost_of([Progress(trial, 0.25), Progress(trial, 0.5)], [], size)
     assert cost == pytest.approx(0.5 * 1.032 + 2 * 800 / of_items)

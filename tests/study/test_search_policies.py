@@ -16,10 +16,10 @@ from rankwise.study.searches.policy import (
     Decision,
     Policy,
     Progress,
+    SearchTrial,
     Setting,
-    Shown,
     Terms,
-    Trial,
+    TrialResult,
 )
 from rankwise.study.searches.tuning import FACTOR, best_rate, better_half, grid
 
@@ -28,7 +28,7 @@ TERMS = Terms(delta=4.0, epsilon=4.0, alpha=0.05)
 NUM_ITEMS = 400
 RATE = (2e-4,)
 
-Truth = Callable[[Trial, float], tuple[float, float] | None]
+Truth = Callable[[SearchTrial, float], tuple[float, float] | None]
 """Of a trial after a share of its steps: gain and loss in points; None where it diverged."""
 
 
@@ -36,7 +36,7 @@ def settings(rates: Sequence[float] = RATE, ranks: Sequence[int | None] = RANKS)
     return [Setting(f"rank {rank}" if rank else "full", rank, tuple(rates)) for rank in ranks]
 
 
-def planted(truth: Truth, progress: Progress) -> Shown | None:
+def planted(truth: Truth, progress: Progress) -> TrialResult | None:
     """Items with a standard deviation of 20 points around the truth, whose mean is the truth."""
     expected = truth(progress.trial, progress.share)
     if expected is None:
@@ -45,12 +45,14 @@ def planted(truth: Truth, progress: Progress) -> Shown | None:
     noise = np.random.default_rng(key).normal(0.0, 20.0, (3, NUM_ITEMS))
     noise -= noise.mean(axis=1, keepdims=True)
     gain, loss = expected
-    return Shown((gain + noise[0],), (loss + noise[1], loss + noise[2]))
+    return TrialResult((gain + noise[0],), (loss + noise[1], loss + noise[2]))
 
 
-def search(policy: Policy, truth: Truth) -> tuple[list[Decision], dict[Progress, Shown | None]]:
+def search(
+    policy: Policy, truth: Truth
+) -> tuple[list[Decision], dict[Progress, TrialResult | None]]:
     """Do what is wanted to the end; at most 60 decisions."""
-    known: dict[Progress, Shown | None] = {}
+    known: dict[Progress, TrialResult | None] = {}
     decisions: list[Decision] = []
     for _ in range(60):
         decisions.append(policy(known))
@@ -80,7 +82,7 @@ def by_rank(gains: Sequence[float], losses: Sequence[float] = (0.0,) * 5) -> Tru
     return lambda trial, share: (share * gains[trial.setting], share * losses[trial.setting])
 
 
-def ends(known: dict[Progress, Shown | None]) -> set[tuple[int, int]]:
+def ends(known: dict[Progress, TrialResult | None]) -> set[tuple[int, int]]:
     return {(of.trial.setting, of.trial.seed) for of in known if of.share == 1.0}
 
 
@@ -141,7 +143,7 @@ def test_without_narrowing_every_setting_is_trained_with_every_seed() -> None:
 def tuned(best: float, diverges_above: float = math.inf) -> Truth:
     """20 points less a decade off the best rate."""
 
-    def truth(trial: Trial, share: float) -> tuple[float, float] | None:
+    def truth(trial: SearchTrial, share: float) -> tuple[float, float] | None:
         if trial.learning_rate > diverges_above:
             return None
         off = math.log10(trial.learning_rate / best)
@@ -174,7 +176,7 @@ def test_a_best_rate_at_the_edge_widens_the_grid_twice_and_is_named() -> None:
 
 
 def test_a_diverged_rate_and_a_setting_whose_every_rate_diverged_are_ruled_out() -> None:
-    def truth(trial: Trial, share: float) -> tuple[float, float] | None:
+    def truth(trial: SearchTrial, share: float) -> tuple[float, float] | None:
         limit = 0.0 if trial.setting == 1 else 5e-4
         return tuned(3e-4, limit)(trial, share)
 
@@ -187,8 +189,8 @@ def test_a_diverged_rate_and_a_setting_whose_every_rate_diverged_are_ruled_out()
 
 
 def test_a_setting_that_diverges_with_a_later_seed_is_ruled_out() -> None:
-    def truth(trial: Trial, share: float) -> tuple[float, float] | None:
-        return None if trial == Trial(0, 2e-4, 1) and share == 1.0 else (20.0, 0.0)
+    def truth(trial: SearchTrial, share: float) -> tuple[float, float] | None:
+        return None if trial == SearchTrial(0, 2e-4, 1) and share == 1.0 else (20.0, 0.0)
 
     decisions, _ = search(Narrow(settings(ranks=(8,)), (0, 1), TERMS), truth)
     assert decisions[-1].finalists == ()
@@ -203,12 +205,12 @@ def test_a_setting_that_diverges_with_a_later_seed_is_ruled_out() -> None:
 def test_a_replay_decides_the_same(policy: Policy) -> None:
     """Asked again with less or the same knowledge, in another order; and with a part of it."""
 
-    def truth(trial: Trial, share: float) -> tuple[float, float]:
+    def truth(trial: SearchTrial, share: float) -> tuple[float, float]:
         off = math.log10(trial.learning_rate / 3e-4)
         return share * (10.0 + 3.0 * trial.setting - 10.0 * off**2), 1.0 * trial.setting
 
     decisions, known = search(policy, truth)
-    so_far: dict[Progress, Shown | None] = {}
+    so_far: dict[Progress, TrialResult | None] = {}
     for decision in decisions:
         shuffled = dict(sorted(so_far.items(), reverse=True))
         assert policy(shuffled) == decision
@@ -233,7 +235,7 @@ def test_searches_that_cannot_be_run_are_refused() -> None:
 
 
 def test_worth_is_paid_for_with_retention_beyond_epsilon_when_rates_are_compared() -> None:
-    def truth(trial: Trial, share: float) -> tuple[float, float]:
+    def truth(trial: SearchTrial, share: float) -> tuple[float, float]:
         is_high = trial.learning_rate > 2e-4
         return (30.0, 24.0) if is_high else (10.0, 0.0)  # 30 - 2 (24 - 4) is below 10
 
@@ -330,7 +332,7 @@ def test_each_step_of_the_ladder_is_tuned() -> None:
 
 
 def test_a_rank_of_the_ladder_that_diverges_is_left() -> None:
-    def truth(trial: Trial, share: float) -> tuple[float, float] | None:
+    def truth(trial: SearchTrial, share: float) -> tuple[float, float] | None:
         return None if trial.setting in (2, 3) else (20.0, 0.0)
 
     decisions, _ = search(Ladder(settings(), (0, 1), TERMS), truth)

@@ -78,7 +78,7 @@ class AttentionTerms(NamedTuple):
 
 
 def score_dtype(query: Tensor) -> torch.dtype:
-    """Of the products of queries and keys: float32 on CUDA, elsewhere that of the queries.
+    """The dtype of products of queries and keys: float32 on CUDA, elsewhere the queries' own.
 
     Rounded to bfloat16, a score of 16 to 32 is off by up to 0.06, before the softmax takes its
     exponential. transformers' kernels on CUDA keep float32 there. torch can ask for it from 2.8 on.

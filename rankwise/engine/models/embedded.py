@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 DIGESTS_FILE = "digests.json"
 
 
-class FileDigest(Record):
+class CachedFile(Record):
     """One file: its size, when it was written last, and the SHA-256 of its content."""
 
     size: int
@@ -45,7 +45,7 @@ class FileDigest(Record):
 class FolderDigests(VersionedRecord):
     """``digests.json``: every other file of its folder."""
 
-    files: Mapping[str, FileDigest]
+    files: Mapping[str, CachedFile]
 
 
 def write_digests(folder: Path) -> None:
@@ -54,11 +54,11 @@ def write_digests(folder: Path) -> None:
     Raises:
         StorageError: the list cannot be written.
     """
-    files: dict[str, FileDigest] = {}
+    files: dict[str, CachedFile] = {}
     for path in sorted(folder.iterdir()):
         if path.name != DIGESTS_FILE:
             stat, sha256 = path.stat(), digest_of(path).sha256
-            files[path.name] = FileDigest(
+            files[path.name] = CachedFile(
                 size=stat.st_size, mtime_ns=stat.st_mtime_ns, sha256=sha256
             )
     write_record(folder / DIGESTS_FILE, FolderDigests(files=files))

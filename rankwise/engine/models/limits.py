@@ -25,7 +25,7 @@ _MAX_BYTES = {
     ".json": 16 * _MIB,
     ".jinja": 4 * _MIB,  # 0.02 MB are usual
 }
-"""By the name of a file, or by its ending."""
+"""The most bytes of a file, by its name or by its ending."""
 
 _TEMPLATES_FOLDER = "additional_chat_templates"
 

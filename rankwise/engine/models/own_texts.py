@@ -14,7 +14,8 @@ NUM_TEXTS = 200
 """A hundred were published to do most of what any number does (docs/methods)."""
 
 NUM_TOKENS = 128
-"""Of each text, its first token included: a paragraph, at the cost of a short training row."""
+"""The tokens of each text, the first one included: a paragraph, at the cost of a short training
+row."""
 
 _BATCH = 50  # texts that are written side by side
 

@@ -33,10 +33,10 @@ _FLASH_WIDTH = 256
 MASK_BLOCK = 128
 """Queries and keys of a block of flex attention's mask: torch's default, which its tiles divide."""
 
-# Variants of flex attention in one process on one card, by dynamo's count on a CPU: training makes
+# Kernels of flex attention in one process on one card, by dynamo's count on a CPU: training makes
 # 5 of one model in one precision, and reading trees 7 (Llama) to 18 (GPT-OSS); torch's limit is 8.
 # Beyond a limit torch would silently compute scores of tokens * tokens.
-_FLEX_VARIANTS = 64
+_FLEX_KERNELS = 64
 
 
 def kernel_for(query: Tensor, value: Tensor, terms: AttentionTerms) -> Callable[..., Tensor]:
@@ -277,7 +277,10 @@ def _varlen() -> Callable[..., Tensor]:
 def _flash_operator(
     *tensors_and_lengths: Any, scale: float, window_size: tuple[int, int], enable_gqa: bool
 ) -> Tensor:
-    """As ``varlen_attn``; heads are grouped by their numbers, with or without ``enable_gqa``."""
+    """Attention as in ``varlen_attn``.
+
+    Heads are grouped by their numbers, with or without ``enable_gqa``.
+    """
     del enable_gqa
     before, after = window_size
     dropout, is_causal, return_debug_mask = 0.0, before < 0, False
@@ -326,7 +329,7 @@ def attend_by_flex(
         arguments["score_mod"] = lambda score, b, h, q, k: softcap * torch.tanh(score / softcap)
     if terms.sinks is not None:
         arguments |= {"return_aux": request(lse=True)} if request else {"return_lse": True}
-    # a softcap is a constant of its variant: flex attention takes no number that changes
+    # a softcap is a constant of its kernel: flex attention takes no number that changes
     with torch._dynamo.config.patch(  # pyright: ignore[reportPrivateUsage]
         specialize_float=True
     ):
@@ -362,7 +365,7 @@ def _compiled_flex() -> Callable[..., Any]:
 
     def attend(*tensors: Tensor, **arguments: Any) -> Any:
         with torch._dynamo.config.patch(  # pyright: ignore[reportPrivateUsage]
-            recompile_limit=_FLEX_VARIANTS * (torch.cuda.device_count() or 1),
+            recompile_limit=_FLEX_KERNELS * (torch.cuda.device_count() or 1),
             fail_on_recompile_limit_hit=True,
         ):
             return compiled(*tensors, **arguments)

@@ -66,7 +66,7 @@ def over_cards(skeleton: nn.Module, num_cards: int) -> dict[str, int]:
 
 
 def num_weights(module: nn.Module) -> int:
-    """Of a module, and of all below it."""
+    """The number of weights of a module and of all below it."""
     return sum(weight.numel() for weight in module.parameters())
 
 

@@ -75,10 +75,11 @@ class Initialisation(NamedTuple):
 
 
 Initialise = Callable[[nn.Module, Adapter, Sequence[Example]], Initialisation]
-"""From the frozen base, an adapter as LoRA begins, and examples in the order of the training."""
+"""Makes a beginning from the frozen base, an adapter as LoRA begins, and examples in the order of
+the training."""
 
 MakeOptimizer = Callable[[Any, float, float], torch.optim.Optimizer]
-"""From an adapter, or PEFT's model, a learning rate and a weight decay."""
+"""Makes an optimizer from an adapter, or PEFT's model, a learning rate and a weight decay."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ class Variant:
     is_in_base: bool = False
     """Whether the base's weights hold what it begins at; what is added is the difference."""
     optimizer: MakeOptimizer | None = None
-    """Of more than one rate, or with something to do in a step; None: AdamW."""
+    """An optimizer with more than one rate, or with something to do in a step; None: AdamW."""
     penalise: Callable[[Any], None] | None = None
     """Adds the gradient of a penalty on the weights of PEFT's model; None: there is none."""
 
@@ -326,4 +327,4 @@ VARIANTS: Mapping[VariantName, Variant] = {
         penalise=_orthogonal,
     ),
 }
-"""By the names of the study file."""
+"""The variants by the names of the study file."""

@@ -45,7 +45,7 @@ class StoredWeights(Mapping[str, Tensor]):
                 )
 
     def __getitem__(self, name: str) -> Tensor:
-        """On the CPU; of a linear layer (out_features, in_features).
+        """A parameter on the CPU; (out_features, in_features) for a linear layer.
 
         Raises:
             ModelError: its file cannot be read, or has another shape than the config asks for.

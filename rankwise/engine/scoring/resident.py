@@ -142,7 +142,7 @@ class ResidentScorer:
     def _read(
         self, models: Sequence[str | None], parts: Sequence[Targets], lanes: Lanes, advance: Advance
     ) -> list[tuple[int, list[list[LogLikelihood]]]]:
-        """Of each part, the tokens that were read, and the answers by model and item."""
+        """The tokens that were read of each part, and the answers by model and item."""
         with self._carried(models) as adapters:
             readers = [self._reader]
             if len(parts) > 1:

@@ -43,7 +43,7 @@ from rankwise.engine.training.micro_batches import (
 )
 from rankwise.engine.training.trainees import (
     AdapterTrainee,
-    Share,
+    GradientShare,
     StepGradients,
     StepMetrics,
     Trainee,
@@ -153,7 +153,7 @@ def train_pass(
         budget, memory = _Budget(max_tokens), PeakMemory(*devices_of(model))
         device: torch.device = next(model.parameters()).device
         with memory.measured():
-            _Pass(trainees, lanes, threads, budget, observer, kernels, memory, device).run()
+            _RunningPass(trainees, lanes, threads, budget, observer, kernels, memory, device).run()
 
 
 class _Budget:
@@ -187,7 +187,7 @@ class _Budget:
 
 
 @dataclass(frozen=True, eq=False)
-class _Pass:
+class _RunningPass:
     trainees: Sequence[Trainee]
     lanes: Sequence[_Lane]
     threads: Lanes
@@ -291,7 +291,10 @@ class _Pass:
     def _gather_together(
         self, active: Mapping[int, Trainee], placed: Sequence[Placed]
     ) -> dict[int, StepGradients]:
-        """Of these trainees; losses and norms are read from the device once, at the end."""
+        """Gather the gradients of these trainees.
+
+        Losses and norms are read from the device once, at the end.
+        """
         counts = {index: trainee.num_losses for index, trainee in active.items()}
         held = dict.fromkeys(active, 0)
         for item in placed:
@@ -318,7 +321,10 @@ class _Pass:
         }
 
     def _read(
-        self, active: Mapping[int, Trainee], placed: Sequence[Placed], shares: Mapping[int, Share]
+        self,
+        active: Mapping[int, Trainee],
+        placed: Sequence[Placed],
+        shares: Mapping[int, GradientShare],
     ) -> list[tuple[MicroBatch, Tensor, Tensor]]:
         """Gather the gradients of these examples; returns the micro-batches, their losses and KLs.
 

@@ -148,7 +148,7 @@ class PassMemory:
 
     @property
     def _share(self) -> float:
-        """Of the base's layers, those on the card that has most of them."""
+        """The base's layers on the card that has most of them."""
         cards = cards_of_layers(self._layer_sizes, self._outside, self._setting.num_cards)
         return max(map(cards.count, cards), default=1) / max(len(cards), 1)
 
@@ -220,7 +220,7 @@ class PassMemory:
         return int(sum(sizes) * packed) + others * width + max(sizes) * width
 
     def _peaks_at(self, method: Method, gradient_checkpointing: bool, tokens: int) -> Peaks:
-        """On straight lines through two rehearsals."""
+        """The peaks on straight lines through two rehearsals."""
         key = (method, gradient_checkpointing)
         if key not in self._rehearsed:
             few, many = (self._peaks(method, gradient_checkpointing, count) for count in _REHEARSED)

@@ -21,7 +21,7 @@ from rankwise.engine.models.lanes import num_lanes
 from rankwise.engine.models.packed_attention import packed_attention, packed_states, within_budget
 from rankwise.engine.models.packed_layout import PackedLayout
 from rankwise.engine.models.trained_adapters import DroppedSequence, Piece
-from rankwise.engine.training.trainees import AdapterTrainee, Share, Trainee
+from rankwise.engine.training.trainees import AdapterTrainee, GradientShare, Trainee
 from rankwise.records.config.training import DpoConfig, TrainConfig
 from rankwise.tasks.training_rows import Example
 
@@ -103,7 +103,7 @@ class PairTerms(NamedTuple):
     chosen_weights: Float[Tensor, " pairs"]
 
     def log_likelihoods(self, nats: Float[Tensor, " tokens"]) -> Float[Tensor, "pairs 2"]:
-        """Of both answers, from the losses of their tokens."""
+        """The log-likelihoods of both answers, from the losses of their tokens."""
         return -torch.segment_reduce(nats, "sum", lengths=self.counts).view(-1, 2)
 
     def losses(
@@ -144,7 +144,10 @@ class MicroBatch(NamedTuple):
     pairs: PairTerms | None
 
     def sums(self, nats: Float[Tensor, " _"], counts: Sequence[int]) -> dict[int, float]:
-        """Of each trainee's losses or KLs, in float64, on the CPU; each span has ``counts``."""
+        """The sum of each trainee's losses or KLs, in float64, on the CPU.
+
+        Each span has ``counts``.
+        """
         sums: dict[int, float] = {}
         for span, of_span in zip(self.spans, nats.double().split([*counts]), strict=True):
             trainee = span.placed.trainee
@@ -199,7 +202,9 @@ def split_by_budget(
     return [[in_order[i] for i in group] for group in groups]
 
 
-def pack(placed: Sequence[Placed], shares: Mapping[int, Share], device: torch.device) -> MicroBatch:
+def pack(
+    placed: Sequence[Placed], shares: Mapping[int, GradientShare], device: torch.device
+) -> MicroBatch:
     """Put examples one after the other, trainee by trainee, and everything on the device at once.
 
     Args:
@@ -345,7 +350,7 @@ def base_readings(
 
     def read() -> None:
         for group in split_by_budget(placed, max_tokens, device.type):
-            batch = pack(group, {0: Share(1.0)}, device)
+            batch = pack(group, {0: GradientShare(1.0)}, device)
             hidden, learned = packed_states(model.base_model, *batch.tokens), batch.learned
             nats = token_losses(head, hidden[0, learned.rows], learned.targets)
             assert batch.pairs is not None

@@ -107,7 +107,7 @@ class StateWriter:
 
 
 def _bytes_elsewhere(state: dict[str, Any]) -> int:
-    """Of the tensors that are not in the memory of the CPU."""
+    """The bytes of the tensors that are not in the memory of the CPU."""
     tensors = [each for each in tree_leaves(state) if isinstance(each, Tensor)]
     return sum(each.nbytes for each in tensors if each.device.type != "cpu")
 

@@ -33,7 +33,7 @@ from rankwise.tasks.training_rows import Example
 _SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
 
 NewOptimizer = Callable[[float, float], torch.optim.Optimizer]
-"""From a learning rate and a weight decay; it has the weights that it trains."""
+"""Makes an optimizer from a learning rate and a weight decay; it has the weights that it trains."""
 
 WriteState = Callable[[Path, dict[str, Any]], None]
 
@@ -72,7 +72,7 @@ class StepGradients(NamedTuple):
     norm: float
 
 
-class Share(NamedTuple):
+class GradientShare(NamedTuple):
     """How a trainee's tokens count in its gradient, wherever they are in the step.
 
     Attributes:
@@ -203,12 +203,12 @@ class Trainee:
         """Losses of the next step, whose mean is minimised: of tokens, or of pairs."""
         return self.num_loss_tokens if self.dpo is None else len(self.batch)
 
-    def share(self, num_held: int) -> Share:
+    def share(self, num_held: int) -> GradientShare:
         """How the tokens of the next step count, at ``num_held`` of which it is held to the base.
 
         Its gradient is that of means over the whole step, however that is cut.
         """
-        return Share(
+        return GradientShare(
             of_loss=1.0 / self.num_losses,
             of_kl=0.0 if self._kl is None else self._kl.weight / max(num_held, 1),
             masks_targets=self._kl is not None and self._kl.mask_target,

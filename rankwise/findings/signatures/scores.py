@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rankwise.findings.options import Ladder, Option, OptionGains, TaskMean, ladders
+from rankwise.findings.options import Option, OptionGains, RankSeries, TaskMean, ladders
 from rankwise.findings.pairs import are_opposite
 from rankwise.findings.signatures.signature import Signature, judged_amount, signature
 from rankwise.findings.statements import TRANSFER_ALARM_SHARE
@@ -73,7 +73,7 @@ def _worse_than_base(
 def _negative_transfer(
     source: OptionGains, recommendation: Recommendation, option: Option, task: str
 ) -> Iterator[Signature]:
-    """By the lower bound of the drop, relative to the base's score on these items.
+    """Judge the lower bound of the drop, relative to the base's score on these items.
 
     In accuracy, as the reference paper's alarm is: p(right) may also drop by less certainty.
     """
@@ -267,7 +267,7 @@ def rank_signatures(source: OptionGains, recommendation: Recommendation) -> Iter
 
 
 def _alike(
-    source: OptionGains, recommendation: Recommendation, ladder: Ladder, tasks: Sequence[str]
+    source: OptionGains, recommendation: Recommendation, ladder: RankSeries, tasks: Sequence[str]
 ) -> Iterator[Signature]:
     """Every rank is shown to be within delta of the best one, as the verdict has it."""
     labels = {option.label for option in ladder.rungs}
@@ -305,7 +305,7 @@ def _alike(
     )
 
 
-def _easy(source: OptionGains, ladder: Ladder, tasks: Sequence[str]) -> str:
+def _easy(source: OptionGains, ladder: RankSeries, tasks: Sequence[str]) -> str:
     """What shows that there is little left to learn; empty where nothing does."""
     base = [level((source.results.base,), task, source.confidence) for task in tasks]
     ranks = [level(option.runs, t, source.confidence) for option in ladder.rungs for t in tasks]
@@ -320,7 +320,7 @@ def _easy(source: OptionGains, ladder: Ladder, tasks: Sequence[str]) -> str:
 
 
 def _erratic(
-    source: OptionGains, recommendation: Recommendation, ladder: Ladder, tasks: Sequence[str]
+    source: OptionGains, recommendation: Recommendation, ladder: RankSeries, tasks: Sequence[str]
 ) -> Iterator[Signature]:
     """A rank that is shown to be over delta below a smaller and below a larger one.
 
@@ -399,5 +399,5 @@ def _name(option: Option) -> str:
     return f"rank {option.plan.rank}"
 
 
-def _among(ladder: Ladder) -> str:
+def _among(ladder: RankSeries) -> str:
     return f"with {ladder.label}, " if ladder.label else ""

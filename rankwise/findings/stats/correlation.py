@@ -12,7 +12,7 @@ from rankwise.findings.stats.estimates import Bounded
 from rankwise.findings.stats.items import Floats
 
 MIN_PAIRS = 4
-"""With fewer there is no interval: its variance is divided by n - 3."""
+"""The fewest pairs with an interval: its variance is divided by n - 3."""
 
 
 def rank_correlation(

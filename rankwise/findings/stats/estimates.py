@@ -282,7 +282,7 @@ def holm(p_values: Sequence[float]) -> tuple[float, ...]:
 
 
 def holm_levels(p_values: Sequence[float], alpha: float) -> tuple[float, ...]:
-    """At which alpha each interval leaves zero out exactly where Holm's procedure rejects.
+    """The alpha at which each interval leaves zero out exactly where Holm's procedure rejects.
 
     The smallest of n p-values is held against alpha / n, the next against alpha / (n - 1), and
     so on to the first that is not rejected; the rest are held against the same as that one.

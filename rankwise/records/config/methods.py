@@ -34,9 +34,9 @@ class AlphaConfig(Section):
     """``proportional``: alpha = ratio * rank, scaling = ratio. ``fixed``: scaling = alpha / rank.
     ``rslora``: scaling = alpha / sqrt(rank)."""
     ratio: Alpha | None = None
-    """For ``proportional``; None: 2."""
+    """The ratio alpha / rank under ``proportional``; None: 2."""
     alpha: Alpha | None = None
-    """For ``fixed`` and ``rslora``."""
+    """The alpha of every rank under ``fixed`` and ``rslora``."""
 
     def _problems(self) -> Iterator[str]:
         wanted, other = (
@@ -86,9 +86,11 @@ class LoraConfig(Section):
     target_modules: Annotated[Several[ModuleSet], BeforeValidator(as_module_sets)] = (
         ("all-linear",),
     )
-    """A set of layer names, or ``attention``, ``mlp``, ``all-linear``; a list of lists: several."""
+    """The layers that LoRA adapts: their names, or ``attention``, ``mlp``, ``all-linear``. A list
+    of lists gives several sets."""
     paired: Annotated[tuple[PairedConfig, ...], Field(alias="_", max_length=MOST_ENTRIES)] = ()
-    """Values that are used together, as ``_`` in the file; axes given here leave the grid."""
+    """Values that are used together, as ``_`` in the file; settings that are named here leave the
+    grid."""
     start: UserPath | None = None
     """Adapter (a PEFT folder, or org/name) that is merged into the base before the study begins:
     the start and the reference of every run, full fine-tuning too."""
@@ -118,9 +120,11 @@ class FullConfig(Section):
     """
 
     weights: Literal["auto", "float32", "bfloat16"] = "auto"
-    """bfloat16 halves their memory; a step then rounds stochastically."""
+    """The precision in which all weights are trained: bfloat16 halves their memory, and steps then
+    round stochastically."""
     optimizer: Literal["auto", "adamw", "adamw_8bit"] = "auto"
-    """``adamw_8bit`` keeps AdamW's moments in 8 bits (needs the extra ``torchao``)."""
+    """The optimizer: ``adamw_8bit`` keeps AdamW's moments in 8 bits (needs the extra ``torchao``).
+    """
 
 
 class ImportedConfig(Section):
@@ -132,7 +136,8 @@ class ImportedConfig(Section):
     """A whole model's folder."""
     name: Annotated[str, AfterValidator(run_name)] | None = None
     train_task: Text | None = None
-    """With several trained tasks: the one whose runs it is compared with."""
+    """The trained task whose runs the model is compared with; needed where the study has several.
+    """
 
     def _problems(self) -> Iterator[str]:
         yield from exactly_one(adapter=self.adapter, checkpoint=self.checkpoint)
@@ -142,7 +147,7 @@ class PromptConfig(Section):
     """The base with training rows in its prompt: no training, more tokens a question."""
 
     shots: Several[Annotated[int, Field(ge=0, le=1000, strict=True)]] = (5,)
-    """How many rows; each number is drawn once for each seed."""
+    """Numbers of training rows in the prompt; the rows are drawn once for each number and seed."""
 
 
 class MethodsConfig(Section):

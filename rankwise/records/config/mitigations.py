@@ -32,7 +32,7 @@ class RowsConfig(Section):
 
     task: Text | None = None
     split: Text | None = None
-    """Of the task; None: its training split."""
+    """The split of the task; None: its training split."""
     data: UserPath | None = None
     """A file or a data set, as ``train.data`` takes it."""
 
@@ -52,14 +52,14 @@ class KLConfig(Section):
 
     at: KLRows = "own_texts"
     weight: Positive = 1.0
-    """Times the mean of the KL per token, beside the mean loss per learned token."""
+    """The factor of the mean KL per token in the loss, beside the mean loss per learned token."""
     share: Share | None = None
-    """Of the rows that a step reads, those that are there for the KL, with own_texts and rows;
-    None: a quarter."""
+    """The share of a step's rows that are read for the KL, with own_texts and rows; None: a
+    quarter."""
     mask_target: Switch = False
-    """On completions: compare the tokens other than the right one only."""
+    """On completions, whether the right token is left out of the comparison."""
     rows: RowsConfig | None = None
-    """For ``at: rows``."""
+    """The rows on which ``at: rows`` compares the models."""
 
     def _problems(self) -> Iterator[str]:
         if (self.rows is not None) != (self.at == "rows"):
@@ -76,7 +76,7 @@ class KLConfig(Section):
 
     @property
     def share_of_rows(self) -> float:
-        """Of the rows that a step reads, those that are there for the KL."""
+        """The share of a step's rows that are read for the KL."""
         return 0.0 if not self.has_rows else 0.25 if self.share is None else self.share
 
     @property
@@ -92,22 +92,23 @@ class ReplayConfig(Section):
     """Rows that are learned beside those of the trained task."""
 
     share: Share = 0.1
-    """Of the rows that a step reads."""
+    """The share of a step's rows that are replayed."""
     rows: RowsConfig | None = None
-    """None: texts that the base wrote."""
+    """The rows that are replayed; None: texts that the base wrote."""
 
 
 class MitigationConfig(Section):
     """One arm: what it changes in a run. Several keys act together."""
 
     name: Text | None = None
-    """In the report; None: what it changes."""
+    """The arm's name in the report; None: what it changes."""
     learning_rate_factor: Factor | None = None
-    """Of the run's peak rate."""
+    """The factor of the run's peak rate."""
     alpha_factor: Factor | None = None
-    """Of the run's alpha."""
+    """The factor of the run's alpha."""
     weight_decay: NotNegative | None = None
-    """Instead of ``train.weight_decay``: a step at rate η shrinks A and B by η times this."""
+    """The weight decay in place of ``train.weight_decay``: a step at rate η shrinks A and B by η
+    times this."""
     kl: KLConfig | None = None
     replay: ReplayConfig | None = None
 

@@ -66,7 +66,7 @@ class JsonCheckConfig(Section):
     schema_file: Annotated[UserPath | None, Field(alias="schema")] = None
     """A JSON Schema that answers must match."""
     tolerance: NotNegative = 0.0
-    """Numbers are equal that differ by no more than this share of the right one."""
+    """The relative difference from the right number up to which a number counts as equal."""
     sets: Names = ()
     """Fields whose lists may be in any order."""
 
@@ -137,7 +137,7 @@ class HubData(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Without the organisation."""
+        """The name without the organisation."""
         return self.repository.partition("/")[2]
 
 
@@ -176,17 +176,17 @@ class ColumnsConfig(Section):
     prompt: Text | None = None
     """The question, as it is."""
     input: Text | None = None
-    """More of the question, below the prompt."""
+    """The rest of the question, below the prompt."""
     system: Text | None = None
     """The system's turn."""
     completion: Text | None = None
-    """The answer, of a pair the chosen one; without a prompt, a text."""
+    """The answer; in a pair the chosen one. Without a prompt it is a text."""
     messages: Text | None = None
-    """A whole conversation, of a pair the chosen one."""
+    """A whole conversation; in a pair the chosen one."""
     rejected: Text | None = None
-    """The answer, or conversation, that is worse; for ``objective: dpo``."""
+    """The worse answer or conversation of a pair, for ``objective: dpo``."""
     cluster: Text | None = None
-    """Rows of equal value belong together; None: ``conversation_id``, where rows have it."""
+    """The column by which rows belong together; None: ``conversation_id``, where rows have it."""
 
     def _problems(self) -> Iterator[str]:
         yield from exactly_one(completion=self.completion, messages=self.messages)
@@ -246,9 +246,10 @@ class OwnSetConfig(Section):
     role: OwnRole = "retention"
     """What the rows are to the trained task."""
     columns: ColumnsConfig | None = None
-    """Which column is what; None: as the names of the columns say."""
+    """The columns by their roles; None: the names of the columns say it."""
     max_new_tokens: Count | None = None
-    """The longest answer that a model may write; None: as the right answers need."""
+    """The most tokens that a model may write in an answer; None: as many as the right answers need.
+    """
 
     def _problems(self) -> Iterator[str]:
         yield from writes_nothing(self.judged_by, self.max_new_tokens)
@@ -260,7 +261,8 @@ class ClauseConfig(OwnSetConfig):
     """A set of a contract: what an adapter may lose of it."""
 
     max_loss: Margin | None = None
-    """In points, or in nats per token where a loss decides; None: as the command says."""
+    """The largest acceptable loss, in points, or in nats per token where a loss decides; None: the
+    command gives it."""
 
     def _problems(self) -> Iterator[str]:
         yield from writes_nothing(self.judged_by, self.max_new_tokens)

@@ -82,13 +82,13 @@ _ON_THE_HUB = {"smollm2-135m-instruct": "HuggingFaceTB/SmolLM2-135M-Instruct"}
 
 
 class ReferenceConfig(Section):
-    """One run of each trained task answers all items, and of the others a part is estimated."""
+    """One run of each trained task answers all items; the others answer a part of them."""
 
     share: Annotated[Number, Field(gt=0, lt=1)] = 0.2
-    """Of a task's items that the other LoRA runs answer; 100 items at least."""
+    """The share of a task's items that the other LoRA runs answer; 100 items at least."""
     least_saving: Annotated[Number, Field(ge=0, lt=1)] = 0.0
-    """Only where this part of the study's work is saved, by the tokens that are trained and scored,
-    and where nothing is searched; 0: always."""
+    """The share of the study's work, in trained and scored tokens, that has to be saved; else all
+    runs answer all items, as they do in a search. 0: any saving is enough."""
 
 
 def _reference(given: Any) -> Any:
@@ -109,21 +109,20 @@ class EvaluationConfig(Section):
     held_out_text: Names = ()
     """Texts whose loss per token is measured."""
     own: Mapping[OwnName, OwnSetConfig] = {}
-    """Name of a task -> own rows that are scored as it."""
+    """Own rows that are scored as a task, by the task's name."""
     metric: Mapping[Text, Text] = {}
-    """Task -> the metric that decides, if not p_right (with options) or the task's first."""
+    """The metric that decides, by task; else p_right (with options) or the task's first metric
+    decides."""
     domains: Mapping[Text, Text] = {}
-    """Task or group -> domain in the report; overrides the task's own file."""
+    """The domain of a task or group in the report; it overrides the task's own file."""
     clusters: Mapping[Text, Text] = {}
-    """Task or group -> field of its documents; items of equal value come in one cluster.
-
+    """The field of the documents, by task or group, whose equal values make a cluster of items.
     Without it every item counts as independent of the others. Tasks with the same field share the
-    clusters of equal value; ``doc_id`` stands for the number of the item.
-    """
+    clusters of equal value; ``doc_id`` stands for the number of the item."""
     slice: Text | None = None
-    """Field of the documents; which of its values got better or worse is shown besides."""
+    """A field of the documents; the report shows which of its values got better or worse."""
     num_fewshot: Natural | None = None
-    """Examples in each prompt; None: each task's own number."""
+    """The number of examples in each prompt; None: each task's own number."""
     limit: Count | None = None
     """Score a random sample of each task's items, this many at most; None: all.
 
@@ -145,7 +144,7 @@ class EvaluationConfig(Section):
     The standard format decides.
     """
     num_train_items: Annotated[Natural, AfterValidator(none_or_two)] = 100
-    """Number of trained rows to score, for the gap between seen and unseen items."""
+    """The number of trained rows to score, for the gap between seen and unseen items."""
     max_batch_tokens: Count | None = None
     """The most tokens in one forward pass; None: as many as the device is quick with."""
 
@@ -170,13 +169,13 @@ class AnalysisConfig(Section):
     spectra: Switch = True
     """Analyse the weights."""
     top_k: Count = 500
-    """Number of leading singular vectors that are compared with the base's."""
+    """The number of leading singular vectors that are compared with the base's."""
     null_draws: Annotated[Natural, Field(le=1000)] = 2  # each is decomposed like an update
-    """Number of random updates of each kind to compare with."""
+    """The number of random updates of each kind to compare with."""
     heads: Switch = True
     """Compare attention heads with the base's."""
     head_prompts: Annotated[int, Field(ge=2, le=10_000, strict=True)] = 32  # minutes are 1,000
-    """Number of prompts on which heads are compared."""
+    """The number of prompts on which heads are compared."""
     gauges: Switch = True
     """Compare the next-token distributions of every model with the base's."""
     divergence: Switch = False
@@ -205,9 +204,9 @@ class RecommendationConfig(Section):
     worst_task_points: Points | None = None
     """The acceptable loss of any single retention task; None: three times ε."""
     delta_nats: Nats = 0.05
-    """δ for tasks that are scored by their loss, in nats per token."""
+    """Margin δ for tasks that are scored by their loss, in nats per token."""
     delta_units: Margin | None = None
-    """δ for scores in a unit of their own, such as rewards; they have no default."""
+    """Margin δ for scores in a unit of their own, such as rewards; they have no default."""
     confidence: Confidence = 0.95
 
     def delta_for(self, metrics: Iterable[str]) -> float:
@@ -231,24 +230,25 @@ class SearchConfig(Section):
     """
 
     policy: Literal["narrow", "ladder"] | None = None
-    """``narrow``: one seed of every rank, then the other seeds of the best one, and of the next if
-    it is within δ. ``ladder``: one rank first, then larger if it underfits and smaller if it
-    forgets. None: every rank."""
+    """The order in which ranks are trained. ``narrow``: one seed of every rank, then the other
+    seeds of the best one, and of the next if it is within δ. ``ladder``: one rank first, then
+    larger if it underfits and smaller if it forgets. None: every rank."""
     first_rank: Count = 32
-    """Where a ladder begins: the nearest rank of the study's."""
+    """The rank at which a ladder begins; the study's nearest rank is taken."""
     rungs: Annotated[
         tuple[Annotated[Number, Field(gt=0, lt=1)], ...],
         BeforeValidator(as_list),
         Field(min_length=1, max_length=20),
         AfterValidator(ascending),
     ] = (0.25, 0.5)
-    """Shares of a training after which runs are compared, before their end."""
+    """The shares of a training after which runs are compared, before their end."""
     validation_items: Annotated[Count, Field(ge=2)] = 200
-    """Number of validation items of the trained task, and of all retention tasks together."""
+    """The number of validation items of the trained task, and of all retention tasks together."""
     until: Literal["decided"] | None = None
-    """``decided``: go on with more items and seeds until the verdict is settled, or cannot be."""
+    """When a study stops growing. ``decided``: it trains more seeds and scores more items until the
+    verdict is settled, or cannot be."""
     budget: Duration | None = None
-    """Time that training and scoring may take, such as ``2h``; implies ``until: decided``."""
+    """The time that training and scoring may take, such as ``2h``; implies ``until: decided``."""
 
     @property
     def budget_seconds(self) -> float | None:
@@ -291,8 +291,7 @@ class StudyConfig(Section):
     deploy: AnyNumber[Annotated[Text, AfterValidator(known_form)]] = ()
     """Forms in which the recommended run is checked, such as ``merged-bf16``."""
     tracking: AnyNumber[Tracker] = ()
-    """Experiment trackers that are told of losses, scores and the verdict; no result depends on
-    them."""
+    """Experiment trackers that log losses, scores and the verdict; no result depends on them."""
 
     @property
     def start_in_words(self) -> str:

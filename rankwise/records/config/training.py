@@ -92,12 +92,13 @@ class DpoConfig(Section):
     beta: Positive = 0.1
     """How strongly a run is kept near the base: the reward is beta times the log-ratio to it."""
     loss: Literal["sigmoid", "ipo"] = "sigmoid"
-    """``ipo`` draws the margin of the log-ratios, per answer token, to 1 / (2 beta)
-    (arXiv:2310.12036)."""
+    """The loss of a pair. ``ipo`` draws the margin of the log-ratios, per answer token, to 1 / (2
+    beta) (arXiv:2310.12036)."""
     label_smoothing: Annotated[Number, Field(ge=0, lt=0.5)] = 0.0
-    """Of ``sigmoid``: the share of pairs whose answers may have been mistaken for each other."""
+    """The share of pairs whose two answers may have been mistaken for each other, under
+    ``sigmoid``."""
     sft_weight: NotNegative = 0.0
-    """Of the loss of the chosen answers' tokens, which is added."""
+    """The factor of the chosen answers' loss per token, which is added to the loss of pairs."""
 
     def _problems(self) -> Iterator[str]:
         if self.label_smoothing and self.loss == "ipo":
@@ -114,8 +115,8 @@ class StopConfig(Section):
     """When a training ends before its last step."""
 
     retention_loss: Points
-    """Points: a training ends at its last scored checkpoint that loses no more of the validation
-    items."""
+    """The points of retention that a training may lose: it ends at its last scored checkpoint that
+    loses no more of the validation items."""
 
 
 Checkpoint = Annotated[
@@ -130,17 +131,16 @@ class TrainConfig(Section):
     """What is trained on, and how. Exactly one of ``task`` and ``data`` is given."""
 
     task: Names = ()
-    """lm-eval tasks or groups. Each is trained on separately, a group as one, and scored on all."""
+    """The lm-eval tasks or groups to train on. Each is trained on separately, a group as one, and
+    scored on all."""
     split: Text | Mapping[Text, Text] | None = None
-    """Split to train on, one for all or by task; None: each task's training split.
-
-    A task that would be scored on this split is not scored.
-    """
+    """The split to train on, one for all or by task; None: each task's training split. A task that
+    would be scored on this split is not scored."""
     data: UserPath | None = None
     """Rows to train on instead: a file (JSON Lines, JSON, CSV, Parquet), or a data set of the Hub,
     ``org/name[:config][@revision][/split]``."""
     columns: ColumnsConfig | None = None
-    """Which column of ``data`` is what; None: as the names of the columns say."""
+    """The columns of ``data`` by their roles; None: the names of the columns say it."""
     objective: Annotated[
         ObjectiveConfig | None,
         BeforeValidator(lambda value: {"dpo": {}} if value == "dpo" else value),
@@ -148,40 +148,41 @@ class TrainConfig(Section):
     """What is minimised: the loss of the answers' tokens, or ``dpo``, alone or with its settings
     (``{dpo: {beta: 0.1}}``), on rows with a chosen and a rejected answer."""
     held_out_fraction: Annotated[Number, Field(gt=0, lt=1)] = 0.1
-    """Share of ``data`` that is scored and not trained on."""
+    """The share of ``data`` that is scored and not trained on."""
     judged_by: Judges = ("loss",)
     """How the held-out rows of ``data`` are scored; of several ways the first decides."""
     max_new_tokens: Count | None = None
-    """The longest answer to them that a model may write; None: as the right answers need."""
+    """The most tokens that a model may write in an answer to them; None: as many as the right
+    answers need."""
     max_examples: AnyNumber[Count] = ()
-    """Train on this many rows at most; empty: all.
-
-    Of several, LoRA's runs are trained on each: the rows of fewer are among those of more.
-    """
+    """The most rows that are trained on; empty: all. With several numbers, LoRA's runs are trained
+    on each: the rows of fewer are among those of more."""
     drop_overlapping: Switch = False
     """Leave out training rows that contain scored items."""
     epochs: Several[Epochs] = (3,)
-    """Several make a grid."""
+    """How often each row is trained on; several numbers make a grid."""
     rows_at: Literal["epochs", "steps"] = "epochs"
     """What runs on fewer rows have in common with those on the most: how often they read each row,
     or how many optimizer steps they take, so that they read theirs more often."""
     batch_size: Count = 2
     gradient_accumulation_steps: Count = 4
-    """An optimizer step sees ``batch_size`` times this many examples of each run."""
+    """The number of batches whose gradients one optimizer step adds up: it sees ``batch_size``
+    times this many examples of each run."""
     learning_rate: LearningRateConfig = LearningRateConfig()
     score_checkpoints: Annotated[AnyNumber[Checkpoint], Field(max_length=100)] = ()
-    """Optimizer steps, or shares of all steps, after which each run is scored too."""
+    """The optimizer steps, or shares of all steps, after which each run is scored too."""
     stop: StopConfig | None = None
     warmup_ratio: Fraction = 0.1
-    """Share of the steps over which the rate rises to its peak."""
+    """The share of the steps over which the rate rises to its peak."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     dropout: Fraction = 0.0
     weight_decay: NotNegative = 0.0
     max_grad_norm: Positive = 1.0
-    """Gradients of a larger norm are scaled down to this one."""
+    """The largest norm of a run's gradient; larger gradients are scaled down to it."""
     precision: Precision = "auto"
     base_precision: BasePrecision = "auto"
-    """Quantises the frozen base, for training and for scoring."""
+    """The precision of the frozen base, in training and in scoring; ``8bit`` and ``4bit`` quantise
+    it."""
     max_micro_batch_tokens: Count | None = None
     """The most tokens in one micro-batch; None: as the memory allows."""
     gradient_checkpointing: Switch | None = None
@@ -189,11 +190,11 @@ class TrainConfig(Section):
     save_every: Duration | None = "15min"
     """How often a state is saved from which a killed training continues; None: never."""
     loss_on: Literal["completion", "all"] = "completion"
-    """Learn the tokens of the answer only, or those of the prompt too."""
+    """The tokens that are learned: those of the answer only, or those of the prompt too."""
     chat_template: Switch = False
     """Write rows in the model's chat format."""
     max_length: Count = 1024
-    """Rows are cut to this many tokens."""
+    """The most tokens of a row; longer rows are cut."""
 
     @model_validator(mode="before")
     @classmethod

@@ -38,8 +38,9 @@ class VariantsConfig(Section):
 
     names: Several[VariantName]
     ranks: AnyNumber[Rank] = ()
-    """Of LoRA's; empty: the middle one."""
+    """The ranks of LoRA beside which variants are trained; empty: the middle one."""
     match: Literal["rank", "parameters"] = "rank"
-    """``parameters``: the rank at which a variant trains as many weights as LoRA at this one."""
+    """What a variant shares with LoRA. ``parameters``: its rank is the one at which it trains as
+    many weights as LoRA."""
     learning_rate: AnyNumber[LoraRate] = ()
-    """Several make a grid; empty: LoRA's."""
+    """The learning rates of variants; several make a grid. Empty: LoRA's."""

@@ -14,10 +14,11 @@ from rankwise.report.charts.theme import GAIN_STEPS, INK, LOSS_STEPS, MUTED, PAG
 from rankwise.report.parts import Chart, Drawing
 
 MOST_PANELS = 4
-"""Of one chart of layers."""
+"""The most panels of one chart of layers."""
 
 _MOST_WIDE_COLUMNS, _MOST_NUMBERS = 16, 240
-"""With more columns in all panels, cells of layers are narrow; those and more hold no numbers."""
+"""Where all panels have more columns, cells of layers are narrow; those and more hold no numbers.
+"""
 
 _SHARES = (0.3, 0.6, 0.85, 0.97)
 _FONT, _SMALL_FONT, _LINE = 12, 11, 13
@@ -34,7 +35,7 @@ _FILLS = {
 _INKS = {
     step: MUTED if step == _UNSHOWN else PAGE if step in (3, 4, -4, -5) else INK for step in _FILLS
 }
-"""Of a cell, and of the text on it, by its step."""
+"""The colours of a cell and of the text on it, by its step."""
 
 
 def _by_step(colours: Mapping[int | str, Colour]) -> dict[str, Any]:

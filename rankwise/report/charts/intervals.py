@@ -10,7 +10,7 @@ from rankwise.records.axes import Kind
 from rankwise.records.grouping import grouped
 from rankwise.records.study import Interval, Unit
 from rankwise.report.charts import marks
-from rankwise.report.charts.marks import Look
+from rankwise.report.charts.marks import MarkStyle
 from rankwise.report.charts.theme import FONT_SIZE, GRID, INK, MUTED
 from rankwise.report.parts import Chart, Drawing
 
@@ -53,7 +53,7 @@ def interval_chart(panels: Sequence[BarPanel]) -> Drawing:
     Args:
         panels: at least one, each with at least one bar.
     """
-    looks = Look.of_each({bar.series: bar.kind for panel in panels for bar in panel.bars})
+    looks = MarkStyle.of_each({bar.series: bar.kind for panel in panels for bar in panel.bars})
     charts = [
         _panel(panel, looks, has_key=place == 0 and len(looks) > 1)
         for place, panel in enumerate(panels)
@@ -61,7 +61,7 @@ def interval_chart(panels: Sequence[BarPanel]) -> Drawing:
     return Drawing({"vconcat": charts}, " ".join(map(_in_words, panels)))
 
 
-def _panel(panel: BarPanel, looks: dict[str, Look], *, has_key: bool) -> Chart:
+def _panel(panel: BarPanel, looks: dict[str, MarkStyle], *, has_key: bool) -> Chart:
     groups = list(dict.fromkeys(bar.group for bar in panel.bars))
     names = list(dict.fromkeys(bar.series for bar in panel.bars))
     label_lines = max(group.count("\n") + 1 for group in groups)
@@ -97,7 +97,7 @@ def _panel(panel: BarPanel, looks: dict[str, Look], *, has_key: bool) -> Chart:
             **marks.bounds(bar.value, "x"),
         }
         for bar in panel.bars
-        for look in [looks[bar.series] if bar.series else Look.of(bar.kind)]
+        for look in [looks[bar.series] if bar.series else MarkStyle.of(bar.kind)]
     ]
     ends = [0.0, *(end for bar in panel.bars for end in (bar.value.lower, bar.value.upper))]
     margin = 0.03 * (max(ends) - min(ends) or 1.0)

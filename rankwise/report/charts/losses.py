@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from rankwise.records.axes import Kind
-from rankwise.report.charts.marks import Look, keyed, layer, layered, number
+from rankwise.report.charts.marks import MarkStyle, keyed, layer, layered, number
 from rankwise.report.parts import Drawing
 
 MOST_RUNS = 12
@@ -16,7 +16,8 @@ MOST_RUNS = 12
 
 _SIZE = (520, 260)
 _MOST_POINTS = 60
-"""Of a line: losses of single batches jump, so a point is the mean of neighbours."""
+"""The most points of a line: losses of single batches jump, so a point is the mean of neighbours.
+"""
 
 Course = Sequence[tuple[int, float]]
 """Step and loss in nats per token of each step, in order."""
@@ -28,7 +29,7 @@ def loss_chart(courses: Mapping[str, tuple[Kind, Course]]) -> Drawing:
     Args:
         courses: by label, at least one; each has at least one step.
     """
-    looks = Look.of_each({label: kind for label, (kind, _) in courses.items()})
+    looks = MarkStyle.of_each({label: kind for label, (kind, _) in courses.items()})
     means = {label: averaged(course) for label, (_, course) in courses.items()}
     rows = [
         {"run": label, "step": step, "loss": loss, "said": f"{label}, step {step:.0f}: {loss:.3f}"}
@@ -53,7 +54,7 @@ def loss_chart(courses: Mapping[str, tuple[Kind, Course]]) -> Drawing:
 
 
 def averaged(course: Course) -> list[tuple[float, float]]:
-    """At most so many points, each the mean of as many neighbouring steps."""
+    """The line at so many points at most, each the mean of as many neighbouring steps."""
     steps, losses = (np.array(part, dtype=float) for part in zip(*course, strict=True))
     parts = np.array_split(np.arange(len(steps)), min(_MOST_POINTS, len(steps)))
     return [(float(steps[part].mean()), float(losses[part].mean())) for part in parts]

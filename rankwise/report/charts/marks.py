@@ -21,7 +21,7 @@ ITEMS_LINK = "#items"
 """What links to items begin with; the page's script reads what follows as a query."""
 
 MOST_MARKS = 150
-"""Of one panel: more cannot be told apart."""
+"""The most marks of one panel: more cannot be told apart."""
 
 ARE_DRAWN = "points are drawn, evenly thinned out"
 
@@ -32,21 +32,21 @@ _MARK, _NEAR_MARK = 5.0, 12.0
 _LEAST_LABEL = 240
 
 
-class Look(NamedTuple):
+class MarkStyle(NamedTuple):
     """The colour and the shape of a mark."""
 
     colour: Colour
     shape: str
 
     @classmethod
-    def of(cls, kind: Kind) -> Look:
-        """Of a rank, of full fine-tuning, or of the base."""
+    def of(cls, kind: Kind) -> MarkStyle:
+        """The style of a rank, of full fine-tuning, or of the base."""
         return cls(kind_colour(kind), kind_shape(kind))
 
     @classmethod
-    def of_each(cls, kinds: Mapping[str, Kind]) -> dict[str, Look]:
-        """Of series by name; those of one kind differ in shape."""
-        looks: dict[str, Look] = {}
+    def of_each(cls, kinds: Mapping[str, Kind]) -> dict[str, MarkStyle]:
+        """The styles of series by name; those of one kind differ in shape."""
+        looks: dict[str, MarkStyle] = {}
         seen: dict[Kind, int] = {}
         for name, kind in kinds.items():
             place = seen[kind] = seen.get(kind, -1) + 1
@@ -58,14 +58,14 @@ class Look(NamedTuple):
 
 # Values of an axis other than rank, in their order.
 SERIES = (
-    Look(Colour("#0b6fa4", "#5db8ee"), "circle"),
-    Look(Colour("#b5541c", "#f2a06b"), "square"),
-    Look(Colour("#2e7d4f", "#74c796"), "triangle-up"),
-    Look(Colour("#8a4fae", "#c99be8"), "diamond"),
-    Look(Colour("#94750f", "#e0c464"), "cross"),
-    Look(Colour("#b83a6b", "#f291b8"), "triangle-down"),
-    Look(Colour("#4d5b6b", "#aab9c9"), "triangle-right"),
-    Look(Colour("#5e3a1e", "#caa58a"), "triangle-left"),
+    MarkStyle(Colour("#0b6fa4", "#5db8ee"), "circle"),
+    MarkStyle(Colour("#b5541c", "#f2a06b"), "square"),
+    MarkStyle(Colour("#2e7d4f", "#74c796"), "triangle-up"),
+    MarkStyle(Colour("#8a4fae", "#c99be8"), "diamond"),
+    MarkStyle(Colour("#94750f", "#e0c464"), "cross"),
+    MarkStyle(Colour("#b83a6b", "#f291b8"), "triangle-down"),
+    MarkStyle(Colour("#4d5b6b", "#aab9c9"), "triangle-right"),
+    MarkStyle(Colour("#5e3a1e", "#caa58a"), "triangle-left"),
 )
 
 
@@ -104,7 +104,7 @@ def _paler(field: str) -> dict[str, str]:
 
 
 KEY = {"symbolOpacity": _paler("value"), "labelOpacity": _paler("value")}
-"""Of every key to runs."""
+"""The title of every key to runs."""
 
 
 def number(field: str, **how: Any) -> dict[str, Any]:
@@ -118,7 +118,7 @@ def category(field: str, **how: Any) -> dict[str, Any]:
 
 
 COLOUR, SHAPE = category("colour", scale=None), category("shape", scale=None)
-"""For rows that say their own."""
+"""Colour and shape for rows that say their own."""
 
 
 def layered(layers: Iterable[Chart], width: float, height: float, **more: Any) -> Chart:
@@ -180,7 +180,7 @@ def between(
     return layer(kind, rows, {**encoding, axis: low, f"{axis}2": {"field": f"{axis}_high"}}, **look)
 
 
-def keyed(looks: Mapping[str, Look], width: float, title: str | None = None) -> dict[str, Any]:
+def keyed(looks: Mapping[str, MarkStyle], width: float, title: str | None = None) -> dict[str, Any]:
     """Colour and shape by the run of a row, with one key above."""
     names = list(looks)
     # as many entries of the key as fit next to each other
@@ -208,7 +208,7 @@ def links(named: Iterable[str]) -> dict[str, Any]:
 
 
 def items_link(task: str = "", model: str = "") -> str:
-    """To the items of a task, and to those that a model changed; to all of them without."""
+    """A link to the items of a task, and to those that a model changed; to all of them without."""
     asked = {name: value for name, value in (("task", task), ("model", model)) if value}
     return f"{ITEMS_LINK}?{urlencode(asked, quote_via=quote)}" if asked else ITEMS_LINK
 
@@ -284,7 +284,7 @@ def on_halo(names: Sequence[Name]) -> list[Chart]:
 
 
 def small_title(text: str | Sequence[str]) -> dict[str, Any]:
-    """Of one panel among several."""
+    """The title of one panel among several."""
     look = {"fontSize": FONT_SIZE, "fontWeight": "normal", "frame": "group", "offset": 6}
     return {"text": text, **look}
 

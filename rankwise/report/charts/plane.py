@@ -9,19 +9,19 @@ from typing import Any, NamedTuple
 
 from rankwise.records.study import Interval
 from rankwise.report.charts import marks
-from rankwise.report.charts.marks import Look, Name
+from rankwise.report.charts.marks import MarkStyle, Name
 from rankwise.report.charts.theme import MUTED
 from rankwise.report.parts import Chart, Drawing, some_of, thinned
 
 _SIZE, _SMALL_SIZE = (360, 300), (310, 220)
-"""With its axis the first is as wide as a phone, in letters of 11 pixels."""
+"""The sizes of a plane: with its axis the first is as wide as a phone, in letters of 11 pixels."""
 
 _MANY = 7
-"""With more marks than this, bars are paler."""
+"""The number of marks above which bars are paler."""
 
 
 MOST_NAMES = 12
-"""Of marks: more have no room beside them."""
+"""The most names of marks: more have no room beside them."""
 
 _CORNERS = 48
 
@@ -33,7 +33,7 @@ class PlaneMark(NamedTuple):
     """
 
     name: str
-    look: Look
+    look: MarkStyle
     x: Interval | float
     y: Interval | float
     words: str
@@ -96,7 +96,7 @@ def plane_chart(planes: Sequence[Plane]) -> Drawing:
 
 
 def _thinned(plane: Plane) -> Plane:
-    """With the marks that are drawn, and the path over them."""
+    """The plane with the marks that are drawn, and the path over them."""
     every, needed = range(len(plane.marks)), {*plane.path}
     drawn = thinned(every, marks.MOST_MARKS, lambda at: at in needed or plane.marks[at].is_ringed)
     path = [None if place is None else drawn.index(place) for place in plane.path]
@@ -123,7 +123,7 @@ def _plane(plane: Plane, size: tuple[int, int]) -> Chart:
             height * (up[1] - row["y"]) / (up[1] - up[0]),
         )
 
-    base = Look.of("base")
+    base = MarkStyle.of("base")
     zero: dict[str, Any] = {
         "x": 0.0,
         "y": 0.0,

@@ -28,16 +28,16 @@ _STEP = 0.13
 """Between two marks of one rank and no series, in powers of two."""
 
 _REACH = math.log2(1.6)
-"""Of the axis beyond the smallest and the largest rank, in powers of two."""
+"""How far the axis reaches beyond the smallest and the largest rank, in powers of two."""
 
 _SPREAD_SHARE, _STEP_SHARE = 0.62, 0.16
-"""Of the space between two ranks, how much all series of one rank take, and two at most."""
+"""How much of the space between two ranks all series of one rank take, and two at most."""
 
 _ALIKE_SHARE = 0.8
-"""Of the same space, how much all marks of one rank take."""
+"""How much of the same space all marks of one rank take."""
 
 _MOST_BANDS = 8
-"""Of lines of one name: a paler band has no colour."""
+"""The most bands of lines of one name: a paler band has no colour."""
 
 _TICK_ROOM = 28
 """Between two labels of the axis in pixels, at least."""
@@ -274,7 +274,7 @@ def _curves(curves: Mapping[str, RankCurve], at: Encoding) -> Chart:
 
 
 def _line_names(drawn: _Lines, domain: tuple[float, float], size: tuple[int, int]) -> list[Chart]:
-    """At the right ends of the lines, a line's height apart; of several at their mean."""
+    """The names at the right ends of the lines, a line's height apart; of several at their mean."""
     low, high = domain
     width, height = size
     means = {

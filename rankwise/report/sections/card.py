@@ -24,7 +24,7 @@ from rankwise.report.parts import (
 from rankwise.report.tables import odds_table, prospect_table
 
 _MOST_ROWS = 8
-"""Of a card: the table of all runs, and ``--json``, have all."""
+"""The most rows of a card: the table of all runs, and ``--json``, have all."""
 
 
 def card_table(
@@ -104,7 +104,7 @@ def alternative_section(card: VerdictCard, recommendation: Recommendation) -> Re
     )
     advice = Table.of(
         f"{quantities.capital(intervals)}, paired over the same items.",
-        card.told,
+        card.advice,
         Column("You may have been told", lambda row: row.advice),
         Column.text("Here", lambda row: row.here),
     )

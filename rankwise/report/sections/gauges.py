@@ -8,7 +8,7 @@ from rankwise.findings.gauges import GaugedModel, ModelKind, TrainTaskGauges
 from rankwise.findings.options import TaskMean
 from rankwise.records import quantities
 from rankwise.report import cells
-from rankwise.report.charts.marks import Look
+from rankwise.report.charts.marks import MarkStyle
 from rankwise.report.charts.plane import Plane, PlaneMark, plane_chart
 from rankwise.report.parts import LEAST_POINTS, Column, Figure, ReportSection, Shown, Table
 
@@ -51,7 +51,7 @@ def _gauges_shown(found: TrainTaskGauges) -> Iterator[Shown]:
         marks = [
             PlaneMark(
                 model.label.removeprefix(f"rank {model.rank}, "),
-                Look.of(model.rank or "full"),
+                MarkStyle.of(model.rank or "full"),
                 kl,
                 loss.estimate,
                 f"{model.label}: {title} {kl:.3g}",

@@ -43,7 +43,7 @@ _STRONGEST = 8
 
 
 def head_section(found: Sequence[TrainTaskHeads], results: StudyResults) -> ReportSection:
-    """For each trained task what was found in words, maps and every number.
+    """What was found of each trained task in words, maps and every number.
 
     Args:
         found: at least one.
@@ -284,5 +284,5 @@ def _map(
     *,
     is_signed: bool = False,
 ) -> LayerMap:
-    """With a scale of its own."""
+    """A map with a scale of its own."""
     return LayerMap(title, values, HeatScale.of(list(values.values()), words, is_signed=is_signed))

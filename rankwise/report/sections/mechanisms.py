@@ -43,7 +43,7 @@ _ANSWERS: dict[Answer, str] = {
 
 
 def mechanism_section(found: Sequence[TrainTaskMechanisms]) -> ReportSection:
-    """For each trained task what was found in words, three charts, and every number."""
+    """What was found of each trained task in words, three charts, and every number."""
     about = [
         "The reference paper explains its findings by mechanisms; here they are tested. Each is "
         "shown, contradicted or undecided by the interval "
@@ -200,7 +200,7 @@ def _agreement(found: TrainTaskMechanisms) -> Iterator[Shown]:
 
 
 def _agreement_panels(found: TrainTaskMechanisms) -> Iterator[RankPanel]:
-    """Of the measures that a LoRA option has."""
+    """The panels of the measures that a LoRA option has."""
     for name, unit, measure in _MEASURES:
         rows = [(row, mean) for row in found.agreement if (mean := measure(row)) is not None]
         marks: list[RankMark] = []

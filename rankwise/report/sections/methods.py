@@ -109,7 +109,7 @@ def _formulas(results: StudyResults) -> Iterator[tuple[str, str, str]]:
 
 
 def _citations(results: StudyResults) -> str:
-    """Of the software and of the methods that the study used, from ``templates/citations.bib``."""
+    """The citations of the study's software and methods, from ``templates/citations.bib``."""
     made = results.study.provenance
     file = resources.files("rankwise.report").joinpath("templates/citations.bib")
     text = Template(file.read_text(encoding="utf-8")).substitute(

@@ -11,7 +11,7 @@ from rankwise.records import quantities
 from rankwise.records.grouping import grouped
 from rankwise.records.repairs import AdapterRepair, RepairChoice, RepairPoint
 from rankwise.report import cells
-from rankwise.report.charts.marks import SERIES, Look
+from rankwise.report.charts.marks import SERIES, MarkStyle
 from rankwise.report.charts.theme import INK
 from rankwise.report.parts import Cell, Column, Figure, ReportSection, Shown, Table, TitledTable
 from rankwise.report.sections.overview import change_mark, plane_of
@@ -19,9 +19,9 @@ from rankwise.report.sections.overview import change_mark, plane_of
 MOST_FIGURES = 6
 """More options than this are too many to draw."""
 
-_LOOKS: dict[ArmKind, Look] = {
-    "as trained": Look(INK, "circle"),
-    "rate": Look(INK, "circle"),
+_LOOKS: dict[ArmKind, MarkStyle] = {
+    "as trained": MarkStyle(INK, "circle"),
+    "rate": MarkStyle(INK, "circle"),
     "kl": SERIES[0]._replace(shape="triangle-up"),
     "replay": SERIES[1],
     "other": SERIES[3]._replace(shape="cross"),

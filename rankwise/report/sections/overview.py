@@ -14,7 +14,7 @@ from rankwise.records.results import TrainTaskResults
 from rankwise.records.study import Relation, Unit
 from rankwise.report import cells
 from rankwise.report.charts.intervals import Bar, BarPanel, interval_chart, short_names
-from rankwise.report.charts.marks import Look
+from rankwise.report.charts.marks import MarkStyle
 from rankwise.report.charts.plane import Plane, PlaneMark, front, plane_chart
 from rankwise.report.charts.ranks import RankLine, RankMark, RankPanel, in_unit, rank_chart
 from rankwise.report.parts import Drawing, Figure, thinned
@@ -28,11 +28,12 @@ MOST_TASKS, MOST_BARS = 8, 36
 to read; the tasks with most loss are drawn, two at least."""
 
 MOST_RUNS = 12
-"""Of more runs than this, those with the first settings of each rank are drawn, and where they have
-more bars than can be read, one of each rank; on the plane, regions would hide each other."""
+"""The most runs that are drawn. Of more, those with the first settings of each rank are drawn, and
+where they have more bars than can be read, one of each rank; on the plane, regions would hide each
+other."""
 
 
-class _Study(NamedTuple):
+class _Overview(NamedTuple):
     results: TrainTaskResults
     recommendation: Recommendation
     summaries: Summaries
@@ -47,7 +48,7 @@ def study_figures(
     results: TrainTaskResults, recommendation: Recommendation, summaries: Summaries
 ) -> tuple[Figure, ...]:
     """Every figure of a trained task that has something to draw, in its order."""
-    study = _Study(results, recommendation, summaries)
+    study = _Overview(results, recommendation, summaries)
     made = (draw(study) for draw in (_trade_off, _by_rank, _by_task, _forgetting))
     return tuple(figure for figure in made if figure is not None)
 
@@ -76,14 +77,14 @@ def plane_of(
 
 
 def change_mark(
-    name: str, look: Look, label: str, gain: TaskMean, retention: TaskMean
+    name: str, look: MarkStyle, label: str, gain: TaskMean, retention: TaskMean
 ) -> PlaneMark:
     """A model on that plane; ``label`` is it in words."""
     said = f"gain {cells.in_words(gain)}, retention change {cells.in_words(retention)}"
     return PlaneMark(name, look, retention, gain, f"{label}: {said}")
 
 
-def _trade_off(study: _Study) -> Figure | None:
+def _trade_off(study: _Overview) -> Figure | None:
     drawn = [
         (summary, gain, change)
         for summary in study.summaries
@@ -107,7 +108,7 @@ def _trade_off(study: _Study) -> Figure | None:
     marks = [
         change_mark(
             f"rank {summary.kind}" if isinstance(summary.kind, int) else summary.kind,
-            Look.of(summary.kind),
+            MarkStyle.of(summary.kind),
             summary.label,
             gain,
             change,
@@ -124,7 +125,7 @@ def _trade_off(study: _Study) -> Figure | None:
     return Figure(TRADE_OFF, "Gain against what is forgotten", caption, drawing, detail)
 
 
-def _by_rank(study: _Study) -> Figure | None:
+def _by_rank(study: _Overview) -> Figure | None:
     unit = study.recommendation.unit
     drawn = [
         (summary, score) for summary in study.summaries if (score := summary.in_domain) is not None
@@ -160,7 +161,7 @@ def _by_rank(study: _Study) -> Figure | None:
     return Figure("score-by-rank", title, caption, rank_chart([panel]), detail)
 
 
-def _by_task(study: _Study) -> Figure | None:
+def _by_task(study: _Overview) -> Figure | None:
     relations: tuple[Relation, ...] = ("in_domain", "out_of_domain", "retention")
     units: tuple[Unit, ...] = ("points", "nats", "units")
     found = [_panel(study, relation, unit) for relation in relations for unit in units]
@@ -183,7 +184,7 @@ def _by_task(study: _Study) -> Figure | None:
     return Figure("difference-by-task", title, caption, interval_chart(panels), detail)
 
 
-def _forgetting(study: _Study) -> Figure | None:
+def _forgetting(study: _Overview) -> Figure | None:
     panel, _ = _panel(study, "held_out_text", "nats")
     if not panel.bars:
         return None
@@ -197,7 +198,7 @@ def _forgetting(study: _Study) -> Figure | None:
     return Figure("forgetting-on-prose", title, caption, interval_chart([panel]), detail)
 
 
-def _panel(study: _Study, relation: Relation, unit: Unit) -> tuple[BarPanel, int]:
+def _panel(study: _Overview, relation: Relation, unit: Unit) -> tuple[BarPanel, int]:
     """The tasks of one relation, of many those with the largest loss in any run; how many more."""
     drawn = _drawn_runs(study)
     rows = [
@@ -232,13 +233,13 @@ def _panel(study: _Study, relation: Relation, unit: Unit) -> tuple[BarPanel, int
     return BarPanel(title, x_title, unit, bars), len(worst) - len(kept)
 
 
-def _more_runs(study: _Study) -> str:
+def _more_runs(study: _Overview) -> str:
     """How many runs are not among the bars."""
     more = sum(summary.run is not None for summary in study.summaries) - len(_drawn_runs(study))
     return f" {quantities.counted(more, 'more run')} are in the table." if more else ""
 
 
-def _drawn_runs(study: _Study) -> set[str]:
+def _drawn_runs(study: _Overview) -> set[str]:
     """The names of all runs, or of the first settings of each rank, in every seed or in one."""
     shown = [summary for summary in study.summaries if summary.run is not None]
     if len(shown) > MOST_RUNS:

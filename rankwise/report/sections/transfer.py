@@ -46,7 +46,7 @@ _NO_DOMAIN = "no domain named"
 Measured = TransferCell | DomainMean
 
 
-class _Column(NamedTuple):
+class _TestColumn(NamedTuple):
     """A test task, or the mean of a domain, whose ``tasks`` are None."""
 
     name: str
@@ -63,23 +63,23 @@ class _Matrix(NamedTuple):
     """What was measured, by trained task, option, and the column's tasks or the mean's domain."""
 
     found: Transfer
-    columns: Sequence[_Column]
+    columns: Sequence[_TestColumn]
     cells: Mapping[tuple[str, str, tuple[str, ...] | str | None], Measured]
 
     @classmethod
     def of(cls, found: Transfer) -> _Matrix:
         """Test tasks by domain, and after those of a domain its mean."""
-        columns: list[_Column] = []
+        columns: list[_TestColumn] = []
         averaged = {mean.domain for mean in found.domain_means}
         for domain, own in itertools.groupby(found.columns, key=lambda column: column.domain):
-            columns += [_Column(column.name, domain, column.tasks) for column in own]
+            columns += [_TestColumn(column.name, domain, column.tasks) for column in own]
             if domain in averaged:
-                columns.append(_Column("mean", domain, None))
+                columns.append(_TestColumn("mean", domain, None))
         cells = {(cell.train_task, cell.label, cell.tasks): cell for cell in found.cells}
         means = {(mean.train_task, mean.label, mean.domain): mean for mean in found.domain_means}
         return cls(found, columns, {**cells, **means})
 
-    def at(self, row: tuple[str, str], column: _Column) -> Measured | None:
+    def at(self, row: tuple[str, str], column: _TestColumn) -> Measured | None:
         """What was measured of a trained task and option in a column."""
         return self.cells.get((*row, column.domain if column.tasks is None else column.tasks))
 

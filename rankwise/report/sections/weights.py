@@ -30,7 +30,7 @@ from rankwise.records.spectra import (
 )
 from rankwise.report import cells
 from rankwise.report.charts.heatmap import MOST_PANELS, HeatScale, LayerMap, layer_maps, percent
-from rankwise.report.charts.marks import Look
+from rankwise.report.charts.marks import MarkStyle
 from rankwise.report.charts.plane import Plane, PlaneMark, plane_chart
 from rankwise.report.charts.ranks import (
     RankCurve,
@@ -54,7 +54,7 @@ from rankwise.report.parts import (
 
 
 def weight_section(found: Sequence[TrainTaskWeights], results: StudyResults) -> ReportSection:
-    """For each trained task what was found in words, charts, maps, and every number.
+    """What was found of each trained task in words, charts, maps, and every number.
 
     Args:
         found: at least one.
@@ -253,7 +253,7 @@ def _forgetting_figure(found: TrainTaskWeights, num_leading: int) -> Figure:
             [
                 PlaneMark(
                     str(run.option.kind),
-                    Look.of(run.option.kind),
+                    MarkStyle.of(run.option.kind),
                     value(run),
                     run.forgetting[name],
                     f"{run.option.label}: {run.intruders.observed:g} intruders, {name} "
@@ -360,13 +360,13 @@ def _intruders(change: VectorChange, matrix: MatrixSpectrum) -> float:
 
 
 _Panels = Mapping[str, Sequence[tuple[MatrixSpectrum, float | None]]]
-"""By title: matrices with their numbers, None where nothing was measured."""
+"""The panels by title: matrices with their numbers, None where nothing was measured."""
 
 
 def _map_figure(
     name: str, title: str, detail: str, caption: str, panels: _Panels, words: Callable[[float], str]
 ) -> Iterator[Figure]:
-    """Of the panels that have values, with one scale; nothing where none has."""
+    """The figure of the panels that have values, with one scale; nothing where none has."""
     kinds = {matrix.kind for own in panels.values() for matrix, _ in own}
     ends = Counter(kind.rpartition(".")[2] for kind in kinds)
 

@@ -25,7 +25,7 @@ PIECE_BYTES = 64 * 2**20
 _OF_STUDY = ("study.json", "study.yaml", "own_texts.json", "stacks.json")
 
 State = tuple[int, int]
-"""Of a file: bytes, and when it was written, in nanoseconds."""
+"""The state of a file: bytes, and when it was written, in nanoseconds."""
 
 
 class Attempt(NamedTuple):
@@ -73,7 +73,7 @@ class Desk:
         self._given: list[Letter] = []
 
     def begin(self, attempt: Attempt) -> None:
-        """From now on, this attempt at a unit is heard, and no earlier one.
+        """Hear this attempt at a unit from now on, and no earlier one.
 
         Raises:
             SupersededError: another process leads by now, as for the others.

@@ -48,7 +48,8 @@ _CARD_SECONDS = 30.0
 """After which it is said that a card is waited for; a task of Ray begins in a few."""
 
 _OBJECT_BYTES = 256 * 2**20
-"""Of a local cluster's object store: names, settings and pieces of files go through it."""
+"""The bytes of a local cluster's object store: names, settings and pieces of files go through it.
+"""
 
 
 class Places(NamedTuple):
@@ -206,7 +207,7 @@ class Cluster:
 
 
 def _card_bytes() -> int:
-    """Of the card of the task, what is free."""
+    """The free bytes of the task's card."""
     from rankwise.engine.models.devices import Machine
 
     return Machine.here().available_bytes()

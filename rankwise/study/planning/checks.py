@@ -14,7 +14,7 @@ from rankwise.engine.models.start import check_start
 from rankwise.engine.training.loop import num_optimizer_steps
 from rankwise.errors import TaskError, did_you_mean
 from rankwise.records import quantities
-from rankwise.records.axes import lora_variants
+from rankwise.records.axes import lora_settings
 from rankwise.records.clusters import cluster_fields, cluster_numbers
 from rankwise.records.config.study import StudyConfig
 from rankwise.records.folder import LOSS_METRIC
@@ -164,8 +164,8 @@ def target_layers(
 ) -> dict[tuple[str, ...], TargetLayers]:
     """The layers that each set of target modules adapts."""
     shapes = models.adaptable_shapes(model.skeleton)
-    variants = lora_variants(config)
-    sets = dict.fromkeys(variant.target_modules for variant in variants)
+    grid = lora_settings(config)
+    sets = dict.fromkeys(settings.target_modules for settings in grid)
     known = sorted({name.rpartition(".")[2] for name in shapes})
     left_out = models.not_linear(model.skeleton)
     layers: dict[tuple[str, ...], TargetLayers] = {}
@@ -192,7 +192,7 @@ def target_layers(
                     "are not linear layers"
                 )
         layers[names] = TargetLayers(resolved, models.target_shapes(shapes, resolved))
-    for index, rank in enumerate(dict.fromkeys(variant.rank for variant in variants)):
+    for index, rank in enumerate(dict.fromkeys(settings.rank for settings in grid)):
         modules_by_side: dict[int, set[str]] = {}  # where a layer's update cannot have that rank
         for targets in layers.values():
             for name, shape in targets.shapes.items():

@@ -11,7 +11,7 @@ from rankwise.records.config.study import StudyConfig
 from rankwise.records.study import PlannedRun
 from rankwise.study.planning.runs import RunMaker, checkpoint_steps, stopped
 from rankwise.study.searches.policies import Ladder, Narrow, early_stop
-from rankwise.study.searches.policy import Decision, Measures, Policy, Progress, Trial
+from rankwise.study.searches.policy import Decision, Measures, Policy, Progress, SearchTrial
 from rankwise.study.searches.settings import searched, terms_of
 
 TUNED_LABEL = "tuned"
@@ -60,9 +60,11 @@ class Candidates:
         self._is_tuned = config.train.learning_rate.tune
         among = searched(config)
         self.settings = [setting for setting, _ in among]
-        self._variants = [variant for _, variant in among]
+        self._trained_settings = [settings for _, settings in among]
         self._models: dict[Progress, PlannedRun] = {}
-        firsts = [Trial(n, of.rates[0], config.seeds[0]) for n, of in enumerate(self.settings)]
+        firsts = [
+            SearchTrial(n, of.rates[0], config.seeds[0]) for n, of in enumerate(self.settings)
+        ]
         self.ends = [self.model(Progress(trial, 1.0)) for trial in firsts]
 
     def policy(self, measures: Measures) -> Policy:
@@ -87,12 +89,12 @@ class Candidates:
         """A training as far as it has come."""
         if progress not in self._models:
             setting, rate, seed = progress.trial
-            variant = self._variants[setting]
-            if isinstance(variant, int):
-                run = self._maker.full(rate, variant, seed)
+            settings = self._trained_settings[setting]
+            if isinstance(settings, int):
+                run = self._maker.full(rate, settings, seed)
             else:
                 # a rule is kept as it is: it gives the same rate
-                changed = variant._replace(learning_rate=rate) if self._is_tuned else variant
+                changed = settings._replace(learning_rate=rate) if self._is_tuned else settings
                 run = self._maker.lora(changed, seed)
             if self._is_tuned:
                 run = run.model_copy(update={"rate_labels": (TUNED_LABEL,)})

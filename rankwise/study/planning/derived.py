@@ -24,10 +24,10 @@ from rankwise.tasks.training_rows import Example, task_rows, tokenise_rows
 from rankwise.tasks.user_data import read_rows
 
 MOST_ROWS = 2000
-"""Of another task: more than any small share needs, and tokenised in seconds."""
+"""The most rows of another task: more than any small share needs, and tokenised in seconds."""
 
 MITIGATION_REVISION = 1
-"""As the revisions in ``records.fingerprints``."""
+"""A revision, as those in ``records.fingerprints``."""
 
 # Of an arm, what names it and the places of its rows: their content counts.
 _WHERE_ROWS_ARE: Any = {"name": True, "kl": {"rows"}, "replay": {"rows"}}

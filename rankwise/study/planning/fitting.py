@@ -31,7 +31,7 @@ FULL_TRAININGS = (
     FullTraining(weights="bfloat16", optimizer="adamw"),
     FullTraining(weights="bfloat16", optimizer="adamw_8bit"),
 )
-"""From the most exact to the smallest."""
+"""The ways to keep full fine-tuning, from the most exact to the smallest."""
 
 _QUANTISED: tuple[BasePrecision, ...] = ("8bit", "4bit")
 
@@ -74,13 +74,13 @@ class Room:
     model: StudyModel
     """The base of the study."""
     folder: StudyFolder | None
-    """Of the study; what is trained there already takes nothing."""
+    """The study's folder; what is trained there already takes nothing."""
     memory: PassMemory
-    """Of its passes there."""
+    """The memory of its passes there."""
     available: int
     """Bytes of a card."""
     cards: tuple[torch.device, ...]
-    """Over which the layers of the base lie; one: it is whole there."""
+    """The cards over which the layers of the base lie; one: it is whole there."""
 
     @classmethod
     def of(

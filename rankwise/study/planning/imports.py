@@ -30,7 +30,7 @@ from rankwise.records.study import Imported, PlannedRun
 from rankwise.study.planning.runs import Trainable, run_name
 
 IMPORT_REVISION = 1
-"""As the revisions in ``records.fingerprints``."""
+"""A revision, as those in ``records.fingerprints``."""
 
 # Part of the name of the run's folder, which file systems limit to 255 bytes.
 _LONGEST_NAME = 100

@@ -13,10 +13,11 @@ from rankwise.records.study import PlannedPass, PlannedRun
 from rankwise.study.times import training_work
 
 _BALANCED = 0.001
-"""Of a pass's memory, how well the fullest of several is known to be as empty as it can be."""
+"""The search for the smallest fullest pass ends within this share of the limit."""
 
 USABLE_SHARE = 0.85
-"""Of the available memory, what a pass is planned for: estimates and other programs vary."""
+"""The share of the available memory that a pass is planned for: estimates and other programs vary.
+"""
 
 
 def plan_passes(
@@ -92,7 +93,7 @@ def least_bytes(memory: PassMemory, train: TrainConfig, adapter: AdapterSize | N
 
 
 def size_of(run: PlannedRun) -> AdapterSize:
-    """Of the adapter that a run trains."""
+    """The size of the adapter that a run trains."""
     rank, num_trained = run.rank or 0, run.num_trainable_parameters
     if run.variant is not None and VARIANTS[run.variant].is_in_base:
         return AdapterSize(2 * rank, num_trained, num_frozen=num_trained)

@@ -68,14 +68,15 @@ from rankwise.tasks.right_answers import right_answers, text_ends
 from rankwise.tasks.training_rows import Example, TrainingRow, tokenise_rows
 
 HEAD_TOKENS = 128
-"""Of a prompt on which heads are compared: all its attention weights are held in memory."""
+"""The most tokens of a prompt on which heads are compared: all its attention weights are held in
+memory."""
 
 GAUGE_ITEMS = 50
 """Right answers, and as many texts, on which models are compared with the base. More would cost as
 much as scoring a task, and models are compared on the same items, so their spread cancels."""
 
 SCORING_REVISION = 4
-"""As the revisions in ``records.fingerprints``."""
+"""A revision, as those in ``records.fingerprints``."""
 
 _TEXTS = ("generate_until", "loglikelihood_rolling")
 """lm-eval's kinds of requests whose items are texts."""
@@ -112,9 +113,9 @@ class StudyPlan:
     gauged: Answers = field(default_factory=dict[str, tuple[RightAnswer, ...]])
     """Trained task -> the right answers and texts on which models are compared with the base."""
     num_workers: int = 1
-    """For which its passes are cut."""
+    """The number of workers for which its passes are cut."""
     cards: tuple[torch.device, ...] = ()
-    """Over which the layers of its models lie; empty: they are on ``device``."""
+    """The cards over which the layers of its models lie; empty: they are on ``device``."""
 
     def examples_of(self, run: PlannedRun) -> tuple[Example, ...]:
         """What a run is trained on; of an imported model, all rows of its trained task."""
@@ -328,7 +329,7 @@ class Planner:
         unchosen, record = self._unchosen, self._unchosen.record
 
         def work_of(models: Sequence[PlannedRun]) -> float:
-            """Of training them, and of scoring them."""
+            """The work of training them, and of scoring them."""
             scored = sum(record.tokens_of(model, record.tasks_of(model)) for model in models)
             return training_work(models) + scored
 
@@ -489,7 +490,7 @@ class Planner:
 def _task_fingerprint(
     config: StudyConfig, precision: str, task: PreparedTask, digest: str, limit: int | None
 ) -> str:
-    """Of everything that scores on a task depend on, besides the model."""
+    """The fingerprint of everything that scores on a task depend on, besides the model."""
     return fingerprint(
         {
             "scoring_revision": SCORING_REVISION,

@@ -13,10 +13,10 @@ from rankwise.engine.models.variants import VARIANTS
 from rankwise.engine.training.loop import num_optimizer_steps
 from rankwise.engine.training.memory import PassMemory, estimate_training_memory
 from rankwise.records.axes import (
-    LoraVariant,
+    LoraSettings,
     VariantChoice,
-    full_variants,
-    lora_variants,
+    full_settings,
+    lora_settings,
     rate_label,
     variant_choices,
 )
@@ -57,8 +57,8 @@ def plan_runs(config: StudyConfig, makers: Iterable[RunMaker]) -> tuple[PlannedR
     """
     runs: list[PlannedRun] = []
     for maker, seed in itertools.product(makers, config.seeds):
-        runs += [maker.lora(variant, seed) for variant in lora_variants(config)]
-        runs += [maker.full(rate, epochs, seed) for rate, epochs in full_variants(config)]
+        runs += [maker.lora(settings, seed) for settings in lora_settings(config)]
+        runs += [maker.full(rate, epochs, seed) for rate, epochs in full_settings(config)]
     return _each_once(runs)
 
 
@@ -66,10 +66,10 @@ def plan_beside(config: StudyConfig, makers: Iterable[RunMaker]) -> tuple[Planne
     """What is trained beside the runs: LoRA on fewer rows, and its variants; see ``plan_runs``."""
     of_seeds = list(itertools.product(makers, config.seeds))
     fewer = [
-        maker.lora(variant, seed, number)
+        maker.lora(settings, seed, number)
         for maker, seed in of_seeds
         for number in maker.numbers_below_all
-        for variant in lora_variants(config)
+        for settings in lora_settings(config)
     ]
     variants = [
         maker.variant(choice, seed)
@@ -87,7 +87,7 @@ def first_rows(
 
 
 def examples_digest(examples: Sequence[Example]) -> str:
-    """Of tokenised rows: what a training depends on."""
+    """The digest of tokenised rows: what a training depends on."""
     sequences = itertools.chain.from_iterable(example.sequences for example in examples)
     return fingerprint([(each.tokens, each.num_loss_tokens) for each in sequences])
 
@@ -167,25 +167,25 @@ class RunMaker:
         """The numbers of rows that are fewer than all, smallest first."""
         return tuple(number for number in self._rows if number < self._num_rows)
 
-    def lora(self, variant: LoraVariant, seed: int, num_rows: int | None = None) -> PlannedRun:
+    def lora(self, settings: LoraSettings, seed: int, num_rows: int | None = None) -> PlannedRun:
         """A LoRA run with these settings; ``num_rows`` are fewer than all."""
-        layers = self._base.layers[variant.target_modules]
+        layers = self._base.layers[settings.target_modules]
         sides = sum(sum(shape) for shape in layers.shapes.values())
         fewer: dict[str, Any] = {}
         if num_rows is not None:
-            of = self.lora(variant, seed).as_whole
+            of = self.lora(settings, seed).as_whole
             fewer = {"role": "fewer_rows", "of": of, "num_examples": num_rows}
         return self._run(
             "lora",
-            variant.epochs,
-            num_trainable=variant.rank * sides,
+            settings.epochs,
+            num_trainable=settings.rank * sides,
             **fewer,
-            rank=variant.rank,
-            alpha=variant.alpha.alpha_of(variant.rank),
-            alpha_labels=(variant.alpha.label,),
-            scaling=variant.alpha.scaling_of(variant.rank),
-            learning_rate=variant.peak_rate,
-            rate_labels=(variant.rate_label,),
+            rank=settings.rank,
+            alpha=settings.alpha.alpha_of(settings.rank),
+            alpha_labels=(settings.alpha.label,),
+            scaling=settings.alpha.scaling_of(settings.rank),
+            learning_rate=settings.peak_rate,
+            rate_labels=(settings.rate_label,),
             target_modules=layers.target_modules,
             seed=seed,
         )

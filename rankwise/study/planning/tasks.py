@@ -48,7 +48,7 @@ CHOSEN_BY: tuple[Relation, ...] = ("in_domain", "retention")
 """The relations that a search looks at."""
 
 MOST_HELD_OUT = 0.25
-"""Of the rows to train on, at most: what is held out is not learned."""
+"""The largest share of the training rows that is held out: held-out rows are not learned."""
 
 _SEED = 20260103
 """Fixed, so that the same rows are held out whenever a study is planned."""
@@ -191,7 +191,7 @@ class TaskFinder:
         )
 
     def _warn_of_too_few(self, name: str, num_rows: int) -> None:
-        """Of several numbers of rows, more than one may come to all that there are."""
+        """Warn where more than one of several numbers of rows comes to all that there are."""
         numbers = sorted(each for each in self.config.train.max_examples if each >= num_rows)
         if len(numbers) > 1:
             same = quantities.listed(list(map(str, numbers)))
@@ -305,7 +305,7 @@ class TaskFinder:
         return [self._task_source(name, trained, leaves) for name in trained]
 
     def _general(self, of_set: Iterable[str], named: Iterable[str]) -> tuple[LoadedTask, ...]:
-        """Of the set's tasks, those that can be loaded here and are not named otherwise."""
+        """The tasks of the set that can be loaded here and are not named otherwise."""
         missing = [name for name in of_set if name in self._unloaded]
         known = {task.name for name in named for task in self._loaded.get(name, ())}
         if missing:
@@ -463,7 +463,7 @@ class TaskFinder:
         return rows
 
     def _trained_items(self, source: _Source, kept: Mapping[str, list[int]]) -> dict[str, str]:
-        """At most ``num_train_items`` a task, and no rows but those that are trained on."""
+        """The items of at most ``num_train_items`` trained rows a task, and of no others."""
         names: dict[str, str] = {}
         for name, loaded in source.trained.items():
             rows = kept[name][: self.config.evaluation.num_train_items]

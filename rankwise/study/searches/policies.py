@@ -23,10 +23,10 @@ from rankwise.study.searches.policy import (
     Known,
     Progress,
     Ruling,
+    SearchTrial,
     Setting,
-    Shown,
     Terms,
-    Trial,
+    TrialResult,
     evidence,
     follow,
     worth,
@@ -147,7 +147,7 @@ class Ladder:
             raise ValueError("a ladder needs a rank and a seed")
 
     def rank(self, place: int) -> int:
-        """Of a setting with a rank, by its place."""
+        """The rank of a setting that has one, by its place."""
         return self.settings[place].rank or 0
 
     @property
@@ -248,7 +248,7 @@ class _Climbing(Tuning):
 
     def truths(self, places: Sequence[int]) -> Truths:
         """What settings with all seeds may be worth: one seed as it is, several on average."""
-        columns: list[list[Shown]] = [
+        columns: list[list[TrialResult]] = [
             [of for of in self.shown(place, self.seeds) if of is not None] for place in places
         ]
         of = evidence(list(zip(*columns, strict=True)), self.terms)
@@ -324,7 +324,7 @@ def early_stop(
     endings: list[str] = []
     limit = stop.retention_loss
     for seed, (place, setting) in itertools.product(seeds, enumerate(settings)):
-        trial, label = Trial(place, setting.rates[0], seed), f"{setting.label}, seed {seed}"
+        trial, label = SearchTrial(place, setting.rates[0], seed), f"{setting.label}, seed {seed}"
         its_shares = (*sorted({*shares[place]}), 1.0)
         reached = [share for share in its_shares if Progress(trial, share) in known]
         shown = {share: known[Progress(trial, share)] for share in reached}
@@ -355,7 +355,7 @@ def early_stop(
     return Decision((), tuple(finalists), tuple(ruled_out), "; ".join(endings))
 
 
-def _loss(shown: Shown) -> float:
+def _loss(shown: TrialResult) -> float:
     """Mean over the retention tasks, in points; 0 without any."""
     losses = [float(task.mean()) for task in shown.losses]
     return sum(losses) / len(losses) if losses else 0.0

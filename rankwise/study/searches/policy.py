@@ -36,7 +36,7 @@ class Setting(NamedTuple):
     rates: tuple[float, ...]
 
 
-class Trial(NamedTuple):
+class SearchTrial(NamedTuple):
     """A training that a search may ask for: a setting by its place, a learning rate and a seed."""
 
     setting: int
@@ -47,11 +47,11 @@ class Trial(NamedTuple):
 class Progress(NamedTuple):
     """A trial after a share (0..1] of its optimizer steps; 1 is its end."""
 
-    trial: Trial
+    trial: SearchTrial
     share: float
 
 
-class Shown(NamedTuple):
+class TrialResult(NamedTuple):
     """What a trial showed on the validation items: differences from the base, item by item.
 
     ``gains`` has (n,) for each in-domain task, adapted - base and positive better; in points, or in
@@ -64,7 +64,7 @@ class Shown(NamedTuple):
     losses: tuple[Floats, ...] = ()
 
 
-Known = Mapping[Progress, Shown | None]
+Known = Mapping[Progress, TrialResult | None]
 """All that was trained and scored so far; None: the training has diverged."""
 
 
@@ -107,7 +107,7 @@ class Measures(NamedTuple):
 
 
 class Terms(NamedTuple):
-    """On what terms settings are compared.
+    """The terms on which settings are compared.
 
     Attributes:
         delta: in-domain difference that counts, in the unit of the gains, above 0.
@@ -163,8 +163,8 @@ def follow(course: Course, known: Known) -> Decision:
         return last
 
 
-def evidence(shown: Sequence[Sequence[Shown]], terms: Terms) -> StudyEvidence:
-    """Of K settings with the same m seeds, paired by item.
+def evidence(shown: Sequence[Sequence[TrialResult]], terms: Terms) -> StudyEvidence:
+    """The evidence of K settings with the same m seeds, paired by item.
 
     Args:
         shown: m rows of K, all on the same items and tasks.
@@ -184,7 +184,7 @@ def evidence(shown: Sequence[Sequence[Shown]], terms: Terms) -> StudyEvidence:
     return StudyEvidence(stacked("gains", terms.unit == "points"), losses, rows, terms.point)
 
 
-def worth(shown: Shown, terms: Terms) -> float:
+def worth(shown: TrialResult, terms: Terms) -> float:
     """What a trial is worth, by the price of the best bet; macro-means over tasks."""
     gain = float(np.mean([task.mean() for task in shown.gains]))
     if terms.epsilon is None or not shown.losses:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from rankwise.records import quantities
-from rankwise.records.axes import FULL_LABEL, LoraVariant, full_variants, lora_variants
+from rankwise.records.axes import FULL_LABEL, LoraSettings, full_settings, lora_settings
 from rankwise.records.config.study import StudyConfig
 from rankwise.records.config.training import RateRuleConfig
 from rankwise.study.searches.policy import Measures, Setting, Terms
@@ -19,38 +19,38 @@ _PRIORS = {"proportional": -0.5, "rslora": -0.25, "fixed": 0.0}
 """How the best rate is expected to go with the rank (arXiv:2602.06204)."""
 
 
-Variant = LoraVariant | int
+TrainedSettings = LoraSettings | int
 """What is trained, but for the rate: LoRA with these settings, or all weights, in so many epochs.
 """
 
 
-def searched(config: StudyConfig) -> list[tuple[Setting, Variant]]:
+def searched(config: StudyConfig) -> list[tuple[Setting, TrainedSettings]]:
     """What a search may train: smallest rank first and full fine-tuning last."""
-    lora = sorted(lora_variants(config), key=lambda variant: variant.rank)
+    lora = sorted(lora_settings(config), key=lambda settings: settings.rank)
     tune = config.train.learning_rate.tune
-    found: list[tuple[str, int | None, float, Variant]] = []
-    for variant, label in zip(lora, _labels(lora), strict=True):
-        centre = variant.peak_rate
-        if tune and not isinstance(variant.learning_rate, RateRuleConfig):
+    found: list[tuple[str, int | None, float, TrainedSettings]] = []
+    for settings, label in zip(lora, _labels(lora), strict=True):
+        centre = settings.peak_rate
+        if tune and not isinstance(settings.learning_rate, RateRuleConfig):
             # how the best rate should go with the rank, in whole steps of the grid: so ranks share
             # rates and can be compared at one
-            factor = (variant.rank / REFERENCE_RANK) ** _PRIORS[variant.alpha.policy]
-            centre = variant.learning_rate * FACTOR ** round(math.log(factor, FACTOR))
-        found.append((label, variant.rank, centre, variant))
-    for rate, epochs in full_variants(config):
+            factor = (settings.rank / REFERENCE_RANK) ** _PRIORS[settings.alpha.policy]
+            centre = settings.learning_rate * FACTOR ** round(math.log(factor, FACTOR))
+        found.append((label, settings.rank, centre, settings))
+    for rate, epochs in full_settings(config):
         label = FULL_LABEL if len(config.train.epochs) == 1 else f"{FULL_LABEL}, epochs {epochs}"
         found.append((label, None, rate, epochs))
     factors = (1 / FACTOR, 1.0, FACTOR)
     return [
-        (Setting(label, rank, tuple(rounded(centre * factor) for factor in factors)), variant)
+        (Setting(label, rank, tuple(rounded(centre * factor) for factor in factors)), settings)
         if tune
-        else (Setting(label, rank, (centre,)), variant)
-        for label, rank, centre, variant in found
+        else (Setting(label, rank, (centre,)), settings)
+        for label, rank, centre, settings in found
     ]
 
 
 def terms_of(config: StudyConfig, measures: Measures) -> Terms:
-    """On what terms validation items decide: the study's margins."""
+    """The terms on which validation items decide: the study's margins."""
     wanted, in_nats = config.recommendation, measures.unit == "nats"
     return Terms(
         delta=wanted.delta_nats if in_nats else wanted.delta_for(measures.in_domain),
@@ -60,16 +60,16 @@ def terms_of(config: StudyConfig, measures: Measures) -> Terms:
     )
 
 
-def _labels(variants: Sequence[LoraVariant]) -> list[str]:
-    """Each variant's rank, and what else differs between them."""
+def _labels(grid: Sequence[LoraSettings]) -> list[str]:
+    """The rank of each, and what else differs between them."""
     parts = {
-        "alpha ": [variant.alpha.label for variant in variants],
-        "rate ": [variant.rate_label for variant in variants],
-        "on ": [quantities.modules(variant.target_modules) for variant in variants],
-        "epochs ": [str(variant.epochs) for variant in variants],
+        "alpha ": [settings.alpha.label for settings in grid],
+        "rate ": [settings.rate_label for settings in grid],
+        "on ": [quantities.modules(settings.target_modules) for settings in grid],
+        "epochs ": [str(settings.epochs) for settings in grid],
     }
     differing = {name: values for name, values in parts.items() if len({*values}) > 1}
     return [
-        ", ".join([f"rank {variant.rank}", *(f"{name}{v[place]}" for name, v in differing.items())])
-        for place, variant in enumerate(variants)
+        ", ".join([f"rank {each.rank}", *(f"{name}{v[place]}" for name, v in differing.items())])
+        for place, each in enumerate(grid)
     ]

@@ -17,10 +17,10 @@ from rankwise.study.searches.policy import (
     Known,
     Progress,
     Ruling,
+    SearchTrial,
     Setting,
-    Shown,
     Terms,
-    Trial,
+    TrialResult,
     worth,
 )
 
@@ -34,7 +34,7 @@ SAME_WITHIN = 0.05
 """Rates that differ by less than this share are one."""
 
 Worth = float | None
-"""Of a rate at a rung; None where its training diverged."""
+"""The worth of a rate at a rung; None where its training diverged."""
 
 
 def grid(
@@ -88,7 +88,7 @@ def better_half(worths: dict[float, Worth]) -> tuple[float, ...]:
 
 
 def rounded(rate: float) -> float:
-    """With three significant digits, so that it can be read and named."""
+    """The rate with three significant digits, so that it can be read and named."""
     return float(f"{rate:.3g}")
 
 
@@ -146,7 +146,7 @@ class Tuning:
 
     def at(self, place: int, share: float, seeds: Sequence[int]) -> list[Progress]:
         """Every rate that is left of a setting after a share of the steps."""
-        trials = (Trial(place, rate, seed) for seed in seeds for rate in self.rates[place])
+        trials = (SearchTrial(place, rate, seed) for seed in seeds for rate in self.rates[place])
         return [Progress(trial, share) for trial in trials]
 
     def to_rung(self, share: float, places: Sequence[int]) -> Iterator[list[Progress]]:
@@ -188,12 +188,12 @@ class Tuning:
             if None in self.shown(place, self.seeds):
                 self.drop(place, "a training of it diverged")
 
-    def shown(self, place: int, seeds: Sequence[int]) -> list[Shown | None]:
+    def shown(self, place: int, seeds: Sequence[int]) -> list[TrialResult | None]:
         """What a setting showed at the end, at its best rate with the first seed."""
         best = best_rate({rate: self._worth(place, rate, 1.0) for rate in self.rates[place]})
         if best is None:
             return [None]
-        return [self.known[Progress(Trial(place, best, seed), 1.0)] for seed in seeds]
+        return [self.known[Progress(SearchTrial(place, best, seed), 1.0)] for seed in seeds]
 
     def _grids(self, places: Sequence[int]) -> Iterator[list[Progress]]:
         """The grids of all settings side by side, as long as one of them wants more."""
@@ -216,10 +216,10 @@ class Tuning:
                             f"the grid: {quantities.learning_rate(edge)}."
                         )
                 else:
-                    wanted += [Progress(Trial(place, rate, seed), share) for rate in rates]
+                    wanted += [Progress(SearchTrial(place, rate, seed), share) for rate in rates]
             if wanted:
                 yield wanted
 
     def _worth(self, place: int, rate: float, share: float) -> Worth:
-        shown = self.known[Progress(Trial(place, rate, self.seeds[0]), share)]
+        shown = self.known[Progress(SearchTrial(place, rate, self.seeds[0]), share)]
         return None if shown is None else worth(shown, self.terms)

@@ -94,7 +94,7 @@ class CompareDistributions(Stage):
 
     @property
     def together(self) -> Hashable:
-        """With all comparisons with one full fine-tuning."""
+        """The stages that go together: all comparisons with one full fine-tuning."""
         return self.kind, self.reference.name
 
     def path_of(self, folder: StudyFolder, model: Model) -> Path:

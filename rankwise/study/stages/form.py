@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from rankwise.study.context import StudyContext
 
 DEPLOYMENT_REVISION = 2
-"""As the revisions in ``records.fingerprints``."""
+"""A revision, as those in ``records.fingerprints``."""
 
 
 @dataclass(frozen=True)

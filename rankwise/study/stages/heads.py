@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from rankwise.study.context import StudyContext
 
 HEAD_CHANGES_REVISION = 1
-"""As the revisions in ``records.fingerprints``."""
+"""A revision, as those in ``records.fingerprints``."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class CompareHeads(OneRecord):
     made_by = "comparing the heads of"
     took = "analysis_seconds"
     slowness = 3.5
-    """As measured in two studies of a model of 135M weights on two cores."""
+    """The slowness as measured in two studies of a model of 135M weights on two cores."""
 
     @classmethod
     def planned(cls, graph: Graph) -> Iterator[Stage]:
@@ -124,7 +124,10 @@ class CompareHeads(OneRecord):
         layouts: Sequence[HeadLayout],
         base_matrices: Callable[[], Mapping[str, Tensor]],
     ) -> tuple[tuple[ShareMap, ...], str | None]:
-        """From the weights; not of an adapter that is more than LoRA, which is noted."""
+        """The shares from the weights.
+
+        None of an adapter that is more than LoRA, which is noted.
+        """
         from rankwise.engine.models.adapter_folder import read_factors
         from rankwise.engine.models.weights import weight_matrices
         from rankwise.heads.changes import norms_of_factors, norms_of_matrices, share_maps

@@ -23,7 +23,8 @@ class Score(Stage):
 
     task: str
     base_fingerprint: str
-    """Of the base's record on the task: the scores of runs are checked against its samples."""
+    """The fingerprint of the base's record on the task: the scores of runs are checked against its
+    samples."""
 
     kind = "scoring"
     record = TaskEvaluation

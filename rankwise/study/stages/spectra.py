@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rankwise.study.context import StudyContext
 
 SPECTRA_REVISION = 2
-"""As the revisions in ``records.fingerprints``."""
+"""A revision, as those in ``records.fingerprints``."""
 
 ANALYSIS_WORK = 1500.0
 """Work of decomposing all adapted matrices of a run once, in scored tokens: measured on small

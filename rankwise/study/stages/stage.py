@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from rankwise.study.context import StudyContext
 
 TOKEN_BYTES = 8
-"""Of a samples file per scored token: its text, and the answers beside it."""
+"""The bytes of a samples file per scored token: its text, and the answers beside it."""
 
 Model = PlannedRun | None
 """A model of a study: a run, or the untouched base (None)."""
@@ -187,7 +187,7 @@ class Stage(ABC):
         return tuple(model for model in models if is_usable(folder, model))
 
     def work_of(self, models: Sequence[Model]) -> float:
-        """Of its work, that of some of its models."""
+        """The part of its work that some of its models are."""
         return self.work * len(models) / len(self.models)
 
     def seconds(self, folder: StudyFolder) -> float | None:
@@ -217,9 +217,9 @@ class OneRecord(Stage):
 
     file: ClassVar[str]
     field: ClassVar[str]
-    """Of ``ModelResults``."""
+    """The field of ``ModelResults``."""
     made_by: ClassVar[str]
-    """In words that a model's name follows."""
+    """The words that a model's name follows."""
     of_base: ClassVar[bool] = False
     """Whether the base has one too."""
 

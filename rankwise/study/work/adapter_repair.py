@@ -146,7 +146,7 @@ class RunRepairer:
         return folder.write_adapter_repair(record)
 
     def _scores(self, task: AskedTask) -> RepairScores:
-        """Of a task, from the folder where they are there."""
+        """The scores of a task, from the folder where they are there."""
         name = task.prepared.name
         wanted = repair_scores_fingerprint(
             self._plan.record, self._run, name, self._tried, task.cluster_field
@@ -161,7 +161,7 @@ class RunRepairer:
         )
 
     def _advance(self, num_tokens: int) -> None:
-        """Of one of the models, which all read the same."""
+        """Advance by one of the models, which all read the same."""
         self._tell.advanced(num_tokens / (1 + len(self._repairer.derived)))
 
 

@@ -18,8 +18,8 @@ from rankwise.tasks.evaluation import ScoredModel, ask
 from rankwise.tasks.judgement import Responses
 
 SHARE = 0.1
-"""Of the base's tokens that are scored again, or one task of each kind. Tasks are scored as a
-whole: fewer items make other batches, which round otherwise."""
+"""The share of the base's tokens that are scored again, or one task of each kind. Tasks are scored
+as a whole: fewer items make other batches, which round otherwise."""
 
 ROUNDING_NATS = 1e-4
 """Below this a log-likelihood is the same: batches of other items move one in float32 by as much

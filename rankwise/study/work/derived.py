@@ -16,7 +16,7 @@ from rankwise.tasks.overlap import find_overlap
 from rankwise.tasks.training_rows import Example, TextEncoder, TrainingRow
 
 OWN_TEXTS_REVISION = 1
-"""As the revisions in ``records.fingerprints``."""
+"""A revision, as those in ``records.fingerprints``."""
 
 _SEED = 0  # one set of texts for all runs and seeds: what differs between arms is not the texts
 

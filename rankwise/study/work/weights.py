@@ -127,7 +127,7 @@ def _looks(
     is_small: bool,
     share: float,
 ) -> list[list[tuple[MatrixSpectrum | None, float]]]:
-    """For each layer of the base, what each run of a group did to it; they share a full run.
+    """What each run of a group did to each layer of the base; they share a full run.
 
     None where a run did not adapt the layer; and the seconds that it took. ``share`` is the work of
     a run.

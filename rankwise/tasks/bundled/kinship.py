@@ -82,10 +82,10 @@ def _draw(
     people = [(pools[gender][index], gender) for index, gender in enumerate(genders)]
     sentences: list[str] = []
     for index, (step, first, second) in enumerate(zip(chain, people, people[1:], strict=False)):
-        told = first[0], second[0], WORDS[step][first[1]]
+        relation = first[0], second[0], WORDS[step][first[1]]
         if index > 0 and rng.random() < inverted:  # from the other side
-            told = second[0], first[0], WORDS[_INVERSE[step]][second[1]]
-        sentences.append("{} is {}'s {}.".format(*told))
+            relation = second[0], first[0], WORDS[_INVERSE[step]][second[1]]
+        sentences.append("{} is {}'s {}.".format(*relation))
     if shuffled:
         rng.shuffle(sentences)
     question = f"Who is {people[0][0]} to {people[-1][0]}?"

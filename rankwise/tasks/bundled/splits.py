@@ -76,7 +76,7 @@ def balanced_splits(
 def _draw_split(
     draw: Draw, classes: Sequence[str], size: int, rng: random.Random, seen: set[str]
 ) -> list[ChoiceRow]:
-    """At most ``size`` new rows in random order; fewer when new questions have run out."""
+    """Draw ``size`` new rows at most, in random order; fewer when new questions have run out."""
     order = [classes[index % len(classes)] for index in range(size)]
     rng.shuffle(order)
     rows: list[ChoiceRow] = []

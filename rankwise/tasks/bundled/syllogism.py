@@ -31,15 +31,15 @@ _STATEMENTS = {
 _FIGURES = {1: ("MP", "SM"), 2: ("PM", "SM"), 3: ("MP", "MS"), 4: ("PM", "MS")}
 
 
-class Form(NamedTuple):
+class SyllogismForm(NamedTuple):
     """One of the 256 forms: the quantifiers of both premises and the conclusion, and the figure."""
 
     mood: str
     figure: int
 
 
-def _forms(text: str) -> tuple[Form, ...]:
-    return tuple(Form(word[:3], int(word[3])) for word in text.split())
+def _forms(text: str) -> tuple[SyllogismForm, ...]:
+    return tuple(SyllogismForm(word[:3], int(word[3])) for word in text.split())
 
 
 VALID = _forms("AAA1 EAE1 AII1 EIO1 EAE2 AEE2 EIO2 AOO2 IAI3 AII3 OAO3 EIO3 AEE4 IAI4 EIO4")
@@ -56,11 +56,11 @@ CHOICES = ["yes", "no"]
 
 
 @cache
-def _invalid(conclusion: str, near: bool) -> tuple[Form, ...]:
+def _invalid(conclusion: str, near: bool) -> tuple[SyllogismForm, ...]:
     """The invalid forms with this conclusion; near: whose mood is valid in another figure."""
     valid_moods = {form.mood for form in VALID}
     forms = (
-        Form("".join(mood) + conclusion, figure)
+        SyllogismForm("".join(mood) + conclusion, figure)
         for mood in itertools.product(_STATEMENTS, repeat=2)
         for figure in _FIGURES
     )

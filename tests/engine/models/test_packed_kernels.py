@@ -135,7 +135,7 @@ def test_more_variants_than_planned_are_an_error_and_not_an_eager_kernel(
     monkeypatch.setattr(torch, "compile", lambda _: compiled)
     attend = module._compiled_flex.__wrapped__()
     assert torch.equal(attend(torch.ones(2)), 2 * torch.ones(2))
-    monkeypatch.setattr(module, "_FLEX_VARIANTS", 1)
+    monkeypatch.setattr(module, "_FLEX_KERNELS", 1)
     with pytest.raises(FailOnRecompileLimitHit):
         attend(torch.ones(2, dtype=torch.float64))
 

@@ -12,7 +12,7 @@ from rankwise.engine.models.devices import is_out_of_memory
 from rankwise.engine.training.loop import _GOOD_STEPS, _Budget
 from rankwise.engine.training.micro_batches import Placed, pack, split_by_budget
 from rankwise.engine.training.optimizers import make_optimizer
-from rankwise.engine.training.trainees import Share
+from rankwise.engine.training.trainees import GradientShare
 from tests.support.micro_batches import cut, example, placed
 
 CPU = torch.device("cpu")
@@ -39,7 +39,7 @@ def test_what_is_packed_is_what_was_asked_for() -> None:
     first = Placed(0, 0, example([10, 11, 12, 13], 2), range(1, 3))
     second = Placed(1, 0, example([20, 21, 22], 1))
     again = Placed(1, 1, example([10, 11, 12, 13], 1), range(2))  # the base reads it once
-    shares = {0: Share(0.5, 2.0), 1: Share(0.25, 3.0, masks_targets=True)}
+    shares = {0: GradientShare(0.5, 2.0), 1: GradientShare(0.25, 3.0, masks_targets=True)}
     batch = pack([second, first, again], shares, CPU)
     assert batch.tokens.input_ids.tolist() == [[10, 11, 12, 10, 11, 12, 20, 21]]
     assert batch.tokens.position_ids.tolist() == [[0, 1, 2, 0, 1, 2, 0, 1]]

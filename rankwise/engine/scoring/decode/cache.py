@@ -21,7 +21,8 @@ from torch import Tensor
 from rankwise.engine.models.devices import moved, moved_together
 
 BLOCK_TOKENS = 64
-"""On average half of a row's last block is unused; smaller blocks mean more, smaller products."""
+"""The tokens of a block. Half of a row's last block is unused on average; smaller blocks mean more,
+smaller products."""
 
 VOID = 0
 """A block that belongs to no row and fills the table behind a row's last block."""
@@ -105,7 +106,7 @@ class BlockCache:
         return dict(zip(last, into, strict=True))
 
     def _index(self, blocks: Sequence[int]) -> dict[torch.device, Int[Tensor, " blocks"]]:
-        """On each device that has layers."""
+        """The index on each device that has layers."""
         devices = {keys.device for keys, _ in self._layers.values()}
         return {device: moved(torch.tensor(blocks), device) for device in devices}
 

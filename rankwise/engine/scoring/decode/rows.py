@@ -248,7 +248,7 @@ class RowBatch:
 
 
 def shared_prefixes(prompts: Sequence[tuple[int, ...]]) -> list[tuple[SharedPrefix, ...]]:
-    """For every prompt the chain of prefixes that it shares with others.
+    """The chain of prefixes of every prompt that it shares with others.
 
     The last token is never shared: each row reads it itself, for its first logits.
 

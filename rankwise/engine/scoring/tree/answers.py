@@ -113,7 +113,7 @@ class LogLikelihoodSums:
                 self._misses[number].index_add_(0, items[first:last], misses.long())
 
     def log_likelihoods(self) -> list[list[LogLikelihood]]:
-        """By model and item."""
+        """The log-likelihoods by model and item."""
         pairs = zip(self._nats.tolist(), (self._misses == 0).tolist(), strict=True)
         return [[LogLikelihood(*item) for item in zip(*pair, strict=True)] for pair in pairs]
 

@@ -121,7 +121,7 @@ class TreeLayout:
 
     @property
     def groups(self) -> list[BlockGroup]:
-        """Of blocks; every query is in one."""
+        """The groups of blocks; every query is in one."""
         return self._products[0]
 
     @property
@@ -214,7 +214,7 @@ class TreeLayout:
         return self._gathered[kv_heads]
 
     def distances(self, number: int) -> Int[Tensor, "blocks rows columns"]:
-        """By how many positions each key of a group is behind each query."""
+        """How many positions each key of a group is behind each query."""
         group = self.groups[number]
         # the pool's positions: a cached ancestor lies at its own
         cached = torch.arange(self.num_cached, device=self.device)
