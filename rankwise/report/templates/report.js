@@ -66,7 +66,7 @@ addEventListener("afterprint", foldAgain);
 reveal(location.hash);
 
 /* Whole numbers of so many bytes, little-endian, in base64. */
-function unpacked(text, size) {
+function wholeNumbers(text, size) {
   const bytes = Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
   const view = new DataView(bytes.buffer);
   const read = size === 2 ? (at) => view.getInt16(at, true) : (at) => view.getInt32(at, true);
@@ -75,7 +75,7 @@ function unpacked(text, size) {
 
 /* A rule with its draws; losses are null where retention was not measured. */
 function drawnRule(rule) {
-  const read = (text) => (text === null ? null : unpacked(text, rule.num_bytes));
+  const read = (text) => (text === null ? null : wholeNumbers(text, rule.num_bytes));
   return { ...rule, gains: read(rule.gains), losses: read(rule.losses), worst: read(rule.worst) };
 }
 
