@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import statsmodels.api as sm
-from rankwise.findings.stats.simultaneous import bounds_at, deciding_level, study_evidence
+from scipy import stats
 
 from rankwise.findings.agreement import agreement_with_full
 from rankwise.findings.differences import compare
@@ -18,6 +18,7 @@ from rankwise.findings.options import OptionGains
 from rankwise.findings.pairs import Pair, paired_test
 from rankwise.findings.recommendation import recommend_for
 from rankwise.findings.retention import retention_groups
+from rankwise.findings.stats.blocks import GAIN_RUNS, block, crossed, lead_variances
 from rankwise.findings.stats.estimates import mean_over_tasks, seed_spread, zero_p_value
 from rankwise.findings.stats.items import (
     Clusters,
@@ -27,6 +28,7 @@ from rankwise.findings.stats.items import (
     design_effects,
     num_clusters,
 )
+from rankwise.findings.stats.truths import deciding_level
 from rankwise.records.config.study import RecommendationConfig
 from rankwise.records.results import ModelResults, TrainTaskResults
 from tests.planted.results import planted_runs
@@ -108,19 +110,19 @@ def test_the_same_items_in_two_languages_count_once() -> None:
 @pytest.mark.parametrize("num_seeds", [1, 3])
 def test_clusters_of_one_item_change_nothing(num_seeds: int) -> None:
     rng = np.random.default_rng(2)
-    values = rng.normal(size=(num_seeds, 4, 40)) * 30
+    values = rng.normal(size=(4 * num_seeds, 40)) * 30
     plain = [Items(values, 100.0), Items(values[..., :25] + 1.0, 80.0, 2.0)]
     own = [
         task._replace(clusters=rng.permutation(task.num_items) + 100 * place)
         for place, task in enumerate(plain)
     ]
     assert num_clusters(own) is None
-    bounds = [bounds_at(study_evidence(t, t), 0.99) for t in (plain, own)]
-    for name in ("gain", "lead", "loss"):
-        first, second = (getattr(each, name) for each in bounds)
-        assert np.array_equal(first.lower, second.lower)
-        assert np.array_equal(first.upper, second.upper)
-    by_option = [[t._replace(values=t.values[:, 0]) for t in tasks] for tasks in (plain, own)]
+    first, second = (block(tasks, crossed(num_seeds, 4), GAIN_RUNS) for tasks in (plain, own))
+    assert np.array_equal(first.mean, second.mean)
+    assert np.array_equal(first.covariance, second.covariance)
+    assert np.array_equal(lead_variances(first.covariance), lead_variances(second.covariance))
+    assert np.array_equal(first.interaction, second.interaction)
+    by_option = [[t._replace(values=t.values[::4]) for t in tasks] for tasks in (plain, own)]
     estimates = [mean_over_tasks(tasks) for tasks in by_option]
     assert estimates[0].interval(0.95) == estimates[1].interval(0.95)
     if num_seeds > 1:
@@ -183,13 +185,14 @@ def test_intervals_cover_with_clusters_and_not_without(size: int, most: float) -
 def test_no_rank_is_called_better_too_often_with_clusters() -> None:
     rng = np.random.default_rng(5)
     clusters = np.repeat(np.arange(40), 20)
-    wrong = {"without": 0, "with": 0}
+    wrong, quantile = {"without": 0, "with": 0}, float(stats.norm.ppf(deciding_level(3, 0.05)))
     for _ in range(300):
-        values = outcomes(rng, 3, clusters, 0.2)[None]
+        values = outcomes(rng, 3, clusters, 0.2)
         for name, its in (("without", None), ("with", clusters)):
             task = Items(values, 100.0, clusters=its)
-            bounds = bounds_at(study_evidence([task], []), deciding_level(3, 0.05))
-            wrong[name] += (bounds.gain.lower > 0.0).any()
+            of = block([task], crossed(1, 3), GAIN_RUNS)
+            stderr = np.sqrt(np.diagonal(of.covariance))
+            wrong[name] += (of.mean > quantile * stderr).any()
     assert wrong["without"] / 300 > 0.10
     assert wrong["with"] / 300 < 0.06
 

@@ -6,10 +6,10 @@ import math
 
 import numpy as np
 import pytest
-from rankwise.findings.stats.simultaneous import study_evidence
 from scipy import stats
 
 from rankwise.findings.pairs import Pair, pair_items, paired_test, size_of
+from rankwise.findings.stats.blocks import GAIN_RUNS, block, crossed, lead_variances
 from rankwise.findings.stats.estimates import mean_over_tasks
 from rankwise.findings.stats.items import POINTS, Clusters, Floats, Items, by_cluster
 from rankwise.findings.stats.reference import pseudo_items
@@ -169,9 +169,10 @@ def test_the_interval_knows_how_many_were_answered() -> None:
     values = found.values - base
     expected = values.mean() + quantile * values.std(ddof=1) / math.sqrt(TOTAL)
     assert estimate._replace(skewness=0.0).interval(0.95)[1] == pytest.approx(expected, rel=1e-9)
-    gains = items._replace(values=np.stack([values, values])[None])
-    spread = study_evidence([gains], []).in_domain.spread("options")
-    assert spread.item_freedom == pytest.approx([SCORED - 1.0] * 2)
+    # a verdict takes the same variance of an option, with its pseudo-items
+    gains = items._replace(values=np.stack([values, values]))
+    of = block([gains], crossed(1, 2), GAIN_RUNS)
+    assert np.diagonal(of.covariance) == pytest.approx([estimate.stderr**2] * 2)
 
 
 def test_an_unseen_whole_item_counts_as_often_as_an_answered_one() -> None:
@@ -184,34 +185,29 @@ def test_an_unseen_whole_item_counts_as_often_as_an_answered_one() -> None:
     estimate = mean_over_tasks([pair.items])
     assert estimate.stderr == pytest.approx(POINTS * math.sqrt(2.0) / SCORED)
     # options that all say the same have a lead of that size too
-    values = np.zeros((1, 2, TOTAL))
-    evidence = study_evidence([Items(values, pair.item_size, scored=scored)], [])
-    lead = evidence.in_domain.spread("pairs")
-    assert lead.stderr[0, 1] == pytest.approx(POINTS * math.sqrt(2.0) / SCORED)
+    same = [Items(np.zeros((2, TOTAL)), pair.item_size, scored=scored)]
+    lead = lead_variances(block(same, crossed(1, 2), GAIN_RUNS).covariance)[0, 1]
+    assert math.sqrt(lead) == pytest.approx(POINTS * math.sqrt(2.0) / SCORED)
 
 
-def test_other_values_are_as_large_as_among_the_answered() -> None:
+def test_an_unseen_change_counts_as_often_as_answers_stand_for() -> None:
     base, reference, model = population(np.random.default_rng(10))
     reference[-10:] -= 60.0  # a rare large change that no answer has
     found = pseudo_items(base, reference[None], model[:SCORED])
     scored = np.arange(TOTAL) < SCORED
     answers = Pair(base[:SCORED], model[:SCORED], 1.0, False)
     pair = Pair(base, found.values, 1.0, False, None, scored, answers)
+    assert found.r_squared > 0.2  # what is predicted well is not counted less for that
 
     def quantile(*parts: Floats) -> float:
         return float(np.quantile(np.abs(np.concatenate(parts)), 0.995, method="higher"))
 
-    gain, of_whole = found.values - base, reference - base
-    badly = TOTAL / SCORED * math.sqrt(1.0 - found.r_squared)
-    seen, others = quantile(gain[scored]), quantile(gain[~scored])
-    assert pair.item_size == pytest.approx(max(seen, badly * others))
-    seen, others = (
-        quantile(gain[scored], of_whole[scored]),
-        quantile(gain[~scored], of_whole),
-    )
+    answered = model[:SCORED] - base[:SCORED]
+    assert pair.item_size == pytest.approx(TOTAL / SCORED * quantile(answered))
+    others = quantile(answered, reference - base)
     assert others > 50.0
     whole = Pair(base, reference, 1.0, False)
-    assert size_of([pair, whole]) == pytest.approx(max(seen, badly * others))
+    assert size_of([pair, whole]) == pytest.approx(TOTAL / SCORED * others)
 
 
 def test_one_model_against_another_is_of_what_both_answered() -> None:

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import base64
 import itertools
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from rankwise.findings.stats.simultaneous import Bounds, StudyBounds, WorstTask
 
-from rankwise.findings.card import VerdictCard, verdict_card
-from rankwise.findings.decision import Margins, choose
+from rankwise.findings.card import MOST_DRAWN, VerdictCard, verdict_card
+from rankwise.findings.decision import Margins, choose, odds, states
 from rankwise.findings.options import option_gains
 from rankwise.findings.recommendation import recommend
+from rankwise.findings.stats.items import Floats
+from rankwise.findings.stats.truths import Truths
 from rankwise.records.config.study import RecommendationConfig
 from rankwise.records.recommendation import Recommendation
 from rankwise.records.results import StudyResults
-from rankwise.report.sections.card import card_table, sliders
+from rankwise.report.sections.card import card_table
 from rankwise.report.tables import decision_table
 from tests.planted.items import written
 from tests.planted.results import Key, planted_study, with_rslora
@@ -77,7 +79,7 @@ def test_rslora_is_said_wherever_alpha_is() -> None:
     results = with_rslora(planted_study())
     card, part = card_of(results)
     assert card.settings["Alpha"] == "32 with rsLoRA"
-    assert ", alpha 32 with rsLoRA, " in part.statement
+    assert "(alpha 32 with rsLoRA, " in part.statement
     judged = decision_table(part)
     assert judged is not None
     assert [row[0].note for row in judged.groups[0].rows] == [
@@ -103,34 +105,39 @@ def test_an_unsettled_study_has_its_best_bet_on_the_card() -> None:
     assert (chosen[0].value, chosen[0].note) == (card.choice, "best bet")
 
 
-def random_bounds(rng: np.random.Generator, count: int, *, has_loss: bool) -> StudyBounds:
-    """Bounds of any order, some of them at the margins themselves."""
-
-    def of(shape: tuple[int, ...]) -> Bounds:
-        middle = np.round(rng.normal(0.0, 4.0, shape), 1)
-        reach = np.round(rng.exponential(2.0, shape), 1)
-        return Bounds(middle, middle - reach, middle + reach)
-
-    lead = of((count, count))
-    upper = np.triu(lead.estimate, 1), np.triu(lead.lower, 1), np.triu(lead.upper, 1)
-    estimate = upper[0] - upper[0].T
-    bounds = Bounds(estimate, upper[1] - upper[2].T, upper[2] - upper[1].T)
-    loss, worst = (of((count,)) if has_loss else None for _ in range(2))
-    of_task = None if worst is None else WorstTask(*worst[:3], np.zeros(count, dtype=np.intp))
-    return StudyBounds(of((count,)), loss, bounds, of_task)
+STEP = 0.01
+"""A hundredth of a point, in which draws are kept."""
 
 
-def as_rule(bounds: StudyBounds) -> dict[str, Any]:
-    def ends(part: Bounds | WorstTask) -> Any:
-        return np.stack([part.lower, part.upper], axis=-1).tolist()
+def random_truths(rng: np.random.Generator, count: int, *, has_loss: bool) -> Truths:
+    """Draws in hundredths, around a few whole points, so that many are at the margins."""
 
-    return {
-        "labels": [str(place) for place in range(len(bounds.gain.estimate))],
-        "gain": ends(bounds.gain),
-        "loss": None if bounds.loss is None else ends(bounds.loss),
-        "worst": None if bounds.worst is None else ends(bounds.worst),
-        "lead": ends(bounds.lead),
-    }
+    def draws() -> Floats:
+        middle = rng.integers(-2, 6, count)
+        return np.round(rng.normal(middle, rng.uniform(0.05, 2.0), (199, count)), 2)
+
+    gains = draws()
+    if not has_loss:
+        return Truths(gains)
+    losses = draws()
+    return Truths(gains, losses, losses + np.round(rng.exponential(1.0, losses.shape), 2))
+
+
+def as_rule(truths: Truths, settings: dict[str, Any], num_bytes: int) -> dict[str, Any]:
+    """As the page has it: whole numbers in base64."""
+
+    def packed(draws: Floats | None) -> str | None:
+        if draws is None:
+            return None
+        whole = np.round(draws / STEP).astype(f"<i{num_bytes}")
+        return base64.b64encode(whole.tobytes()).decode("ascii")
+
+    gains, losses, worst = map(packed, truths)
+    labels = [str(place) for place in range(truths.gains.shape[1])]
+    return settings | {
+        "labels": labels, "step": STEP, "num_bytes": num_bytes,
+        "gains": gains, "losses": losses, "worst": worst,
+    }  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -138,33 +145,61 @@ def study_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return written(tmp_path_factory.mktemp("study"))
 
 
+LOSING: dict[Key, float] = {4: 0.87, 16: 0.84, 64: 0.84}
+"""Rank 4 loses 3 points, the others 6."""
+
+
+@pytest.fixture(scope="module")
+def losing_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    results = planted_study(retention_accuracy=LOSING, num_in_domain=1000, num_retention=1000)
+    return written(tmp_path_factory.mktemp("losing"), results=results)
+
+
 def test_the_page_judges_as_python_does(study_page: Path, visit: Visit) -> None:
     rng = np.random.default_rng(7)
     settings: list[dict[str, Any]] = []
     wanted: list[dict[str, Any]] = []
+    codes = {"yes": 1, "undecided": 0, "no": -1}
     for number in range(300):
-        has_loss = number % 3 > 0
-        bounds = random_bounds(rng, int(rng.integers(1, 6)), has_loss=has_loss)
-        margins = [round(float(value), 1) for value in rng.uniform(0.1, 6.0, 3)]
-        delta, epsilon, ceiling = margins
-        choice = choose(bounds, Margins(delta, epsilon if has_loss else None, ceiling))
-        settings.append({"rule": as_rule(bounds), "margins": margins})
-        states = {"yes": 1, "undecided": 0, "no": -1}
-        kept = choice.keeps_enough or ("yes",) * len(choice.better_than_base)
+        has_loss, has_base = number % 3 > 0, number % 5 > 0
+        count, level = int(rng.integers(1, 6)), float(rng.choice([0.8, 0.95, 0.98]))
+        truths = random_truths(rng, count, has_loss=has_loss)
+        delta, epsilon, ceiling = (round(float(value), 2) for value in rng.uniform(0.1, 6.0, 3))
+        is_finished = rng.random(count) < 0.8
+        rule = {"has_base": has_base, "level": level, "is_finished": is_finished.tolist()}
+        packed = as_rule(truths, rule, num_bytes=2 + 2 * (number % 2))
+        settings.append({"rule": packed, "margins": [delta, epsilon, ceiling]})
+        now = odds(truths, Margins(delta, epsilon if has_loss else None, ceiling, has_base))
+        choice = choose(now, level, is_finished)
+        judged = {"outcome": choice.outcome, "option": choice.option}
         wanted.append(
-            {
-                "outcome": choice.outcome,
-                "option": choice.option,
-                "better": [states[each] for each in choice.better_than_base],
-                "keeps": [states[each] for each in kept],
-                "near": [states[each] for each in choice.near_the_best],
+            judged
+            | {
+                name: [codes[state] for state in states(getattr(now, name), level)]
+                for name in ("better", "keeps", "near")
             }
         )
-    assert len({each["outcome"] for each in wanted}) == 4
+    assert len({each["outcome"] for each in wanted}) == 5
     judged = visit(study_page).evaluate(
-        "(settings) => settings.map((each) => judge(each.rule, ...each.margins))", settings
+        "(settings) => settings.map((each) => judge(drawnRule(each.rule), ...each.margins))",
+        settings,
     )
     assert judged == wanted
+
+
+def test_the_page_has_the_draws_by_which_the_study_was_judged() -> None:
+    card, part = card_of(planted_study())
+    draws = card.draws
+    assert draws is not None
+    assert draws.labels == ("rank 4", "rank 16", "rank 64")
+    assert draws.level == pytest.approx(1 - 0.04 / 4)
+    assert (draws.has_base, draws.is_finished) == (True, (True,) * 3)
+    gains = np.frombuffer(base64.b64decode(draws.gains), f"<i{draws.num_bytes}").reshape(-1, 3)
+    # 70, 80 and 81 of 100, and 50 before
+    assert gains.mean(axis=0) * draws.step == pytest.approx([20.0, 30.0, 31.0], abs=0.1)
+    for place, verdict in enumerate(part.verdicts):
+        lower = np.sort(gains[:, place])[len(gains) // 100 - 1] * draws.step
+        assert verdict.gain.lower == pytest.approx(lower, abs=0.1)
 
 
 def test_the_page_begins_with_the_study_s_own_verdict(study_page: Path, visit: Visit) -> None:
@@ -174,8 +209,8 @@ def test_the_page_begins_with_the_study_s_own_verdict(study_page: Path, visit: V
     assert page.locator(".sliders").is_visible()
 
 
-def test_sliders_judge_the_study_under_other_margins(study_page: Path, visit: Visit) -> None:
-    page = visit(study_page)
+def test_sliders_judge_the_study_under_other_margins(losing_page: Path, visit: Visit) -> None:
+    page = visit(losing_page)
     page.goto(f"{page.url}#margins")
     answers = {
         "cannot_tell": "Not settled under these margins.",
@@ -189,7 +224,14 @@ def test_sliders_judge_the_study_under_other_margins(study_page: Path, visit: Vi
         margins = RecommendationConfig(
             delta_points=delta, epsilon_points=epsilon, worst_task_points=ceiling
         )
-        _, part = card_of(planted_study(recommendation=margins))
+        _, part = card_of(
+            planted_study(
+                retention_accuracy=LOSING,
+                num_in_domain=1000,
+                num_retention=1000,
+                recommendation=margins,
+            )
+        )
         said = answers.get(part.outcome, f"Recommended: rank {part.rank}.")
         outcomes.add(said)
         assert page.locator(".answer").inner_text() == said, (delta, epsilon, ceiling)
@@ -211,10 +253,16 @@ def test_sliders_judge_the_study_under_other_margins(study_page: Path, visit: Vi
     assert len(outcomes) > 2
 
 
-def test_without_retention_there_is_one_slider_and_no_loss() -> None:
-    results = planted_study(retention_tasks=())
-    _, part = card_of(results)
+def test_without_retention_there_are_no_draws_of_losses() -> None:
+    card, part = card_of(planted_study(retention_tasks=()))
     assert part.epsilon_points is None
-    rule = sliders(part).rule
-    assert rule["loss"] is None
-    assert np.shape(rule["lead"]) == (3, 3, 2)
+    assert card.draws is not None
+    assert (card.draws.losses, card.draws.worst) == (None, None)
+
+
+def test_draws_of_many_options_are_left_out() -> None:
+    ranks: list[Key] = [*range(1, MOST_DRAWN + 1)]
+    few = planted_study(dict.fromkeys(ranks, 0.7), num_in_domain=40, retention_tasks=())
+    many = planted_study(dict.fromkeys([*ranks, 99], 0.7), num_in_domain=40, retention_tasks=())
+    assert card_of(few)[0].draws is not None
+    assert card_of(many)[0].draws is None
