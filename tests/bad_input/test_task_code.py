@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,24 @@ def test_a_function_is_refused_before_it_is_imported(
     assert ": !function evil." in refusal
     assert "--allow-task-code" in refusal
     list_tasks([folder])
+    assert not (tmp_path / "was_here").exists()
+    result_of(folder, allow_code=True)
+    assert (tmp_path / "was_here").exists()
+
+
+@pytest.mark.parametrize("is_installed", [False, True])
+def test_a_module_of_the_current_folder_is_not_imported(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_installed: bool
+) -> None:
+    """Where no such file lies beside the task, lm-eval asks Python, which looks here first."""
+    (folder / "evil.py").rename(tmp_path / "evil_here.py")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "evil_here", raising=False)
+    write(folder, TASK + "process_docs: !function evil_here.run\n")
+    if is_installed:  # by whoever wrote into the folder of lm-eval
+        monkeypatch.setattr("rankwise.tasks.code_guard.BUNDLED_FOLDER", folder)
+    assert ": !function evil_here.run is code." in str(result_of(folder))
     assert not (tmp_path / "was_here").exists()
     result_of(folder, allow_code=True)
     assert (tmp_path / "was_here").exists()
