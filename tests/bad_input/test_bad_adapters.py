@@ -139,11 +139,7 @@ BAD = [
         config(rank_pattern={"(?:(?:q{100}){100}){100}": 4}),
         (CONFIG_FILE, "rank_pattern", "(?:(?:q{100}){100}){100}"),
     ),
-    Bad(
-        "a large alpha",
-        config(lora_alpha=1e38),
-        (CONFIG_FILE, "lora_alpha: 1e+38", "1000000"),
-    ),
+    Bad("a large alpha", config(lora_alpha=1e38), (CONFIG_FILE, "lora_alpha: 1e+38", "1000000")),
     Bad(
         "many patterns",
         config(rank_pattern={f"(q|{number})": 4 for number in range(101)}),

@@ -124,7 +124,7 @@ class Sentences:
         shown = self.shown(text, **placeholders)
         assert self._said.setdefault(case, shown) == shown, "another sentence needs a name"
         page = self._snapshot(name=case)
-        assert shown == page, "\n".join(["not as in tests/sentences:", *page.get_assert_diff()])
+        assert shown == page, f"said:\n{shown}\nin tests/sentences:\n{page!r}"
 
     def shown(self, text: str, **placeholders: str) -> str:
         """A text as a page has it: without what differs between machines and runs."""
