@@ -45,6 +45,14 @@ def test_the_folder_of_a_test_is_none_of_its_sentences(
     assert shown == "FOLDER. Not FOLDER/tiny-llama, REPOSITORY/tests/x after SECONDS s"
 
 
+def test_a_part_of_a_text_is_what_names_it(sentence: Sentences) -> None:
+    names = ("rank 8", "40 %")
+    for text in ("Gain: none.\n rank 8 keeps 40 %. It\nrank 4", "Gain. rank 8 keeps 40 %. rank 4."):
+        sentence(text, text[4], names=names, part=True)
+    with pytest.raises(AssertionError, match="rank 16"):
+        sentence("rank 8 keeps.\n40 %", "none", names=("rank 16",), part=True)
+
+
 def item(name: str, case: str = "", arguments: tuple[str, ...] = ("tests",)) -> Any:
     """A test that pytest found."""
     return SimpleNamespace(

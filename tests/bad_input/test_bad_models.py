@@ -103,7 +103,10 @@ def sized(name: str, mebibytes: int) -> Damage:
     return change
 
 
-LIBRARY = r"(?:(?<=be read: )|(?<=config: )|(?<=model: ))(?!/|config.json|\w+ is ).*?(?=\. (?:Save|Check))"
+LIBRARY = (
+    r"(?:(?<=be read: )|(?<=config: )|(?<=model: ))"
+    r"(?!/|config.json|\w+ is ).*?(?=\. (?:Save|Check))"
+)
 """What Python, safetensors and transformers say, in words of their version."""
 
 BAD = [

@@ -108,18 +108,27 @@ class Sentences:
         self._said: dict[str, str] = {}
 
     def __call__(
-        self, said: object, case: str = "", *, names: Iterable[object] = (), **placeholders: str
+        self,
+        said: object,
+        case: str = "",
+        *,
+        names: Iterable[object] = (),
+        part: bool = False,
+        **placeholders: str,
     ) -> None:
         """Assert a sentence; the same case of one test says the same each time.
 
         Args:
-            said: an error, or a text.
+            said: an error, a text, or several texts.
             case: which of several sentences of one test it is.
             names: what it must name, however it is worded: key, file, value.
+            part: keep the lines that name all of it, or the sentences in a text of one line.
             placeholders: words by the regular expression of what they stand for.
         """
-        text = str(said)
-        missing = [name for name in map(str, names) if name not in text]
+        wanted = [*map(str, names)]
+        text = "\n".join(said) if isinstance(said, list | tuple) else str(said)
+        text = _part(text, wanted) if part else text
+        missing = [name for name in wanted if name not in text]
         assert missing == [], f"{missing} not in: {text}"
         shown = self.shown(text, **placeholders)
         assert self._said.setdefault(case, shown) == shown, "another sentence needs a name"
@@ -133,6 +142,13 @@ class Sentences:
         text = re.sub(rf"{re.escape(str(self._folders))}/[\w-]+", "FOLDER", text)
         text = text.replace(str(REPOSITORY), "REPOSITORY")
         return "\n".join(line.rstrip() for line in text.strip().splitlines())
+
+
+def _part(text: str, names: list[str]) -> str:
+    """The lines with these names, or the sentences in a text of one line; all of it if none has."""
+    pieces = text.splitlines() if "\n" in text.strip() else re.split(r"(?<=[.!?]) +| +(?=- )", text)
+    found = [piece.strip() for piece in pieces if all(name in piece for name in names)]
+    return "\n".join(found) or text
 
 
 def _case(item: pytest.Item) -> str:
