@@ -10,8 +10,10 @@ from pathlib import Path
 import jaxtyping
 import pytest
 from jaxtyping import install_import_hook
+from syrupy.assertion import SnapshotAssertion
 
 from tests.support.checked import check_first_calls, checked, forget_calls
+from tests.support.sentences import LEFT_OUT, Sentences
 from tests.support.tiny_tasks import tiny_tokenizer, write_tiny_tasks
 from tests.thorough import THOROUGH
 
@@ -48,6 +50,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.thorough)
 
 
+def pytest_deselected(items: list[pytest.Item]) -> None:
+    """What an option leaves out of a run keeps its sentences."""
+    for item in items:
+        item.config.stash.setdefault(LEFT_OUT, []).append(item)
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup() -> None:
     """Shapes and types are checked anew for each test, in what its fixtures make first."""
@@ -75,6 +83,12 @@ def unchecked_shapes() -> Generator[None]:
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", before)
+
+
+@pytest.fixture
+def sentence(snapshot: SnapshotAssertion, tmp_path_factory: pytest.TempPathFactory) -> Sentences:
+    """Asserts what a user is told by the test's page in ``tests/sentences``."""
+    return Sentences(snapshot, tmp_path_factory.getbasetemp())
 
 
 @pytest.fixture(scope="session")

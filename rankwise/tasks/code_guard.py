@@ -50,6 +50,10 @@ _PLAIN_SETTINGS = frozenset({
 })  # fmt: skip
 
 
+_INSTALLED_PACKAGES = frozenset({"lm_eval", "rankwise"})
+"""They are imported already, so that no file of the current folder is taken for them."""
+
+
 @contextlib.contextmanager
 def guarded_task_files(*, allow_code: bool) -> Generator[None]:
     """Within the block, lm-eval refuses task files that run code, and those with faults.
@@ -177,8 +181,12 @@ class _Guard:
         construct = self._function_constructor(folder, resolve)
 
         def constructor(loader: Any, node: Any) -> Any:
-            module = folder / f"{str(node.value).rpartition('.')[0].replace('.', '/')}.py"
-            if resolve and not (self._is_installed(folder) and self._is_installed(module)):
+            name = str(node.value).rpartition(".")[0]
+            module = folder / f"{name.replace('.', '/')}.py"
+            # what is not beside the file, lm-eval imports from wherever Python finds it first
+            is_ours = module.exists() or name.partition(".")[0] in _INSTALLED_PACKAGES
+            known = is_ours and self._is_installed(folder) and self._is_installed(module)
+            if resolve and not known:
                 mark = node.start_mark
                 raise TaskError(
                     f"{mark.name}, line {mark.line + 1}: !function {node.value} is code. {REMEDY}"

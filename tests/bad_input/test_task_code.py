@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from rankwise.tasks.resolution import list_tasks, load_tasks
 from rankwise.tasks.task_files import BUNDLED_FOLDER
 from tests.planted.results import planted_study
 from tests.support.command_line import rankwise, words
+from tests.support.sentences import Sentences
 
 ROWS = '{"question": "Is it?", "options": ["yes", "no"], "label": 1}\n' * 3
 TASK = """
@@ -92,6 +94,24 @@ def test_a_function_is_refused_before_it_is_imported(
     assert (tmp_path / "was_here").exists()
 
 
+@pytest.mark.parametrize("is_installed", [False, True])
+def test_a_module_of_the_current_folder_is_not_imported(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_installed: bool
+) -> None:
+    """Where no such file lies beside the task, lm-eval asks Python, which looks here first."""
+    (folder / "evil.py").rename(tmp_path / "evil_here.py")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "evil_here", raising=False)
+    write(folder, TASK + "process_docs: !function evil_here.run\n")
+    if is_installed:  # by whoever wrote into the folder of lm-eval
+        monkeypatch.setattr("rankwise.tasks.code_guard.BUNDLED_FOLDER", folder)
+    assert ": !function evil_here.run is code." in str(result_of(folder))
+    assert not (tmp_path / "was_here").exists()
+    result_of(folder, allow_code=True)
+    assert (tmp_path / "was_here").exists()
+
+
 def linked(folder: Path) -> None:
     """A link to a file whose include is harmless beside the link and code beside the target."""
     elsewhere = folder.parent / "elsewhere"
@@ -144,7 +164,7 @@ WAYS: dict[str, tuple[str, str | Callable[[Path], None]]] = {
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_no_way_leads_to_code(folder: Path, tmp_path: Path, way: str) -> None:
+def test_no_way_leads_to_code(folder: Path, tmp_path: Path, way: str, sentence: Sentences) -> None:
     name, text = WAYS[way]
     write(folder, CODED + "tag: [marked]\n", "coded.yaml")
     write(folder, CODED.replace("coded", "arc_challenge"), "arc.yaml")
@@ -154,59 +174,59 @@ def test_no_way_leads_to_code(folder: Path, tmp_path: Path, way: str) -> None:
         write(folder, text.replace("RUN", "!function evil.run"))
     else:
         text(folder)
-    assert " is code. Read that code" in str(result_of(folder, name))
+    refusal = result_of(folder, name)
+    assert isinstance(refusal, TaskError)
+    sentence(refusal)
     assert not (tmp_path / "was_here").exists()
     result_of(folder, name, allow_code=True)
     assert (tmp_path / "was_here").exists()
     (tmp_path / "was_here").unlink()  # it is loaded now, and must not be used
-    assert " is code. Read that code" in str(result_of(folder, name))
+    sentence(result_of(folder, name))
 
 
 OTHERS = {
-    "a module of Python": ("process_results: !function os.system\n", "!function os.system is code"),
-    "a name of a class": ("class: evil.Task\n", "class: 'evil.Task' is not a class"),
-    "pickles": ("dataset_path: pandas\n", "dataset_path: the loader 'pandas' runs what it reads"),
-    "statements": ("dataset_path: sql\n", "cannot be loaded"),
+    "a module of Python": ("process_results: !function os.system\n", ("os.system",)),
+    "a name of a class": ("class: evil.Task\n", ("class", "evil.Task")),
+    "pickles": ("dataset_path: pandas\n", ("dataset_path", "pandas")),
+    "statements": ("dataset_path: sql\n", ()),
     "references": (
         "dataset_kwargs: {data_files: {train: 'reference://x::FOLDER/rows.jsonl', test: ROWS}}\n",
-        "dataset_kwargs: references may hold templates",
+        ("dataset_kwargs",),
     ),
-    "a script of a data set": ("dataset_path: FOLDER/evil\n", "cannot be loaded"),
-    "a script as metric": (
-        "metric_list: [{metric: FOLDER/evil, aggregation: mean}]\n",
-        "evil'; a script of that name would run",
-    ),
+    "a script of a data set": ("dataset_path: FOLDER/evil\n", ()),
+    "a script as metric": ("metric_list: [{metric: FOLDER/evil, aggregation: mean}]\n", ()),
     "a mistaken metric": (
         "metric_list: [{metric: accc, aggregation: mean}]\n",
-        "metric_list: lm-eval has no metric 'accc' (did you mean 'acc'?); a script of that name",
+        ("metric_list", "accc", "acc"),
     ),
     "a metric of evaluate": (
         "metric_list: [{metric: acc, hf_evaluate: true}]\n",
-        "metric_list: hf_evaluate is set for 'acc'; a script of that name would run",
+        ("metric_list", "hf_evaluate", "acc"),
     ),
     "a prompt of promptsource": (
         "use_prompt: 'promptsource:x'\n",
-        "use_prompt: 'promptsource:x' is rendered outside of the sandbox",
+        ("use_prompt", "promptsource:x"),
     ),
 }
 
 
 @pytest.mark.parametrize("kind", OTHERS)
-def test_what_else_runs_code_is_refused(folder: Path, tmp_path: Path, kind: str) -> None:
-    addition, sentence = OTHERS[kind]
+def test_what_else_runs_code_is_refused(
+    folder: Path, tmp_path: Path, kind: str, sentence: Sentences
+) -> None:
+    addition, names = OTHERS[kind]
     write(folder, TASK + addition.replace("FOLDER", str(folder)))
-    refusal = str(result_of(folder))
-    assert sentence in refusal
-    assert "own.yaml" in refusal
+    library = r"(?<=loaded: ).*(?=\. Check its)"
+    sentence(result_of(folder), names=("own.yaml", *names), LIBRARY=library)
     assert not (tmp_path / "was_here").exists()
 
 
 def test_python_s_own_tags_are_refused_without_libyaml(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, monkeypatch: pytest.MonkeyPatch, sentence: Sentences
 ) -> None:
     monkeypatch.setattr("lm_eval.tasks._yaml_loader._Base", yaml.FullLoader)
     write(folder, TASK + "process_docs: !!python/name:os.system\n")
-    assert "could not determine a constructor" in str(result_of(folder))
+    sentence(str(result_of(folder)))
 
 
 @pytest.mark.parametrize(
@@ -223,17 +243,17 @@ def test_python_s_own_tags_are_refused_without_libyaml(
         ("group: own\ntask: [{task: kinship, num_fewshot: 1}]\n", None),
         (f"include: {BUNDLED_FOLDER}/kinship.yaml\ntask: own\nnum_fewshot: 2\n", None),
     ],
+    ids=["include", "member", "group", "inner group", "inner", "shots of a member", "shots"],
 )
 def test_installed_functions_get_no_settings_of_other_files(
-    folder: Path, text: str, setting: str | None
+    folder: Path, text: str, setting: str | None, sentence: Sentences
 ) -> None:
     write(folder, text)
     found = result_of(folder)
     if setting is None:
         assert isinstance(found, tuple), found
     else:
-        sentence = f"sets {setting} for a function of an installed task: custom_dataset is "
-        assert f"{folder / 'own.yaml'} {sentence}" in str(found)
+        sentence(found, names=(folder / "own.yaml", setting, "custom_dataset"))
     assert isinstance(result_of(folder, allow_code=True), tuple | TaskError)
 
 
@@ -260,16 +280,17 @@ TEMPLATES = {
 @pytest.mark.parametrize("key", TEMPLATES)
 @pytest.mark.parametrize("allow_code", [False, True])
 def test_a_template_reaches_no_shell(
-    folder: Path, tmp_path: Path, tokenizer: Any, key: str, allow_code: bool
+    folder: Path, tmp_path: Path, tokenizer: Any, key: str, allow_code: bool, sentence: Sentences
 ) -> None:
     write(folder, TASK + TEMPLATES[key].replace("WAS_HERE", str(tmp_path / "was_here")))
-    with pytest.raises(TaskError, match="SecurityError: access to attribute"):  # noqa: PT012
+    with pytest.raises(TaskError) as caught:  # noqa: PT012
         tasks = result_of(folder, allow_code=allow_code)
         if isinstance(tasks, TaskError):
             raise tasks
         prepare_task(
             tasks[0], tokenizer, max_length=64, num_fewshot=None, limit=None, chat_template=False
         )
+    sentence(caught.value)
     assert not (tmp_path / "was_here").exists()
 
 

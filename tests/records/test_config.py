@@ -26,6 +26,7 @@ from rankwise.records.study_file import (
     preset_text,
     study_file_text,
 )
+from tests.support.sentences import Sentences
 
 SMALLEST = "base_model: some-model\ntrain: {task: a_task}\n"
 
@@ -43,7 +44,7 @@ def problems_of(folder: Path, text: str, *overrides: str) -> tuple[str, ...]:
     return caught.value.problems
 
 
-def test_every_problem_is_reported_at_once(tmp_path: Path) -> None:
+def test_every_problem_is_reported_at_once(tmp_path: Path, sentence: Sentences) -> None:
     path = written(
         tmp_path,
         """
@@ -55,10 +56,9 @@ methods:
     )
     with pytest.raises(ConfigError) as caught:
         load_config(path)
-    assert str(caught.value) == (
-        "study.yaml has 2 problems\n"
-        "  train.learning_rat: unknown key; did you mean 'learning_rate'?\n"
-        "  methods.lora.ranks[3]: 0 is not a rank; use a whole number of at least 1"
+    sentence(
+        caught.value,
+        names=("study.yaml", "train.learning_rat", "learning_rate", "methods.lora.ranks[3]"),
     )
 
 
@@ -229,9 +229,9 @@ def test_bad_overrides(tmp_path: Path, override: str, problem: str) -> None:
     assert found.startswith(problem)
 
 
-def test_a_key_given_twice_is_an_error(tmp_path: Path) -> None:
+def test_a_key_given_twice_is_an_error(tmp_path: Path, sentence: Sentences) -> None:
     (problem,) = problems_of(tmp_path, f"{SMALLEST}evaluation:\n  limit: 1\n  limit: 2\n")
-    assert "key 'limit' is given twice" in problem
+    sentence(problem, names=("limit",))
     assert "line 5" in problem
 
 
@@ -429,9 +429,10 @@ def test_every_preset_loads_and_is_what_no_file_means(tmp_path: Path) -> None:
     assert without_file.model_copy(update={"name": "quickstart"}) == quickstart
 
 
-def test_unknown_preset(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="no preset named 'quickstrat'; did you mean 'quicksta"):
+def test_unknown_preset(tmp_path: Path, sentence: Sentences) -> None:
+    with pytest.raises(ConfigError) as caught:
         preset_text("quickstrat")
+    sentence(caught.value, names=("quickstrat",))
 
 
 @pytest.mark.parametrize(
@@ -469,9 +470,10 @@ def test_alpha_settings_that_contradict_their_policy(
         AlphaConfig(**settings)
 
 
-def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"(?s)^nowhere\.yaml has 1 problem.*cannot be read.*No "):
+def test_a_missing_file_is_named(tmp_path: Path, sentence: Sentences) -> None:
+    with pytest.raises(ConfigError) as caught:
         load_config(tmp_path / "nowhere.yaml")
+    sentence(caught.value, names=("nowhere.yaml",))
 
 
 @pytest.mark.parametrize(

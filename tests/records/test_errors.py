@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
+import itertools
 import pickle
+import random
+from collections.abc import Iterator
 
 import pytest
 
@@ -14,7 +18,9 @@ from rankwise.errors import (
     RecordError,
     StageFailedError,
     StorageError,
+    closest,
 )
+from tests.support.sentences import Sentences
 
 STANDARD = {
     "ConfigError": ValueError,
@@ -104,13 +110,35 @@ def test_pickling_keeps_fields() -> None:
     )
 
 
-def test_messages_of_config_errors() -> None:
-    assert str(ConfigError("f.yaml", ["x: bad"])) == "f.yaml has 1 problem\n  x: bad"
-    assert str(ConfigError("f.yaml", ["x", "y"])) == "f.yaml has 2 problems\n  x\n  y"
+def test_messages_of_config_errors(sentence: Sentences) -> None:
+    sentence(str(ConfigError("f.yaml", ["x: bad"])), "f.yaml", names=("f.yaml",))
+    sentence(str(ConfigError("f.yaml", ["x", "y"])), "second", names=("f.yaml",))
 
 
-def test_messages_of_plan_errors() -> None:
-    assert str(PlanError("s", "m", ["p", "q"])) == "s cannot be planned on m, 2 problems\n  p\n  q"
-    assert str(PlanError("s", "m", ["p"], ["w"])) == (
-        "s cannot be planned on m, 1 problem and 1 warning\n  p\n  warning: w"
-    )
+def test_messages_of_plan_errors(sentence: Sentences) -> None:
+    sentence(str(PlanError("s", "m", ["p", "q"])), "first")
+    sentence(str(PlanError("s", "m", ["p"], ["w"])), "second")
+
+
+def test_the_closest_of_a_few_names_is_that_of_difflib() -> None:
+    draw = random.Random(0)
+    names = ["".join(draw.choices("abcd", k=draw.randint(1, 8))) for _ in range(400)]
+    for name in names[:100]:
+        expected = difflib.get_close_matches(name, names[100:], n=1)
+        assert [closest(name, names[100:])] == (expected or [None])
+
+
+def test_the_closest_of_names_without_end_is_found_in_bounded_time() -> None:
+    """Comparing two names takes the square of their letters, and files have any number of them."""
+    drawn: list[int] = []
+
+    def endless() -> Iterator[str]:
+        for number in itertools.count():
+            drawn.append(number)
+            yield f"arc_{number}"
+
+    assert closest("arc_7", endless()) == "arc_7"
+    assert len(drawn) <= 20_000
+    long = "ab" * 50_000
+    assert closest(long, [long[:-1]] * 10) is None
+    assert closest("abc", [long, "abd"]) == "abd"

@@ -16,6 +16,7 @@ from rankwise.records.study import Imported, RunRecord, StageFailure, StudyRecor
 from tests.planted.folders import write_study
 from tests.planted.results import planted_study
 from tests.support.command_line import rankwise, words
+from tests.support.sentences import Sentences
 
 NAMES = ["../../victim", "/victim", "..", ".hidden", "a/b", "a\\b", "a\u202eb", "a\nb", ""]
 SOMETHING = FileDigest.of(b"")
@@ -62,33 +63,42 @@ def test_a_study_with_a_forged_name(folder: StudyFolder, what: str, name: str) -
     assert not folder.report_file.exists()
 
 
-def test_a_task_that_would_hide_what_stands_beside_it(folder: StudyFolder) -> None:
+def test_a_task_that_would_hide_what_stands_beside_it(
+    folder: StudyFolder, sentence: Sentences
+) -> None:
     record = folder.read_study()
     tasks = {"kinship": {"in_domain": ("kin\u202eship",)}}
     folder.write(folder.study_file, record.model_copy(update={"tasks": tasks}))
-    with pytest.raises(RecordError, match=r"'kin\\u202eship' has a control character"):
+    with pytest.raises(RecordError) as caught:
         folder.read_study()
+    sentence(caught.value, names=("kin\\u202eship",))
 
 
-def test_a_failure_with_a_forged_name_removes_nothing(folder: StudyFolder) -> None:
+def test_a_failure_with_a_forged_name_removes_nothing(
+    folder: StudyFolder, sentence: Sentences
+) -> None:
     failure = StageFailure.model_construct(
         stage="../../victim", kind="k", name="n", model="m", runs=(), error="e", message="m",
         failed_at="",
     )  # fmt: skip
     folder.write(folder.failures_folder / "a.json", failure)
-    with pytest.raises(RecordError, match=r"stage: .* is not a plain name"):
+    with pytest.raises(RecordError) as caught:
         folder.keep_failures(())
+    sentence(caught.value, names=("stage",))
     assert (folder.root.parent / "victim.json").exists()
 
 
 @pytest.mark.parametrize("name", ["../../../victim/run.json", "a/../../b", "a\\b"])
-def test_weights_that_would_lie_elsewhere(folder: StudyFolder, name: str) -> None:
+def test_weights_that_would_lie_elsewhere(
+    folder: StudyFolder, name: str, sentence: Sentences
+) -> None:
     (first, *_) = folder.read_study().runs
     path = folder.run_file(first.name)
     record = folder.read(path, RunRecord)
     folder.write(path, record.model_copy(update={"files": {name: SOMETHING}}))
-    with pytest.raises(RecordError, match="is not below its folder; rename it"):
+    with pytest.raises(RecordError) as caught:
         folder.read(path, RunRecord)
+    sentence(caught.value)
 
 
 def test_a_search_removes_nothing_of_others(folder: StudyFolder) -> None:

@@ -11,6 +11,7 @@ from rankwise.errors import ConfigError, StorageError
 from rankwise.records.files import read_record, remove_leftovers, temporary_beside, write_record
 from rankwise.records.names import MANIFEST
 from rankwise.records.outputs import WrittenFiles, refuse_foreign, write_outputs
+from tests.support.sentences import Sentences
 
 PAGE, FIGURE = "report.html", "report/a.png"
 FIRST = {PAGE: "first", FIGURE: "drawn"}
@@ -166,7 +167,7 @@ def test_a_folder_in_the_place_of_a_file(tmp_path: Path) -> None:
     )
 
 
-def test_a_place_that_is_none(tmp_path: Path) -> None:
+def test_a_place_that_is_none(tmp_path: Path, sentence: Sentences) -> None:
     (tmp_path / "file").write_text("mine")
     (tmp_path / "loop").symlink_to("loop")
     for name in ("file", "file/below"):
@@ -175,8 +176,9 @@ def test_a_place_that_is_none(tmp_path: Path) -> None:
     assert (tmp_path / "file").read_text() == "mine"
     with pytest.raises(StorageError, match=r"/sys/rankwise cannot be written: "):
         write_outputs(Path("/sys/rankwise"), FIRST)
-    with pytest.raises(StorageError, match=r"loop cannot be written: "):
+    with pytest.raises(StorageError) as caught:
         write_outputs(tmp_path / "loop", FIRST)
+    sentence(caught.value)
 
 
 @pytest.mark.parametrize("which", [1, 2])
