@@ -1217,15 +1217,11 @@ ROWS = [
     Case(
         "Parquet",
         b"PAR1\x15\x04\x15\xff\xfe\x00PAR1",
-        (
-            "rows.jsonl cannot be read: line 1 is not UTF-8 ('utf-8' codec can't decode byte 0xff in position 7: invalid start byte). Save it in UTF-8.",
-        ),
+        ("rows.jsonl is a Parquet file; give it the ending .parquet.",),
     ),
     Case(
         "gzip",
         b"\x1f\x8b\x08\x00\x00",
-        (
-            "rows.jsonl cannot be read: line 1 is not UTF-8 ('utf-8' codec can't decode byte 0x8b in position 1: invalid start byte). Save it in UTF-8.",
-        ),
+        ("rows.jsonl is packed by gzip; unpack it (gunzip), and give that.",),
     ),
 ]

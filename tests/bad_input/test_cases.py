@@ -117,6 +117,11 @@ TASK_FILES = [
         ("metric_list: lm-eval has no metric 'acuracy'",),
     ),
     Case(
+        "a metric called as a field of items",
+        "metric_list: [{metric: filter, aggregation: mean}]\n",
+        ("metric_list[0]: 'filter' is a field of every item; call the metric otherwise",),
+    ),
+    Case(
         "an unknown aggregation",
         "metric_list: [{metric: acc, aggregation: median_of_all}]\n",
         ("metric_list[0].aggregation: no aggregation named 'median_of_all'; ",),
