@@ -19,6 +19,7 @@ from rankwise.records.fields import path_problem
 from rankwise.records.files import (
     CheckedFiles,
     FileDigest,
+    is_sealed,
     read_items,
     read_record,
     read_regular,
@@ -62,6 +63,8 @@ BASE = "base"
 
 _HEADS, _REPAIR, _FORMS, _TRAINING_STATE = "heads", "repair", "forms", "training.pt"
 _TASKS, _RUNS = ".tasks", "runs"
+_RECORDS_OF_A_RUN = frozenset({"eval", _HEADS, _REPAIR, _FORMS})
+"""Folders of records in a run's folder."""
 
 _UNIT = re.compile(r"[a-z_]+-[0-9a-f]{12}")
 """The folder of a unit below ``.tasks``, see ``study.agenda``."""
@@ -482,17 +485,21 @@ class StudyFolder:
                 yield read_record(path, RunRecord)
 
     def start_run(self, planned: PlannedRun) -> None:
-        """Clear what an interrupted training of this run left behind."""
+        """Clear what an interrupted training of this run left behind; the user's files stay.
+
+        Nothing is written through a link: one that stands in the place of losses or weights goes.
+        """
         folder = self.model_folder(planned.name)
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            kept = self.run_file(planned.name), self.training_state_file(planned)
             for leftover in folder.iterdir():
-                if leftover.is_dir() and not leftover.is_symlink():
-                    shutil.rmtree(leftover, ignore_errors=True)
-                elif leftover not in kept and not leftover.name.startswith("."):
+                if leftover.name in WEIGHTS:
+                    _remove(leftover)
+                elif leftover.name in _RECORDS_OF_A_RUN and not leftover.is_symlink():
+                    _remove_records(leftover)
+                elif leftover != self.run_file(planned.name) and _is_record(leftover):
                     leftover.unlink(missing_ok=True)
-            self.metrics_file(planned.name).write_text("", encoding="utf-8")
+        write_atomically(self.metrics_file(planned.name), "")
 
     def finish_run(self, record: RunRecord) -> None:
         """Make weights and losses durable, then say that they are there, and what they are."""
@@ -579,3 +586,31 @@ class StudyFolder:
                 f"{path} cannot be read: {error}. Run the study again: {model} is scored on "
                 f"{task} again."
             ) from error
+
+
+def _remove(path: Path) -> None:
+    """A folder with all that is in it; of a link, the link."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _is_record(path: Path) -> bool:
+    """Whether a file is one that rankwise wrote: a record, or the items of one."""
+    if path.is_symlink() or not path.is_file():
+        return False
+    return path.name.endswith(".samples.jsonl") or (path.suffix == ".json" and is_sealed(path))
+
+
+def _remove_records(folder: Path) -> None:
+    """Remove the records and weights below a folder, and the folders that are empty then."""
+    for path in [*folder.iterdir()] if folder.is_dir() else []:
+        if path.name in WEIGHTS:
+            _remove(path)
+        elif path.is_dir() and not path.is_symlink():
+            _remove_records(path)
+        elif _is_record(path):
+            path.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # something of the user's is in it, or it is a file
+        folder.rmdir()

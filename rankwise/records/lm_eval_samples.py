@@ -29,7 +29,7 @@ from rankwise.records.results import LOSS_METRIC
 from rankwise.records.study import LARGEST_SCORE, Unit
 
 # All fields of a line that are not metrics.
-_FIELDS = frozenset(
+LINE_FIELDS = frozenset(
     {
         "doc_id", "doc", "target", "arguments", "resps", "filtered_resps", "filter", "metrics",
         "doc_hash", "prompt_hash", "target_hash", "num_loss_tokens",
@@ -372,7 +372,7 @@ def _item(line: Mapping[str, Any], where: str) -> SampleItem:
     target = str(line["target"]) if "target" in line else None  # as later versions write it
     metrics: Any = line.get("metrics")
     if not isinstance(metrics, list):
-        metrics = [name for name in line if name not in _FIELDS]
+        metrics = [name for name in line if name not in LINE_FIELDS]
     elif LOSS_METRIC in line and LOSS_METRIC not in metrics:  # ours, which lm-eval does not name
         metrics = [*metrics, LOSS_METRIC]
     return SampleItem(

@@ -119,8 +119,7 @@ def score_of(value: Any) -> float:
         if isinstance(value, str) and "_" in value:
             raise ValueError
     except (TypeError, ValueError) as error:
-        comma = isinstance(value, str) and re.fullmatch(r"\s*-?\d+,\d+\s*", value)
-        remedy = ", but for its comma, which has to be a point" if comma else ""
+        remedy = _remedy_of_comma(value) if isinstance(value, str) else ""
         raise ValueError(f"{shown(value)} is not a number{remedy}") from error
     except OverflowError:
         number = math.inf
@@ -129,6 +128,15 @@ def score_of(value: Any) -> float:
     if abs(number) > LARGEST_SCORE:
         raise ValueError(f"{shown(value)} is beyond every score, which go to {LARGEST_SCORE:g}")
     return number
+
+
+def _remedy_of_comma(text: str) -> str:
+    """What to do about a comma: in one country it begins the decimals, in another thousands."""
+    if re.fullmatch(r"\s*-?[1-9]\d{0,2}(,\d{3})+(\.\d+)?\s*", text):
+        return ", for its commas; write thousands without one, and decimals with a point"
+    if re.fullmatch(r"\s*-?\d+,\d+\s*", text):
+        return ", but for its comma, which has to be a point"
+    return ""
 
 
 def settings_of(values: Mapping[str, Any], where: str) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from rankwise.records.fingerprints import fingerprint, scoring_fingerprint, stud
 from rankwise.records.folder import BASE
 from rankwise.records.grouping import grouped
 from rankwise.records.json_reading import whole_characters
-from rankwise.records.lm_eval_samples import LOWER_IS_BETTER
+from rankwise.records.lm_eval_samples import LINE_FIELDS, LOWER_IS_BETTER
 from rankwise.records.p_right import Line
 from rankwise.records.provenance import collect_provenance
 from rankwise.records.reading import in_clusters_of, judged_lines, linked
@@ -146,7 +146,10 @@ def _refuse_many(number: int, most: int, what: str) -> None:
 
 
 def _check_names(given: Given) -> None:
-    """Refuse names that cannot stand in a table: empty, hidden characters, thousands of letters."""
+    """Refuse names that cannot stand in a table: empty, hidden characters, thousands of letters.
+
+    Nor can a metric be called as another field of its items.
+    """
     for scoring in given.scorings:
         for kind in ("model", "task", "metric", "filter"):
             name = scoring.model.name if kind == "model" else getattr(scoring, kind)
@@ -154,6 +157,8 @@ def _check_names(given: Given) -> None:
                 if len(name) > quantities.LONGEST_NAME:
                     most = quantities.LONGEST_NAME
                     raise ValueError(f"{shown(name)} has {len(name):,} letters; {most} at most")
+                if kind == "metric" and name in LINE_FIELDS:
+                    raise ValueError(f"{name!r} is a field of every item; rename the scores")
                 plain_text(name)
             except ValueError as error:
                 where = next((item.place for item in scoring.items.values()), "the scores")

@@ -105,6 +105,8 @@ def read_raw_rows(data: Path) -> RawRows:
     except (OSError, ValueError) as error:  # also of a path with a NUL
         raise DataError(f"{data} cannot be read: {error}. Check the path.") from error
     ending = data.suffix.lower()
+    if ending != ".parquet":
+        _refuse_packed(data, content)
     if ending == ".parquet":
         kind, rows = "Parquet", _parquet_rows(data, content)
     elif ending in (".csv", ".tsv"):
@@ -114,6 +116,24 @@ def read_raw_rows(data: Path) -> RawRows:
         kind, rows = _json_rows(data, _text(data, content, "[{,:\n"))
     _refuse_many(data.name, len(rows))
     return RawRows(data.name, kind, rows, sha256=hashlib.sha256(content).hexdigest())
+
+
+_PACKED = {
+    b"\x1f\x8b": "packed by gzip; unpack it (gunzip), and give that",
+    b"BZh": "packed by bzip2; unpack it (bunzip2), and give that",
+    b"\xfd7zXZ\x00": "packed by xz; unpack it (unxz), and give that",
+    b"\x28\xb5\x2f\xfd": "packed by zstd; unpack it (unzstd), and give that",
+    b"PK\x03\x04": "a spreadsheet or a zip archive; save it as CSV, or unpack it, and give that",
+    b"\xd0\xcf\x11\xe0": "a spreadsheet of old Excel; save it as CSV, and give that",
+    b"PAR1": "a Parquet file; give it the ending .parquet",
+}
+"""What files of other kinds begin with, and what to do with them."""
+
+
+def _refuse_packed(path: Path, content: bytes) -> None:
+    for begin, what in _PACKED.items():
+        if content.startswith(begin):
+            raise DataError(f"{path} is {what}.")
 
 
 def _refuse_many(source: str, num_rows: int) -> None:
@@ -137,6 +157,9 @@ def _text(path: Path, content: bytes, *marks: str) -> str:
     except JsonError as error:
         raise DataError(f"{path.name}: {error}.") from error
     return text
+
+
+_DELIMITER_SAID = re.compile(r'"?sep=([,;\t|])"?\r?\n', re.IGNORECASE)
 
 
 def _lines(text: str, line: re.Pattern[str]) -> Iterator[str]:
@@ -191,8 +214,13 @@ def _csv_rows(path: Path, text: str) -> list[RawRow]:
     # Python's csv refuses cells of more than 131,072 characters by default
     before = csv.field_size_limit(sys.maxsize)
     try:
+        said = _DELIMITER_SAID.match(text)  # by Excel, for itself
+        text = text if said is None else text[said.end() :]
         delimiter = max(_DELIMITERS, key=lambda mark: len(_header(text, mark)))
+        delimiter = delimiter if said is None else said[1]
         header = [name.strip() for name in _header(text, delimiter)]
+        while len(header) > 1 and not header[-1]:  # as Excel saves columns that were emptied
+            header.pop()
         name, times = max(Counter(header).items(), key=itemgetter(1), default=("", 0))
         if times > 1:
             raise DataError(
@@ -210,6 +238,8 @@ def _csv_cells(path: Path, reader: Any, header: Sequence[str], delimiter: str) -
         for number, cells in enumerate(filter(None, reader)):
             if number == 0:
                 continue
+            while len(cells) > len(header) and not cells[-1].strip():
+                cells.pop()
             problem = None
             if len(cells) != len(header):
                 problem = (

@@ -16,6 +16,7 @@ from typing import Any, cast
 
 from rankwise.errors import RankwiseError, Stopped, TaskError, did_you_mean
 from rankwise.records.fields import plain_text
+from rankwise.records.lm_eval_samples import LINE_FIELDS
 from rankwise.records.patterns import Pattern, kept_pattern
 from rankwise.records.yaml_reading import SafeLoader, YamlError, parse_yaml, read_yaml_text, shown
 
@@ -132,6 +133,8 @@ def _metric_faults(config: Mapping[Any, Any]) -> Iterator[tuple[str, str]]:
             yield place, f"{_shown(metric)} names no metric; write metric: acc"
             continue
         name, aggregation = metric["metric"], metric.get("aggregation")
+        if isinstance(name, str) and name in LINE_FIELDS:
+            yield place, f"{name!r} is a field of every item; call the metric otherwise"
         yield from _pattern_faults(f"{place}.regexes_to_ignore", metric.get("regexes_to_ignore"))
         if isinstance(aggregation, str) and aggregation not in aggregation_registry:
             near = did_you_mean(aggregation, aggregation_registry) or "write mean"

@@ -126,6 +126,11 @@ TASK_FILES = [
         ("metric_list", "acuracy"),
     ),
     Case(
+        "a metric called as a field of items",
+        "metric_list: [{metric: filter, aggregation: mean}]\n",
+        ("metric_list[0]: 'filter' is a field of every item; call the metric otherwise",),
+    ),
+    Case(
         "an unknown aggregation",
         "metric_list: [{metric: acc, aggregation: median_of_all}]\n",
         ("metric_list[0]", "median_of_all"),

@@ -213,3 +213,27 @@ def test_a_damaged_plan_of_scores_names_the_command_that_makes_it_again(
     assert rankwise(*verdict(study, folder.root)).exit_code == 2
     assert rankwise(*verdict(study, folder.root), "--overwrite").exit_code == 0
     assert rankwise("verify", folder.root).exit_code == 0
+
+
+WORKED_WITH = (
+    *(".tasks/build/x", ".tasks/train-0123456789ab/1/runs/r8/training.pt", ".tasks/note"),
+    *("runs/r8/training.pt", "runs/r8/run.json", "runs/r8/note"),
+)
+"""What a study makes and takes away while it runs, or some other program keeps."""
+
+
+@pytest.mark.parametrize("damage", [None, b"{}", b""])
+def test_to_lead_a_folder_takes_nothing_of_others_away(
+    tmp_path: Path, damage: bytes | None
+) -> None:
+    """Only a study that can be read has states and tasks of its own."""
+    for name in WORKED_WITH:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("mine")
+    folder = StudyFolder(tmp_path)
+    if damage is not None:
+        folder.study_file.write_bytes(damage)
+    before = files_below(tmp_path)
+    with folder.lock():
+        pass
+    assert files_below(tmp_path) == before

@@ -167,6 +167,40 @@ def test_starting_a_run_again_clears_what_was_cut_off(
     assert folder.metrics_file(planned.name).read_bytes() == b""
 
 
+def test_starting_a_run_again_leaves_what_is_the_users(
+    folder: StudyFolder, results: StudyResults, tmp_path: Path
+) -> None:
+    """Its folder may be under version control, or hold notes and plots of the run."""
+    planned, _ = planned_of(results)
+    folder.start_run(planned)
+    place, victim = folder.model_folder(planned.name), tmp_path / "victim"
+    victim.mkdir()
+    mine = [
+        *(place / name for name in ("note.md", ".git/config", "plots/loss.png", "eval/note.txt")),
+        *(place / name for name in ("plan.json", "heads/effects/mine.json", "runs/events")),
+        *(victim / name for name in ("adapter_config.json", "losses", "record.json")),
+    ]
+    for path in mine:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text('{"mine": 1}')
+    folder.write(folder.evaluation_file(planned.name, "t"), folder.accepted_stacks())
+    folder.samples_file(planned.name, "t").write_text("{}")
+    (place / "repair" / "adapter").mkdir(parents=True)
+    (place / "repair" / "adapter" / "adapter_model.safetensors").write_text("half")
+    folder.metrics_file(planned.name).unlink()
+    folder.metrics_file(planned.name).symlink_to(victim / "losses")
+    folder.weights_folder(planned).symlink_to(victim)
+    (place / "eval" / "linked").symlink_to(victim)
+    folder.start_run(planned)
+    assert {path.read_text() for path in mine} == {'{"mine": 1}'}
+    assert not folder.evaluation_file(planned.name, "t").exists()
+    assert not folder.samples_file(planned.name, "t").exists()
+    assert not (place / "repair").exists()
+    assert not folder.weights_folder(planned).is_symlink()
+    assert not folder.metrics_file(planned.name).is_symlink()
+    assert folder.metrics_file(planned.name).read_bytes() == b""
+
+
 def with_entry(text: str, key: str, value: Any) -> str:
     """With another entry and its checksum: what an entry says counts."""
     content = json.loads(text)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -400,3 +402,73 @@ def test_a_field_that_no_task_of_a_study_has_is_said() -> None:
     (found,) = outcome.findings.slices
     assert (found.rows, len(found.statements)) == ((), 1)
     assert "No task's items have the field 'kind'" in [*outcome.findings.lines("kinship")][-1]
+
+
+EXCEL = "id;model;acc{more}\n" + "".join(
+    f"{number};{model};{value}{{more}}\n"
+    for model, values in {"base": [0, 1, 0], "r4": [1, 1, 0], "r8": [1, 1, 1]}.items()
+    for number, value in enumerate(values)
+)
+
+
+@pytest.mark.parametrize("begin", ["", "sep=;\n", '"sep=;"\r\n', "\ufeffsep=;\r\n"])
+@pytest.mark.parametrize("more", ["", ";", ";;", "; ;"])
+def test_a_table_as_excel_saves_it(tmp_path: Path, begin: str, more: str) -> None:
+    """With the mark by which it knows its own files, and columns that were emptied."""
+    path = tmp_path / "scores.csv"
+    path.write_text(begin + EXCEL.format(more=more), encoding="utf-8", newline="")
+    models = {"base": [0, 1, 0], "r4": [1, 1, 0], "r8": [1, 1, 1]}
+    assert {
+        scoring.model.name: [item.line["acc"] for item in scoring.items.values()]
+        for scoring in read_scores([path], Asked()).scorings
+    } == models
+
+
+def test_a_cell_beyond_the_header_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "scores.csv"
+    path.write_text(EXCEL.format(more=";;").replace("2;r4;0;;", "2;r4;0;x;"))
+    with pytest.raises(DataError, match=r"row 6: has 4 cells and the header 3"):
+        read_scores([path], Asked())
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl", "csv.gz", "xlsx"])
+@pytest.mark.parametrize(
+    ("begin", "says"),
+    [
+        (gzip.compress(b"id,model"), r"packed by gzip; unpack it \(gunzip\)"),
+        (b"PK\x03\x04", "a spreadsheet or a zip archive; save it as CSV, or unpack it"),
+        (b"\xd0\xcf\x11\xe0\xa1\xb1", "a spreadsheet of old Excel; save it as CSV"),
+        (b"\xfd7zXZ\x00\x00", "packed by xz"),
+        (b"PAR1", "a Parquet file; give it the ending"),
+    ],
+)
+def test_a_file_of_another_kind_is_called_that(
+    tmp_path: Path, ending: str, begin: bytes, says: str
+) -> None:
+    path = tmp_path / f"scores.{ending}"
+    path.write_bytes(begin)
+    with pytest.raises(DataError, match=says):
+        read_scores([path], Asked())
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("1,234", "for its commas; write thousands without one, and decimals with a point"),
+        ("-12,345,678.5", "for its commas; write thousands without one"),
+        ("0,5", "but for its comma, which has to be a point"),
+        ("12,5", "but for its comma, which has to be a point"),
+        ("1,2,3", "'1,2,3' is not a number. Score"),
+    ],
+)
+def test_a_comma_in_a_number_is_no_riddle(text: str, says: str) -> None:
+    with pytest.raises(DataError, match=re.escape(says)):
+        results(changed(7, acc=text))
+
+
+@pytest.mark.parametrize("name", ["filter", "doc", "target", "doc_id", "resps", "metrics"])
+def test_scores_are_not_called_as_another_field_of_an_item(name: str) -> None:
+    rows = [{**row, name: row["acc"]} for row in THREE]
+    rows = [{key: value for key, value in row.items() if key != "acc"} for row in rows]
+    with pytest.raises(DataError, match=f"metric: '{name}' is a field of every item; rename"):
+        results(rows, score=name)
