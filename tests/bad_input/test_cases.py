@@ -201,7 +201,8 @@ def test_a_bad_task_file(tmp_path: Path, no_index: None, case: Case, sentence: S
     (folder / "own.yaml").write_text(text.replace("ROWS", str(rows)))
     reason = load_tasks(["own"], [folder])["own"]
     assert isinstance(reason, TaskError | TaskNotFound)
-    sentence(reason, names=("own.yaml", *case.places), LIBRARY=r"(?<=loaded: ).*(?=\. Check its)")
+    said = str(reason)
+    sentence(said, names=("own.yaml", *case.places), LIBRARY=r"(?<=loaded: ).*(?=\. Check its)")
     assert len(str(reason)) < 1000
 
 
