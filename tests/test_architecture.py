@@ -14,9 +14,8 @@ from pathlib import Path
 import pytest
 
 import rankwise
+from tests.support.sources import ROOT, Source, package_sources
 
-ROOT = Path(rankwise.__file__).parent
-SOURCES = sorted(ROOT.rglob("*.py"))
 HEAVY = ("torch", "transformers", "peft", "lm_eval")
 SLOW_TO_LOAD = ("pandas", "scipy.optimize", "scipy.stats")
 LIGHT_MODULES = (
@@ -101,12 +100,11 @@ def _undocumented(tree: ast.Module) -> Iterator[str]:
 
 
 def test_source_files_are_documented_and_named_by_what_they_hold() -> None:
-    trees = {path: ast.parse(path.read_text(encoding="utf-8")) for path in SOURCES}
-    assert {
-        path: lacking for path, tree in trees.items() if (lacking := [*_undocumented(tree)])
-    } == {}
+    sources = package_sources()
+    lacking = {path: [*_undocumented(source.tree)] for path, source in sources.items()}
+    assert {path: names for path, names in lacking.items() if names} == {}
     vague = {"utils", "common", "helpers"}
-    assert not [p for p in SOURCES if vague & set(p.relative_to(ROOT).with_suffix("").parts)]
+    assert not [p for p in sources if vague & set(p.relative_to(ROOT).with_suffix("").parts)]
 
 
 def _class_names(trees: Iterable[ast.Module]) -> Counter[str]:
@@ -126,20 +124,21 @@ def test_a_class_name_that_stands_twice_is_seen() -> None:
 
 
 def test_a_package_file_holds_its_docstring_only() -> None:
-    for path in SOURCES:
+    for path, source in package_sources().items():
         if path.name == "__init__.py" and path.parent != ROOT:
-            (node,) = ast.parse(path.read_text(encoding="utf-8")).body
+            (node,) = source.tree.body
             assert isinstance(node, ast.Expr), path
 
 
 def test_one_module_names_fsspec() -> None:
-    named = [path.relative_to(ROOT).as_posix() for path in SOURCES if _names_fsspec(path)]
+    sources = package_sources().items()
+    named = [path.relative_to(ROOT).as_posix() for path, each in sources if _names_fsspec(each)]
     assert named == ["tasks/code_guard.py"]  # it refuses code
 
 
-def _names_fsspec(path: Path) -> bool:
+def _names_fsspec(source: Source) -> bool:
     """Whether a module imports it, by a statement or by name."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in source.nodes:
         names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
         if isinstance(node, ast.ImportFrom) and node.module is not None:
             names = [node.module]
@@ -154,8 +153,8 @@ def _names_fsspec(path: Path) -> bool:
 
 def test_functions_are_short() -> None:
     long: list[str] = []
-    for path in SOURCES:
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for path, source in package_sources().items():
+        for node in source.nodes:
             if isinstance(node, ast.FunctionDef):
                 start = node.body[1 if ast.get_docstring(node) and len(node.body) > 1 else 0].lineno
                 assert node.end_lineno is not None
@@ -167,8 +166,10 @@ def test_functions_are_short() -> None:
 def test_views_compute_no_statistics() -> None:
     """A number has one home, in findings: the report imports no statistics."""
     forbidden = ("scipy", "rankwise.findings.stats")
-    for path in sorted((ROOT / "report").rglob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    report = {p: source for p, source in package_sources().items() if ROOT / "report" in p.parents}
+    assert report
+    for path, source in report.items():
+        for node in source.nodes:
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             if isinstance(node, ast.ImportFrom) and node.module is not None:
                 names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
@@ -178,9 +179,9 @@ def test_views_compute_no_statistics() -> None:
 def test_only_the_command_line_exits_and_one_module_prints() -> None:
     """Names of others act on no terminal: all that is printed goes by `study.printer`."""
     exits, prints = set[str](), set[str]()
-    for path in SOURCES:
+    for path, source in package_sources().items():
         place = path.relative_to(ROOT).as_posix()
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in source.nodes:
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name | ast.Attribute):
                 name = ast.unparse(node.func)
                 if name in ("exit", "quit", "sys.exit", "os._exit"):
@@ -211,9 +212,8 @@ TAKES_ANY_ERROR = (
 
 
 def test_no_path_of_one_machine_and_no_bare_except() -> None:
-    for path in SOURCES:
-        text = path.read_text(encoding="utf-8")
-        for node in ast.walk(ast.parse(text)):
+    for path, source in package_sources().items():
+        for node in source.nodes:
             if isinstance(node, ast.ExceptHandler):
                 assert node.type is not None, path
                 # where any error of a library becomes ours: tokenizers and Ray raise plain ones,

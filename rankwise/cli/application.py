@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Generator, Iterable, Sequence
 from functools import partial, wraps
 from pathlib import Path
-from typing import Annotated, Any, ParamSpec
+from typing import Annotated, Any, ParamSpec, TextIO
 
 import typer
 from typer.core import TyperCommand, TyperGroup
@@ -80,8 +80,15 @@ app = typer.Typer(
         "paired statistics, and recommends a rank. If the data cannot decide, it gives odds."
     ),
 )
+
+
 # Piped output is not folded at 80 columns.
-stdout = Printer(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 160)
+def is_terminal(stream: TextIO | None) -> bool:
+    """Whether somebody is there; a stream that was closed, as by ``<&-``, is none."""
+    return stream is not None and not stream.closed and stream.isatty()
+
+
+stdout = Printer(width=None if is_terminal(sys.stdout) or "COLUMNS" in os.environ else 160)
 stderr = Printer(stderr=True)
 
 

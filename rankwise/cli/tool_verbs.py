@@ -110,7 +110,7 @@ def export(
         if repo is None:
             raise ConfigError("export", ["--repo ORG/NAME is missing; --to hub needs it"])
         sending = _Sending(repo, public=public, with_items=with_items, dry_run=dry_run)
-        can_ask = not as_json and sys.stdin.isatty() and sys.stderr.isatty()
+        can_ask = not as_json and cli.is_terminal(sys.stdin) and cli.is_terminal(sys.stderr)
         if not (yes or dry_run or can_ask):
             problem = (
                 "--to hub: with --json, or without a terminal, nobody is asked before files go; "

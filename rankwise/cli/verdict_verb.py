@@ -205,6 +205,7 @@ def _of_files(
     from rankwise.cli.terminal import models_verdict
     from rankwise.findings.against_base import against_base
     from rankwise.findings.recommendation import has_margin
+    from rankwise.report.page import refuse_report
     from rankwise.scores.keeping import kept
     from rankwise.scores.reading import read_scores
     from rankwise.scores.study import scored_study
@@ -221,6 +222,7 @@ def _of_files(
     answer: dict[str, Any] = {} if beside is None else dict(beside)
     if outcome is not None and output is not None:
         folder = StudyFolder(output)
+        refuse_report(folder.root, *outcome, overwrite=overwrite)
         with kept(scored, folder, overwrite=overwrite) as place:
             outcome = conclusion.conclude(place)
             conclusion.keep(place, outcome)

@@ -143,6 +143,24 @@ def write_report(
     return path
 
 
+def refuse_report(
+    folder: Path,
+    results: StudyResults,
+    recommendation: StudyRecommendation,
+    findings: StudyFindings,
+    *,
+    overwrite: bool = False,
+) -> None:
+    """Refuse a report before the study that it is of is written; see ``write_report``.
+
+    Raises:
+        ConfigError: files that rankwise did not write are in the way.
+        StorageError: the folder may not be read.
+    """
+    names = [f"{FILES}/{name}" for name in csv_files(results, recommendation, findings)]
+    refuse_foreign(folder, [StudyFolder(folder).report_file.name, *names], overwrite=overwrite)
+
+
 def study_page(
     results: StudyResults,
     recommendation: StudyRecommendation,

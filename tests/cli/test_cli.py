@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import json
 import re
 import signal
@@ -10,7 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import pytest
 from typer.testing import CliRunner
@@ -691,3 +692,15 @@ def test_doctor_says_what_old_cards_and_apple_s_get(monkeypatch: pytest.MonkeyPa
     assert found["precision auto"].startswith(
         "float32 (the device has no fast bfloat16, and float16"
     )
+
+
+def closed_stream() -> TextIO:
+    stream = io.StringIO()
+    stream.close()
+    return stream
+
+
+@pytest.mark.parametrize("make", [lambda: None, closed_stream, io.StringIO])
+def test_a_closed_stream_is_no_terminal(make: Callable[[], TextIO | None]) -> None:
+    """As ``<&-`` leaves it: Python has no stream at all, or one that is closed."""
+    assert not application.is_terminal(make())

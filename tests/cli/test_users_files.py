@@ -237,3 +237,17 @@ def test_to_lead_a_folder_takes_nothing_of_others_away(
     with folder.lock():
         pass
     assert files_below(tmp_path) == before
+
+
+@pytest.mark.parametrize("name", ["report/runs.csv", "report/scores.csv", "report"])
+def test_a_report_in_the_way_is_named_before_the_scores_are_kept(
+    study: Path, tmp_path: Path, name: str
+) -> None:
+    mine = tmp_path / name
+    mine.parent.mkdir(exist_ok=True)
+    mine.write_text("mine")
+    done = rankwise(*verdict(study, tmp_path))
+    assert (done.exit_code, f"{name}" in words(done.stderr)) == (2, True)
+    assert files_below(tmp_path) == {name: b"mine"}
+    if name != "report":
+        assert rankwise(*verdict(study, tmp_path), "--overwrite").exit_code == 0

@@ -15,6 +15,7 @@ from tests.support.documented import (
     pages,
     problems_of,
 )
+from tests.support.sources import package_sources
 
 
 def block(language: str, text: str) -> Block:
@@ -33,8 +34,8 @@ def test_a_page_says_nothing_that_does_not_exist(page: str) -> None:
 def test_no_message_advises_what_does_not_exist() -> None:
     named = [
         command
-        for path in sorted((ROOT / "rankwise").rglob("*.py"))
-        for command in advised_commands(path.read_text(encoding="utf-8"))
+        for source in package_sources().values()
+        for command in advised_commands(source.nodes)
         if not command.startswith("rankwise lm-eval ")  # lm-eval's own options
     ]
     assert "rankwise extend DIR --items X" in named

@@ -147,8 +147,8 @@ def test_metrics_on_a_full_disk(
     monkeypatch.setattr(Path, "open", disk_full)
     with pytest.raises(StorageError) as caught:
         folder.append_metrics("run", {"step": 2})
-    sentence(caught.value, names=("metrics.jsonl",))
     monkeypatch.undo()
+    sentence(caught.value, names=("metrics.jsonl",))
     assert folder.metrics_file("run").read_text() == '{"step": 1}\n'
 
 

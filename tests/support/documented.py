@@ -13,7 +13,7 @@ import inspect
 import re
 import shlex
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -84,11 +84,11 @@ def inline_commands(text: str) -> list[str]:
     return _INLINE.findall(text)
 
 
-def advised_commands(code: str) -> list[str]:
+def advised_commands(nodes: Iterable[ast.AST]) -> list[str]:
     """Commands with options that a module's texts name; what is filled in is an X."""
     inside: set[int] = set()
     texts: list[str] = []
-    for node in ast.walk(ast.parse(code)):
+    for node in nodes:
         if isinstance(node, ast.JoinedStr):
             inside.update(map(id, node.values))
             parts = [getattr(part, "value", "") for part in node.values]

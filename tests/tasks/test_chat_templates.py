@@ -16,6 +16,7 @@ from rankwise.engine.models.base import load_tokenizer
 from rankwise.errors import TaskError
 from rankwise.tasks import chat_templates, template_process
 from rankwise.tasks.chat_templates import applied_template, chat_template_fault, render_chat
+from tests.support.sentences import Sentences
 from tests.support.tiny_tasks import CHAT_TEMPLATE
 
 SYSTEM = {"role": "system", "content": "Be brief.\n"}
@@ -189,7 +190,9 @@ def test_an_answer_that_nobody_waited_for_is_no_answer_to_the_next(
     assert process.pid != before
 
 
-def test_a_process_that_the_system_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_that_the_system_ends(
+    monkeypatch: pytest.MonkeyPatch, sentence: Sentences
+) -> None:
     process, ended = chat_templates.TemplateProcess(), chat_templates.TemplateProcess._read
     request = {"messages": [USER], "chat_template": "{{ messages[0].role }}"}
     assert process.rendered(request) == "user"
@@ -200,7 +203,8 @@ def test_a_process_that_the_system_ends(monkeypatch: pytest.MonkeyPatch) -> None
         return read(of) and b'{"text": "us'  # the beginning of an answer
 
     monkeypatch.setattr(process, "_read", killed)
-    with pytest.raises(TaskError, match=r"ends the process that renders it \(exit code -9\)"):
+    with pytest.raises(TaskError) as caught:
         process.rendered(request)
+    sentence(caught.value)
     monkeypatch.undo()
     assert process.rendered(request) == "user"

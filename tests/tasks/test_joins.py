@@ -24,6 +24,7 @@ from rankwise.tasks.requests import PreparedTask, RequestEncoder, prepare_task
 from rankwise.tasks.resolution import LoadedTask
 from rankwise.tasks.training_rows import TextEncoder, TrainingRow, tokenise_rows
 from rankwise.tasks.user_data import load_user_data
+from tests.support.sentences import Sentences
 from tests.support.tiny_models import tiny
 
 START, END = "<|im_start|>", "<|im_end|>"
@@ -90,15 +91,18 @@ class Listening(HFLM):
         return [(context, scored) for _, context, scored in requests]
 
 
-def test_what_is_scored_and_trained_is_what_lm_eval_scores(tokenizer: Any) -> None:
+def test_what_is_scored_and_trained_is_what_lm_eval_scores(
+    tokenizer: Any, sentence: Sentences
+) -> None:
     peer = Listening(pretrained=tiny("Llama"), tokenizer=tokenizer, max_length=64)
     encoder, merged, num_scored = RequestEncoder(tokenizer, 64), [], 0
     for pair in PAIRS:
         instance = Instance("loglikelihood", {}, pair, 0, ("joins", 3, 1))
         ((context, scored),) = peer.loglikelihood([instance], disable_tqdm=True)
         if not scored:
-            with pytest.raises(DataError, match=r"^task 'joins', item 3: the tokenizer merges"):
+            with pytest.raises(DataError) as caught:
                 encoder.requests(0, instance, "joins")
+            sentence(caught.value, str(pair), names=("joins",))
             continue
         (request,) = encoder.requests(0, instance, "joins")
         # lm-eval stops at a prompt of nothing but spaces where no beginning of text is added
@@ -159,10 +163,13 @@ def test_a_line_break_of_the_prompt_is_not_lost_in_training() -> None:
         assert scored.tokens != example.tokens
 
 
-def test_an_answer_of_which_only_its_end_is_left_is_refused(tokenizer: Any, tmp_path: Path) -> None:
+def test_an_answer_of_which_only_its_end_is_left_is_refused(
+    tokenizer: Any, tmp_path: Path, sentence: Sentences
+) -> None:
     row, config = TrainingRow("x = [", f"]{END}", END), TrainConfig(task="x")
-    with pytest.raises(DataError, match=r"^training row 0 .*: the tokenizer merges the answer '\]"):
+    with pytest.raises(DataError) as caught:
         tokenise_rows([row], tokenizer, config, 64)
+    sentence(caught.value, "first")
     for place in range(3):  # one of three is held out
         pairs = [("x = [", "1, 2]"), ("y = [", "3]")]
         pairs.insert(place, ("x = [", "]"))
@@ -174,7 +181,7 @@ def test_an_answer_of_which_only_its_end_is_left_is_refused(tokenizer: Any, tmp_
             except DataError as error:
                 refused.append(str(error))
         assert len(refused) == 1
-        assert "the tokenizer merges the answer ']<|im_end|>' into the end of its " in refused[0]
+        sentence(refused[0], str(place), names=("]<|im_end|>",))
 
 
 def problems_of(study_file: Path, *overrides: str) -> tuple[str, ...]:
@@ -184,26 +191,30 @@ def problems_of(study_file: Path, *overrides: str) -> tuple[str, ...]:
 
 
 def test_a_swallowed_answer_is_refused_when_a_study_is_planned(
-    study_file: Path, tasks_folder: Path
+    study_file: Path, tasks_folder: Path, sentence: Sentences
 ) -> None:
     yaml = tasks_folder / "colours.yaml"
     text = yaml.read_text().replace("\\nAnswer:", "\\nThe colou")
     text = text.replace("doc_to_choice: choices", "doc_to_choice: \"{{['r', 'red']}}\"")
     yaml.write_text(text.replace("doc_to_target: label", "doc_to_target: 0\ntarget_delimiter: ''"))
     scored, seen, trained = problems_of(study_file)
-    assert scored == (
-        "evaluation.in_domain: task 'colours', item 0: the tokenizer merges the answer 'r' into "
-        "the end of its prompt, 'Question: which colour has the small blood?\\nThe colou', and no "
-        "token of it is left. Begin the answer with a space, or leave it out."
+    sentence(
+        scored,
+        "evaluation.in_domain",
+        names=(
+            "evaluation.in_domain",
+            "colours",
+            "r",
+            "Question: which colour has the small blood?\\nThe colou",
+        ),
     )
-    assert seen.startswith("evaluation.in_domain: task 'colours@train', item 0: the tokenizer ")
-    assert trained.startswith(
-        "train: of colours, training row 0 of those that are left to train on, from 0: the "
-        "tokenizer merges the answer 'r' into the end of its prompt, "
-    )
+    sentence(seen, "second", names=("evaluation.in_domain", "colours@train"))
+    sentence(trained, "train", names=("train", "r"))
 
 
-def test_merged_rows_are_counted_when_a_study_is_planned(study_file: Path, tmp_path: Path) -> None:
+def test_merged_rows_are_counted_when_a_study_is_planned(
+    study_file: Path, tmp_path: Path, sentence: Sentences
+) -> None:
     pairs = [("The colou", f"r is {n} times") for n in range(8)]
     pairs += [("The colour", f" is {n} times") for n in range(8)]
     path = rows_file(tmp_path, pairs)
@@ -213,7 +224,4 @@ def test_merged_rows_are_counted_when_a_study_is_planned(study_file: Path, tmp_p
     (examples,) = plan.examples.values()
     number = sum(example.is_merged for example in examples)
     assert 0 < number < len(examples)
-    assert said.startswith(
-        f"train: in {number} of {len(examples)} rows of rows the tokenizer merges the end of the "
-        "prompt with the beginning of the answer ('The colou' with 'r is "
-    )
+    sentence(said, names=("train", number, len(examples), "The colou"))

@@ -20,6 +20,7 @@ from rankwise.tasks.requests import prepare_task
 from rankwise.tasks.resolution import LoadedTask
 from rankwise.tasks.training_rows import TrainingRow, task_rows, trained_items, with_documents
 from tests.support.observers import Silent
+from tests.support.sentences import Sentences
 
 LONG = "Which colour has the sky on a day without any clouds at all"
 OTHER = "How many legs has a spider that has lost none of them so far"
@@ -91,12 +92,14 @@ def test_normalised() -> None:
     ],
     ids=["same", "case and marks", "a line", "a label", "a field", "a turn", "a named turn"],
 )
-def test_the_same_question_is_found_in_other_clothes(row: TrainingRow, tokenizer: Any) -> None:
+def test_the_same_question_is_found_in_other_clothes(
+    row: TrainingRow, tokenizer: Any, sentence: Sentences
+) -> None:
     other = TrainingRow("Question: who?\nAnswer:", " me<|end|>")
     overlap = found([other, row], [asked(), asked(OTHER, "eight")], tokenizer)
     assert overlap.num_items == {"asked": 1}
     assert (overlap.rows, overlap.other_rows) == ({"own": [1]}, {"own": [0]})
-    assert str(overlap) == "1 of 2 training rows contain scored items (1 of 2 of asked)"
+    sentence(str(overlap), names=("1 of 2", "asked"))
 
 
 @pytest.mark.parametrize(
@@ -192,13 +195,15 @@ def overlapping(tasks_folder: Path) -> str:
     return "colours"
 
 
-def test_a_plan_counts_the_overlap_and_warns(study_file: Path, tasks_folder: Path) -> None:
+def test_a_plan_counts_the_overlap_and_warns(
+    study_file: Path, tasks_folder: Path, sentence: Sentences
+) -> None:
     overlapping(tasks_folder)
     plan = plan_study(load_config(study_file))
     assert plan.record.overlaps == {"colours": {"colours": 4, "sums": 0, "small_prose": 0}}
     assert plan.record.runs[0].num_examples == 24
     (warning,) = [text for text in plan.record.warnings if "contain scored items" in text]
-    assert warning.startswith("train: of colours 4 of 24 training rows contain scored items (4 of")
+    sentence(warning, names=("train: ", "colours", "4 of 24"))
     assert "train.drop_overlapping=true" in warning
 
 
@@ -241,12 +246,15 @@ def test_the_option_changes_nothing_where_nothing_overlaps(study_file: Path) -> 
     assert first == second
 
 
-def test_nothing_left_to_train_on_is_a_problem(study_file: Path, tasks_folder: Path) -> None:
+def test_nothing_left_to_train_on_is_a_problem(
+    study_file: Path, tasks_folder: Path, sentence: Sentences
+) -> None:
     text = (tasks_folder / "colours.py").read_text()
     text = text.replace("for i in range(24)]", "for i in range(24, 30)]")
     (tasks_folder / "colours.py").write_text(text)
-    with pytest.raises(PlanError, match="no row is left to train on"):
+    with pytest.raises(PlanError) as caught:
         plan_study(load_config(study_file, ["train.drop_overlapping=true"]))
+    sentence(caught.value, names=("train.drop_overlapping", "6 of 6"))
 
 
 def test_own_rows_are_held_against_the_tasks_that_they_are_scored_on(

@@ -19,6 +19,7 @@ from rankwise.tasks import own_code
 from rankwise.tasks.answer_checks import Check, checker
 from rankwise.tasks.own_code import MOST_CODE_BYTES, module_of
 from rankwise.tasks.resolution import load_tasks
+from tests.support.sentences import Sentences
 
 HEAD = """
 import numpy as np
@@ -71,9 +72,12 @@ def test_numbers_of_numpy_are_numbers(tmp_path: Path, returned: str, value: floa
     "returned",
     ["np.array([1.0])", "np.float32(1.5)", "np.float32('nan')", "np.array('x')", "1j", "[1]", "''"],
 )
-def test_all_else_is_refused_with_the_row(tmp_path: Path, returned: str) -> None:
-    with pytest.raises(TaskError, match=r"check.py:score on line 7 gives .*; give a number"):
+def test_all_else_is_refused_with_the_row(
+    tmp_path: Path, returned: str, sentence: Sentences
+) -> None:
+    with pytest.raises(TaskError) as caught:
         judged(tmp_path, f"return {returned}")
+    sentence(caught.value, names=("check.py",))
 
 
 @pytest.mark.parametrize(
@@ -94,11 +98,12 @@ def test_whatever_code_raises_is_a_sentence(tmp_path: Path, body: str, name: str
         judged(tmp_path, body)
 
 
-def test_a_file_that_raises_anything_cannot_be_loaded(tmp_path: Path) -> None:
+def test_a_file_that_raises_anything_cannot_be_loaded(tmp_path: Path, sentence: Sentences) -> None:
     (tmp_path / "check.py").write_text("raise BaseException('no')")
     config = CheckConfig(code=f"{tmp_path / 'check.py'}:score")
-    with pytest.raises(TaskError, match=r"check.py:score cannot be loaded: BaseException: no"):
+    with pytest.raises(TaskError) as caught:
         checker(config, {}, "rows.jsonl", allow_code=True)
+    sentence(caught.value, names=("check.py",))
 
 
 def test_ctrl_c_stops_the_study_and_not_the_row(tmp_path: Path) -> None:
@@ -120,7 +125,7 @@ def test_ctrl_c_stops_the_study_and_not_the_row(tmp_path: Path) -> None:
 
 
 def test_a_function_that_does_not_end_is_stopped(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sentence: Sentences
 ) -> None:
     monkeypatch.setattr(own_code, "MOST_SECONDS", 0.2)
     body = """
@@ -130,8 +135,9 @@ def test_a_function_that_does_not_end_is_stopped(
         except Exception:
             pass
 """
-    with pytest.raises(TaskError, match=r"check.py:score on line 7 takes more than 0.2 seconds"):
+    with pytest.raises(TaskError) as caught:
         judged(tmp_path, body)
+    sentence(caught.value, names=("check.py", "0.2"))
     assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
     assert judged(tmp_path, "return 1") == 1.0
 
@@ -204,8 +210,9 @@ def test_the_source_of_a_module_is_what_runs(tmp_path: Path) -> None:
     assert module.score(None, None) == 0
 
 
-def test_a_file_that_is_too_large_is_not_read(tmp_path: Path) -> None:
+def test_a_file_that_is_too_large_is_not_read(tmp_path: Path, sentence: Sentences) -> None:
     (tmp_path / "check.py").write_text("#" * MOST_CODE_BYTES + "#")
     config = CheckConfig(code=f"{tmp_path / 'check.py'}:score")
-    with pytest.raises(TaskError, match=r"check.py:score cannot be loaded: OSError: .*more than"):
+    with pytest.raises(TaskError) as caught:
         checker(config, {}, "rows.jsonl", allow_code=True)
+    sentence(caught.value, names=("check.py",))

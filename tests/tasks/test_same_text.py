@@ -22,6 +22,7 @@ from rankwise.tasks.requests import prepare_task
 from rankwise.tasks.resolution import load_tasks
 from rankwise.tasks.training_rows import TrainingRow, task_rows, tokenise_rows
 from rankwise.tasks.user_data import load_user_data
+from tests.support.sentences import Sentences
 
 
 @pytest.fixture
@@ -75,13 +76,16 @@ def test_a_whitespace_prompt_can_be_scored(study_file: Path, tmp_path: Path) -> 
     assert all(len(r.context) == 1 for r in next(iter(plan.tasks.values())).requests)
 
 
-def test_messages_that_the_template_refuses_are_named(tokenizer: Any, tmp_path: Path) -> None:
+def test_messages_that_the_template_refuses_are_named(
+    tokenizer: Any, tmp_path: Path, sentence: Sentences
+) -> None:
     tokenizer.chat_template = "{{ raise_exception('roles must alternate') }}"
     path = tmp_path / "rows.jsonl"
     turns = [{"role": "human", "content": "hi"}, {"role": "assistant", "content": "ho"}]
     path.write_text(json.dumps({"messages": turns}) + "\n")
-    with pytest.raises(DataError, match=r"line 1: the chat template refuses .* must alternate"):
+    with pytest.raises(DataError) as caught:
         load_user_data(TrainConfig(data=path, held_out_fraction=0.5), tokenizer, chat_template=True)
+    sentence(caught.value)
 
 
 def test_where_learning_starts_is_in_a_run_s_fingerprint(study_file: Path, tmp_path: Path) -> None:
@@ -118,12 +122,13 @@ def test_a_mended_answer_or_metric_is_scored_anew(
 
 
 def test_a_task_that_trains_on_what_it_scores_is_refused(
-    study_file: Path, tasks_folder: Path
+    study_file: Path, tasks_folder: Path, sentence: Sentences
 ) -> None:
     yaml_file = tasks_folder / "colours.yaml"
     yaml_file.write_text(yaml_file.read_text().replace("test_split: test", "test_split: train"))
-    with pytest.raises(PlanError, match="the split 'train' of 'colours' is trained on"):
+    with pytest.raises(PlanError) as caught:
         plan_study(load_config(study_file))
+    sentence(caught.value, names=("train", "colours"))
 
 
 def test_metric_names_are_checked_before_anything_runs(study_file: Path) -> None:
@@ -159,14 +164,13 @@ def test_few_shot_scoring_of_zero_shot_training_is_said(study_file: Path) -> Non
 
 
 def test_running_out_of_memory_says_what_to_lower(
-    study_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    study_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sentence: Sentences
 ) -> None:
     def exhausted(*_: Any, **__: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
 
     monkeypatch.setattr(training, "train_pass", exhausted)
     plan = plan_study(load_config(study_file))
-    with pytest.raises(
-        StageFailedError, match=r"training failed: .* it does not fit .*train\.max_length"
-    ):
+    with pytest.raises(StageFailedError) as caught:
         study.run_study(plan, StudyFolder(tmp_path / "study"), lambda _: None)
+    sentence(caught.value, names=("train.max_length",))

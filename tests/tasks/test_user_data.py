@@ -15,6 +15,7 @@ from rankwise.records.config.training import TrainConfig
 from rankwise.tasks.requests import prepare_task
 from rankwise.tasks.training_rows import TrainingRow
 from rankwise.tasks.user_data import UserData, behind_rows, load_own_set, load_user_data
+from tests.support.sentences import Sentences
 
 END = "<|im_end|>"
 ASSISTANT = "<|im_start|>assistant\n"
@@ -138,12 +139,12 @@ def test_conversations_are_rendered_whatever_the_setting(
     }
 
 
-def test_equal_rows_are_kept_once(tmp_path: Path, tokenizer: Any) -> None:
+def test_equal_rows_are_kept_once(tmp_path: Path, tokenizer: Any, sentence: Sentences) -> None:
     path = written(tmp_path, pairs(5) * 4)
     data = load(path, tokenizer, held_out_fraction=0.4)
     assert len(everything(data)) == len(set(everything(data))) == 5
     message = problems_of(written(tmp_path, pairs(1) * 9), tokenizer)
-    assert message == f"{path} has 1 distinct rows; at least 2 are needed."
+    sentence(message, names=(path,))
 
 
 def test_rows_that_differ_in_form_only_are_the_same_row(tmp_path: Path, tokenizer: Any) -> None:
@@ -155,7 +156,9 @@ def test_rows_that_differ_in_form_only_are_the_same_row(tmp_path: Path, tokenize
     assert len(everything(load(written(tmp_path, rows), tokenizer))) == 2
 
 
-def test_all_bad_rows_are_named_at_once(tmp_path: Path, tokenizer: Any) -> None:
+def test_all_bad_rows_are_named_at_once(
+    tmp_path: Path, tokenizer: Any, sentence: Sentences
+) -> None:
     path = tmp_path / "rows.jsonl"
     bad = [
         '{"prompt": "ok", "completion": "fine"}',
@@ -178,42 +181,35 @@ def test_all_bad_rows_are_named_at_once(tmp_path: Path, tokenizer: Any) -> None:
         f"line {number}" for number in (2, 3, 4, 5, 6, 7, 8, 9, 11, 12)
     ]
     said = {line.split(": ", 1)[0]: line.split(": ", 1)[1] for line in lines[1:]}
-    assert said["line 3"] == "not a JSON object; write one with a prompt and a completion"
-    assert said["line 4"].startswith("has query, reply; needs prompt and completion, messages, ")
+    sentence(said["line 3"], "no object")
+    sentence(said["line 4"], "other columns", names=("query", "reply"))
     assert "say columns: {prompt: ..., completion: ...}" in said["line 4"]
-    assert said["line 5"].startswith("has no columns; needs prompt and completion, messages, ")
+    sentence(said["line 5"], "no columns")
     empty = 'column "completion" is empty; give an answer or drop the row'
     assert said["line 6"] == said["line 7"] == empty
-    assert said["line 8"] == (
-        'column "completion" is a number with a fraction; write it as text, or drop the row'
-    )
-    assert said["line 9"] == (
-        'the last turn of column "messages" must be the assistant\'s, and not empty; add its '
-        "answer, or drop the row"
-    )
+    sentence(said["line 8"], "a number", names=("completion",))
+    sentence(said["line 9"], "no answer", names=("messages",))
     as_turns = "must be a list of objects with role and content, or with from and value"
     assert said["line 11"].startswith(f'column "messages" {as_turns}')
     assert said["line 12"].startswith(f'column "completion" {as_turns}')
 
 
 @pytest.mark.parametrize(
-    ("messages", "reason"),
+    ("messages", "named"),
     [
-        ([user("q"), assistant(" ")], "must be the assistant's, and not empty; add its answer"),
-        ([assistant("a")], "there is no turn before the assistant's answer; add one"),
-        ([user("q"), {"role": "assistant"}], "messages[1] must be an object with the texts role"),
-        ("text", 'column "messages" must be a list of objects with role and content'),
-        (None, 'column "messages" must be a list of objects with role and content'),
+        ([user("q"), assistant(" ")], '"messages"'),
+        ([assistant("a")], "line 1"),
+        ([user("q"), {"role": "assistant"}], "messages[1]"),
+        ("text", '"messages"'),
+        (None, '"messages"'),
     ],
+    ids=["blank", "no question", "no content", "text", "null"],
 )
 def test_conversations_without_an_answer(
-    tmp_path: Path, tokenizer: Any, messages: Any, reason: str
+    tmp_path: Path, tokenizer: Any, messages: Any, named: str, sentence: Sentences
 ) -> None:
     path = written(tmp_path, [{"messages": messages}, *pairs(3)])
-    message = problems_of(path, tokenizer)
-    assert message.startswith("rows.jsonl has 1 bad row\n  line 1: ")
-    assert reason in message
-    assert message.endswith(", or drop the row")
+    sentence(problems_of(path, tokenizer), names=("rows.jsonl", "line 1", named))
 
 
 def test_of_many_bad_rows_the_first_ten_are_shown(tmp_path: Path, tokenizer: Any) -> None:
@@ -226,32 +222,38 @@ def test_of_many_bad_rows_the_first_ten_are_shown(tmp_path: Path, tokenizer: Any
 
 
 def test_a_tokenizer_without_a_chat_template(
-    tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch, sentence: Sentences
 ) -> None:
     monkeypatch.setattr(tokenizer, "chat_template", None)
     path = written(tmp_path, [{"messages": [user("q"), assistant("a")]}, *pairs(3)])
-    assert "line 1: the base model's tokenizer has no chat template" in problems_of(path, tokenizer)
+    sentence(problems_of(path, tokenizer))
     assert len(everything(load(written(tmp_path, pairs(3)), tokenizer))) == 3
 
 
 @pytest.mark.parametrize("content", ["", "\n \n\n"], ids=["empty", "blank lines"])
-def test_a_file_without_rows(tmp_path: Path, tokenizer: Any, content: str) -> None:
+def test_a_file_without_rows(
+    tmp_path: Path, tokenizer: Any, content: str, sentence: Sentences
+) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text(content)
-    assert problems_of(path, tokenizer) == f"{path} has 0 distinct rows; at least 2 are needed."
+    sentence(problems_of(path, tokenizer), names=(path,))
 
 
-def test_one_row_cannot_be_trained_on_and_held_out(tmp_path: Path, tokenizer: Any) -> None:
+def test_one_row_cannot_be_trained_on_and_held_out(
+    tmp_path: Path, tokenizer: Any, sentence: Sentences
+) -> None:
     path = written(tmp_path, pairs(1))
-    assert problems_of(path, tokenizer) == f"{path} has 1 distinct rows; at least 2 are needed."
+    sentence(problems_of(path, tokenizer), names=(path,))
 
 
-def test_a_missing_file_and_one_that_is_not_utf_8(tmp_path: Path, tokenizer: Any) -> None:
+def test_a_missing_file_and_one_that_is_not_utf_8(
+    tmp_path: Path, tokenizer: Any, sentence: Sentences
+) -> None:
     assert "nowhere.jsonl cannot be read" in problems_of(tmp_path / "nowhere.jsonl", tokenizer)
     path = tmp_path / "latin.jsonl"
     path.write_bytes('{"prompt": "é", "completion": "b"}\n'.encode("latin-1"))
     message = problems_of(path, tokenizer)
-    assert "latin.jsonl cannot be read: line 1 is not UTF-8 ('utf-8' codec" in message
+    sentence(message, names=("latin.jsonl", "utf-8"))
 
 
 @pytest.mark.parametrize("ensure_ascii", [True, False])
@@ -275,14 +277,16 @@ def test_files_of_other_editors(tmp_path: Path, tokenizer: Any) -> None:
     ]
 
 
-def test_half_a_surrogate_pair_is_a_bad_row(tmp_path: Path, tokenizer: Any) -> None:
+def test_half_a_surrogate_pair_is_a_bad_row(
+    tmp_path: Path, tokenizer: Any, sentence: Sentences
+) -> None:
     path = tmp_path / "rows.jsonl"
     for beside in ('"completion": "\\ud83d"', '"completion": "c", "other": ["\\uDC00"]'):
         row = '{"prompt": "p", ' + beside + "}"
         path.write_text(f"{row}\n{json.dumps(pairs(1)[0])}\n")
-        assert "line 1: half a surrogate pair; correct the char" in problems_of(path, tokenizer)
+        sentence(problems_of(path, tokenizer), "lines", names=("line 1",))
         path.write_text(f"[{row}]")
-        assert "row 1: half a surrogate pair; correct the char" in problems_of(path, tokenizer)
+        sentence(problems_of(path, tokenizer), "a list", names=("row 1",))
 
 
 def test_what_is_scored_is_the_completion_as_it_is_trained(tmp_path: Path, tokenizer: Any) -> None:
@@ -370,17 +374,16 @@ def test_a_choice_is_among_all_answers_that_occur(tmp_path: Path, tokenizer: Any
     ("answers", "number"), [(["one"], 1), ([f"answer {n}" for n in range(101)], 101)]
 )
 def test_a_choice_among_too_few_or_too_many(
-    tmp_path: Path, tokenizer: Any, answers: list[str], number: int
+    tmp_path: Path, tokenizer: Any, answers: list[str], number: int, sentence: Sentences
 ) -> None:
     rows = [{"prompt": f"q {n}", "completion": answers[n % number]} for n in range(202)]
     message = problems_of(written(tmp_path, rows), tokenizer, judged_by="choice")
-    assert message == (
-        f"rows.jsonl has {number} distinct answers, and a choice is among 2 to 100. Set "
-        "judged_by: loss."
-    )
+    sentence(message, names=("rows.jsonl", number, "100", "judged_by"))
 
 
-def test_numbers_are_compared_behind_the_marks(tmp_path: Path, tokenizer: Any) -> None:
+def test_numbers_are_compared_behind_the_marks(
+    tmp_path: Path, tokenizer: Any, sentence: Sentences
+) -> None:
     rows = [{"prompt": f"q {n}", "completion": f"It is {n}.\n#### 1,{n}00"} for n in range(10, 20)]
     path = written(tmp_path, rows)
     data = load(path, tokenizer, held_out_fraction=0.2, judged_by="number")
@@ -405,9 +408,8 @@ def test_numbers_are_compared_behind_the_marks(tmp_path: Path, tokenizer: Any) -
         got = number.task.process_results(first.doc, [first.filtered_resps["stripped"]])
         assert got["number"] == score, text
     path = written(tmp_path, [*rows, {"prompt": "q", "completion": "none"}])
-    assert problems_of(path, tokenizer, judged_by="number") == (
-        "1 answers of rows.jsonl do not end in '#### ' and a number. Add it, or set "
-        "judged_by: loss."
+    sentence(
+        problems_of(path, tokenizer, judged_by="number"), names=("rows.jsonl", "#### ", "judged_by")
     )
 
 
@@ -549,10 +551,13 @@ def test_held_out_rows_have_the_same_room(
     assert bool(data.tasks[1].warning) == (room < 400)
 
 
-def test_what_a_model_has_no_room_for_is_refused(tmp_path: Path, tokenizer: Any) -> None:
+def test_what_a_model_has_no_room_for_is_refused(
+    tmp_path: Path, tokenizer: Any, sentence: Sentences
+) -> None:
     path = written(tmp_path, longest(3))
-    with pytest.raises(DataError, match="max_new_tokens is 200, and the model reads 200 tokens"):
+    with pytest.raises(DataError) as caught:
         asked_of(path, tokenizer, 200, max_new_tokens=200)
+    sentence(caught.value, names=("max_new_tokens", "200"))
 
 
 def test_another_limit_is_another_question_and_the_same_one_is_not(
