@@ -66,7 +66,7 @@ def test_a_study_ends_in_a_card_of_fifteen_lines(
 
 def test_the_card_has_what_was_planted(tmp_path: Path) -> None:
     lines = card_of(tmp_path, {})
-    assert lines[0].startswith("Use rank 16. Settled at 95 % for this adapter; ")
+    assert lines[0].startswith("Use rank 16. Settled at 95 % for this adapter. ")
     (chosen,) = (line for line in lines if line.endswith("<- use this"))
     assert re.match(r"rank 16 +\+30\.0 ±\d\.\d +0\.0 ±\d\.\d +1\.84 M +30 s ", chosen)
     (full,) = (line for line in lines if line.startswith("full fine-tuning "))

@@ -178,7 +178,7 @@ def test_models_without_ranks_are_all_options_the_best_first() -> None:
     assert (part.outcome, part.rank) == ("recommended", None)
     assert [verdict.label for verdict in part.verdicts] == ["b", "c", "a"]
     assert part.statement.startswith("Use b: it gains 50.0 points of accuracy over the base")
-    assert "it cannot be told apart from c" in part.statement
+    assert ". It cannot be told apart from c; " in part.statement
     assert part.verdicts[2].worse_than == ("b", "c")
 
 
@@ -187,16 +187,17 @@ def test_without_a_base_models_are_compared_with_each_other() -> None:
     alone = concluded(results(scores(**values)))
     (part,) = alone.recommendation.by_train_task
     assert (part.has_base, part.outcome) == (False, "recommended")
-    assert part.statement.startswith("Use b: no other is more than ")
+    assert part.verdicts[0].qualifies
+    assert part.statement.startswith("Use b: no other model gains over ")
     assert {verdict.better_than_base for verdict in part.verdicts} == {None}
     assert "No model is the base" in " ".join(part.reasons)
     assert alone.findings.signatures == ()
     # how far one model is ahead of another does not depend on what both are compared with
     (beside,) = concluded(results(scores(base=[0] * 200, **values))).recommendation.by_train_task
     for one, other in zip(part.verdicts, beside.verdicts, strict=True):
-        for lead, same in zip(one.leads, other.leads, strict=True):
-            assert lead.estimate == pytest.approx(same.estimate, abs=1e-9)
-            assert lead.lower == pytest.approx(same.lower, rel=0.05, abs=0.3)
+        assert one.worse_than == other.worse_than
+        assert one.shortfall.estimate == pytest.approx(other.shortfall.estimate, abs=0.2)
+        assert one.shortfall.upper == pytest.approx(other.shortfall.upper, rel=0.05, abs=0.3)
     worst = [0, 0, 0, 0] * 50  # every model may be worse than the mean of the others
     (part,) = concluded(results(scores(r4=worst, r8=worst, r16=worst))).recommendation.by_train_task
     assert part.outcome in ("recommended", "cannot_tell")
