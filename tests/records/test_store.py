@@ -294,6 +294,18 @@ def test_a_finished_run_and_one_of_another_fingerprint(
     sentence(caught.value, names=("run.json",))
 
 
+def test_a_run_of_another_trained_task_is_no_run_of_the_study(
+    folder: StudyFolder, results: StudyResults, sentence: Sentences
+) -> None:
+    """A record of a stranger's, whose task the study has nothing of."""
+    planned, record = planned_of(results)
+    other = planned.model_copy(update={"train_task": "日本語"})
+    folder.write(folder.run_file(planned.name), record.model_copy(update={"planned": other}))
+    with pytest.raises(RecordError) as caught:
+        folder.finished_run(planned)
+    sentence(caught.value, names=("run.json", "日本語"))
+
+
 def test_an_evaluation_of_other_settings_counts_for_nothing(
     folder: StudyFolder, results: StudyResults
 ) -> None:
