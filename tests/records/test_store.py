@@ -98,6 +98,19 @@ def disk_full(*_: Any, **__: Any) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
+def test_a_limit_of_the_size_of_files_is_named(
+    folder: StudyFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk has room: it is the shell's limit, or a batch system's."""
+
+    def too_large(*_: Any, **__: Any) -> None:
+        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+
+    monkeypatch.setattr(Path, "write_bytes", too_large)
+    with pytest.raises(StorageError, match=r"File too large\. Raise the limit .*`ulimit -f`"):
+        folder.write(folder.stacks_file, folder.accepted_stacks())
+
+
 def test_what_is_written_is_read_back(folder: StudyFolder, results: StudyResults) -> None:
     write_study(folder, results)
     assert without_digests(read_results(folder)) == results
