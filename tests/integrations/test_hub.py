@@ -100,6 +100,11 @@ def everything(folder: Path) -> str:
     return b"\n".join(path.read_bytes() for path in files).decode("utf-8", "replace")
 
 
+def below_the_files(said: str) -> str:
+    """What is said after the list of what is sent."""
+    return words(said).rpartition(" study/study.yaml ")[2]
+
+
 def push(study: StudyFolder, *options: str, repo: str = "org/mine") -> Any:
     yes = () if "--dry-run" in options else ("--yes",)
     done = rankwise("export", study.root, "--to", "hub", "--repo", repo, *options, *yes)
@@ -193,11 +198,11 @@ def test_public_is_said_and_never_by_accident(
     before = dict(files_of(stand_in, "org/open"))
     again = push(finished, "--run", LORA, repo="org/open")
     assert again.exit_code == 1
-    sentence(words(again.stderr), "open", names=("org/open", "--public"), part=True)
+    sentence(below_the_files(again.stderr), "open", names=("org/open", "--public"))
     assert files_of(stand_in, "org/open") == before
     stand_in.repositories["org/closed"] = Repository(private=True)
     stays = push(finished, "--run", LORA, "--public", repo="org/closed")
-    sentence(words(stays.stderr), "closed", names=("org/closed",), part=True)
+    sentence(below_the_files(stays.stderr), "closed", names=("org/closed",))
     assert stand_in.repositories["org/closed"].private
 
 
@@ -233,11 +238,11 @@ def test_what_the_hub_refuses_is_said_with_a_remedy(
 ) -> None:
     done = push(finished, "--run", LORA, repo="other/theirs")
     assert done.exit_code == 1
-    sentence(words(done.stderr), "no leave", names=("other/theirs",), part=True)
+    sentence(below_the_files(done.stderr), "no leave", names=("other/theirs",))
     monkeypatch.setenv("HF_TOKEN", "hf_other")
     done = push(finished, "--run", LORA)
     assert done.exit_code == 1
-    sentence(words(done.stderr), "no token", names=("Invalid credentials",), part=True)
+    sentence(below_the_files(done.stderr), "no token", names=("Invalid credentials",))
     assert "hf_other" not in done.output
     assert stand_in.repositories == {}
 
