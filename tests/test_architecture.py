@@ -114,7 +114,7 @@ def _class_names(trees: Iterable[ast.Module]) -> Counter[str]:
 
 
 def test_no_class_name_means_two_things() -> None:
-    names = _class_names(ast.parse(path.read_text()) for path in SOURCES)
+    names = _class_names(source.tree for source in package_sources().values())
     assert [name for name, count in names.items() if count > 1] == []
 
 

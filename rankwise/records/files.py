@@ -47,6 +47,7 @@ os.umask(_UMASK)
 _REMEDIES = {
     errno.ENOSPC: "Free some space",
     errno.EDQUOT: "Free some space within your quota",
+    errno.EFBIG: "Raise the limit of the size of files (`ulimit -f`)",
     errno.EACCES: "Give yourself permission to write there",
     errno.EPERM: "Give yourself permission to write there",
     errno.EROFS: "The disk is read-only: make it writable",

@@ -55,6 +55,7 @@ from rankwise.records.study import (
     TaskEvaluation,
 )
 from rankwise.records.study_file import found_again
+from rankwise.records.yaml_reading import shown
 
 R = TypeVar("R", bound=Record)
 F = TypeVar("F", bound=StageRecord)
@@ -393,6 +394,12 @@ class StudyFolder:
             raise RecordError(
                 f"{path} belongs to the run {record.planned.fingerprint[:16]}, not to "
                 f"{planned.fingerprint[:16]}. Move the folder away and run the study again."
+            )
+        if record.planned.train_task != planned.train_task:
+            raise RecordError(
+                f"{path} says that the run was trained on {shown(record.planned.train_task)}, and "
+                f"the study on {shown(planned.train_task)}. Move the folder away and run the study "
+                "again."
             )
         return record
 

@@ -17,6 +17,7 @@ from rankwise.records.study import PlannedRun
 from rankwise.report.parts import Table
 from rankwise.report.sections.by_rank import axis_section
 from tests.planted.grid import ALL_LINEAR, ATTENTION, grid_run, planted_grid, relations
+from tests.support.sentences import Sentences
 
 TASKS = {"sums": relations(["sums"], retention=["facts"])}
 BASE = {"sums": 0.50, "facts": 0.90}
@@ -247,7 +248,7 @@ WHOLE = [grid_run("sums", rank, seed=seed) for rank in (4, 8, 16) for seed in (0
 ON_ROWS = [*WHOLE, *(on_rows(run, number) for run in WHOLE for number in (120, 240))]
 
 
-def test_rows_are_an_axis_and_the_fewest_come_first() -> None:
+def test_rows_are_an_axis_and_the_fewest_come_first(sentence: Sentences) -> None:
     found = judged(ON_ROWS, by_rows, size=1000)
     rows, rank = axis_of(found, "rows"), axis_of(found, "rank")
     assert rows.values == ("120", "240", "480")
@@ -259,14 +260,14 @@ def test_rows_are_an_axis_and_the_fewest_come_first() -> None:
     assert found.rows_at == "epochs"
     assert len(found.points) == 9
     assert found.of_rows is not None
-    assert found.of_rows.startswith("480 training rows gain more than 120: by +16.0 points (")
+    sentence(found.of_rows, names=("480", "120", "+16.0"))
 
 
-def test_rows_that_gain_nothing_are_not_shown_to() -> None:
+def test_rows_that_gain_nothing_are_not_shown_to(sentence: Sentences) -> None:
     found = judged(ON_ROWS, lambda plan: 0.5 + 0.01 * ((plan.seed or 0) - 0.5))
     assert found is not None
     assert found.of_rows is not None
-    assert found.of_rows.startswith("That 480 training rows gain more than 120 is not shown: 0.0")
+    sentence(found.of_rows, names=("480", "120", "0.0"))
 
 
 def test_at_equal_steps_more_epochs_on_fewer_rows_are_no_axis() -> None:
@@ -292,7 +293,7 @@ def test_all_on_one_number_of_rows_have_no_axis_of_rows() -> None:
     assert found.of_rows is None
 
 
-def test_the_card_says_what_more_rows_gain() -> None:
+def test_the_card_says_what_more_rows_gain(sentence: Sentences) -> None:
     results = planted_grid(
         ON_ROWS,
         TASKS,
@@ -300,7 +301,7 @@ def test_the_card_says_what_more_rows_gain() -> None:
         sizes=1000,
     )
     (card,) = study_findings(results, recommend(results)).cards
-    assert "480 training rows gain more than 120: by +16.0 points" in card.remark
+    sentence(card.remark, names=("480", "120", "+16.0"), part=True)
 
 
 def test_a_chart_by_rows_has_a_line_for_each_setting() -> None:

@@ -32,6 +32,7 @@ from rankwise.findings.stats.truths import deciding_level
 from rankwise.records.config.study import RecommendationConfig
 from rankwise.records.results import ModelResults, TrainTaskResults
 from tests.planted.results import planted_runs
+from tests.support.sentences import Sentences
 
 MARGINS = RecommendationConfig(delta_points=5.0, epsilon_points=6.0)
 
@@ -259,12 +260,12 @@ def by_difference(results: TrainTaskResults, task: str, size: int) -> list[int]:
     return numbers.tolist()
 
 
-def test_a_study_names_the_setting_that_is_missing() -> None:
+def test_a_study_names_the_setting_that_is_missing(sentence: Sentences) -> None:
     results = planted_runs(recommendation=MARGINS)
     numbers = by_difference(results, "kinship", 10)
     warned = recommend_for(in_passages(results, "kinship", numbers, known=False))
     (note,) = [reason for reason in warned.reasons if "evaluation.clusters" in reason]
-    assert "Kinship's 300 items share 30 values of 'passage'" in note
+    sentence(note, names=("300", "30", "passage"))
     assert "evaluation.clusters.kinship: passage" in note
     assert "--cluster kinship=passage" in note
     without = recommend_for(results)
@@ -279,7 +280,7 @@ def test_passages_that_differences_do_not_go_by_are_not_named() -> None:
     assert quiet == recommend_for(results)
 
 
-def test_with_the_setting_intervals_are_wider_and_clusters_are_counted() -> None:
+def test_with_the_setting_intervals_are_wider_and_clusters_are_counted(sentence: Sentences) -> None:
     results = planted_runs(recommendation=MARGINS)
     numbers = by_difference(results, "kinship", 15)
     clustered = in_passages(results, "kinship", numbers, known=True)
@@ -302,7 +303,7 @@ def test_with_the_setting_intervals_are_wider_and_clusters_are_counted() -> None
     assert rows[run, "capitals"] == plain[run, "capitals"]
     lower = planted_runs({4: 0.50, 16: 0.51}, recommendation=MARGINS)
     undecided = recommend_for(in_passages(lower, "kinship", numbers, known=True))
-    assert "on 300 in-domain items in 20 clusters" in undecided.statement
+    sentence(undecided.statement, names=("300", "20"))
 
 
 def test_every_finding_of_gains_knows_the_clusters() -> None:

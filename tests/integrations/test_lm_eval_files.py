@@ -30,6 +30,7 @@ from tests.planted.samples import compare_samples
 from tests.support import tiny_tasks
 from tests.support.observers import Silent
 from tests.support.records import change
+from tests.support.sentences import Sentences
 
 # two filters, so that a file has every document twice
 DIGITS_YAML = """
@@ -478,17 +479,23 @@ def test_a_run_says_how_to_load_it(exported: ExportedStudy) -> None:
     assert exported.lora.results["config"]["model_args"]["pretrained"] == base["pretrained"]
 
 
-def test_an_unfinished_study_is_refused(copied: StudyFolder, tmp_path: Path) -> None:
+def test_an_unfinished_study_is_refused(
+    copied: StudyFolder, tmp_path: Path, sentence: Sentences
+) -> None:
     copied.evaluation_file("base", "sums").unlink()
-    with pytest.raises(RecordError, match=r"not scored on sums yet"):
+    with pytest.raises(RecordError) as caught:
         export_study(copied, "lm-eval", tmp_path / "out")
+    sentence(caught.value)
     assert not (tmp_path / "out").exists()
 
 
-def test_a_place_that_cannot_be_written(copied: StudyFolder, tmp_path: Path) -> None:
+def test_a_place_that_cannot_be_written(
+    copied: StudyFolder, tmp_path: Path, sentence: Sentences
+) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(ConfigError, match="it is not a folder; name another place"):
+    with pytest.raises(ConfigError) as caught:
         export_study(copied, "lm-eval", tmp_path / "file")
+    sentence(caught.value)
 
 
 def test_imported_models_are_exported_and_say_how_to_load_them(
@@ -519,7 +526,11 @@ def test_imported_models_are_exported_and_say_how_to_load_them(
 
 @pytest.mark.parametrize("earlier", [False, True])
 def test_an_export_that_fails_leaves_what_was_there(
-    copied: StudyFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, earlier: bool
+    copied: StudyFolder,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    earlier: bool,
+    sentence: Sentences,
 ) -> None:
     output = tmp_path / "a" / "out"
     if earlier:
@@ -536,8 +547,9 @@ def test_an_export_that_fails_leaves_what_was_there(
     before = sorted(tmp_path.rglob("*"))
     with monkeypatch.context() as patch:
         patch.setattr(Path, "replace", full)
-        with pytest.raises(StorageError, match=f"{output} cannot be written: No space left"):
+        with pytest.raises(StorageError) as caught:
             export_study(copied, "lm-eval", output)
+        sentence(caught.value, names=(output,))
     assert sorted(tmp_path.rglob("*")) == before
     assert len(export_study(copied, "lm-eval", output)) == 3
     assert (output / "mine").exists() == earlier
@@ -560,13 +572,15 @@ def test_the_command_says_what_it_wrote(exported: ExportedStudy, tmp_path: Path)
         assert path.read_bytes() == twin.read_bytes()
 
 
-def test_the_command_refuses_another_format_and_no_study(tmp_path: Path) -> None:
+def test_the_command_refuses_another_format_and_no_study(
+    tmp_path: Path, sentence: Sentences
+) -> None:
     wrong = CliRunner().invoke(app, ["export", str(tmp_path), "--format", "xlsx"])
     assert wrong.exit_code == 2
     assert "lm-eval" in wrong.stderr
     nothing = CliRunner().invoke(app, ["export", str(tmp_path)])
     assert nothing.exit_code == 1
-    assert f"RecordError: {tmp_path}/study.json is not there" in nothing.stderr
+    sentence(nothing.stderr, names=(tmp_path, "/study.json"))
 
 
 def test_exporting_and_comparing_load_nothing_heavy(

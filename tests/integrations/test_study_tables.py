@@ -15,6 +15,7 @@ from rankwise.report.page import csv_files
 from rankwise.study.conclusion import conclude
 from tests.planted.folders import write_study
 from tests.planted.results import planted_study
+from tests.support.sentences import Sentences
 
 OF_EACH_TASK = ["runs", "differences", "ranks", "scores"]
 OF_FINDINGS = ["signatures", "transfer", "retention", "mechanism-pairs", "mechanism-agreement"]
@@ -66,9 +67,12 @@ def test_the_same_study_gives_the_same_bytes(folder: StudyFolder) -> None:
     assert [each.file.read_bytes() for each in export_study(folder, "parquet")] == before
 
 
-def test_a_study_without_a_finished_run_has_no_tables(folder: StudyFolder) -> None:
+def test_a_study_without_a_finished_run_has_no_tables(
+    folder: StudyFolder, sentence: Sentences
+) -> None:
     for run in folder.read_study().runs:
         folder.run_file(run.name).unlink()
-    with pytest.raises(RecordError, match=r"no run of .* is finished"):
+    with pytest.raises(RecordError) as caught:
         export_study(folder, "csv")
+    sentence(caught.value)
     assert not (folder.root / "export").exists()

@@ -98,6 +98,19 @@ def disk_full(*_: Any, **__: Any) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
+def test_a_limit_of_the_size_of_files_is_named(
+    folder: StudyFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk has room: it is the shell's limit, or a batch system's."""
+
+    def too_large(*_: Any, **__: Any) -> None:
+        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+
+    monkeypatch.setattr(Path, "write_bytes", too_large)
+    with pytest.raises(StorageError, match=r"File too large\. Raise the limit .*`ulimit -f`"):
+        folder.write(folder.stacks_file, folder.accepted_stacks())
+
+
 def test_what_is_written_is_read_back(folder: StudyFolder, results: StudyResults) -> None:
     write_study(folder, results)
     assert without_digests(read_results(folder)) == results
@@ -292,6 +305,18 @@ def test_a_finished_run_and_one_of_another_fingerprint(
     with pytest.raises(RecordError) as caught:
         folder.finished_run(other)
     sentence(caught.value, names=("run.json",))
+
+
+def test_a_run_of_another_trained_task_is_no_run_of_the_study(
+    folder: StudyFolder, results: StudyResults, sentence: Sentences
+) -> None:
+    """A record of a stranger's, whose task the study has nothing of."""
+    planned, record = planned_of(results)
+    other = planned.model_copy(update={"train_task": "日本語"})
+    folder.write(folder.run_file(planned.name), record.model_copy(update={"planned": other}))
+    with pytest.raises(RecordError) as caught:
+        folder.finished_run(planned)
+    sentence(caught.value, names=("run.json", "日本語"))
 
 
 def test_an_evaluation_of_other_settings_counts_for_nothing(

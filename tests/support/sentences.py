@@ -141,6 +141,8 @@ class Sentences:
             text = re.sub(pattern, word, text)
         text = re.sub(rf"{re.escape(str(self._folders))}/[\w-]+", "FOLDER", text)
         text = text.replace(str(REPOSITORY), "REPOSITORY")
+        text = re.sub(r"(?<=-s)(\d+)-[0-9a-f]{8}\b", r"\1-FINGERPRINT", text)
+        text = re.sub(r"\brankwise \d+\.\d+\.\d+", "rankwise VERSION", text)
         return "\n".join(line.rstrip() for line in text.strip().splitlines())
 
 
