@@ -218,7 +218,8 @@ def test_the_card_is_escaped_and_holds_itself(tmp_path: Path) -> None:
     assert "<img" not in page
     assert html.escape(hostile, quote=False) in page
     assert '<section class="verdict card ' in page
-    assert "Next: <code>rankwise export" in page
+    # its only rank loses 10 points, so it is not exported
+    assert "Next: <code>rankwise report" in page
     assert "http" not in page.replace("http-equiv", "")
 
 

@@ -295,7 +295,8 @@ def test_diverged_run_is_named_and_not_scored(tmp_path: Path) -> None:
 )
 def test_other_studies_render(tmp_path: Path, planted: dict[str, Any]) -> None:
     results, recommendation, html = made(tmp_path, **planted)
-    assert with_folder(recommendation.statement, tmp_path) in Page(html).text
+    said = with_folder(recommendation.statement, tmp_path).replace("`", "")  # commands stand apart
+    assert said in Page(html).text
     assert len(models_in(comparison(results, recommendation))) == 1 + len(results.runs)
     assert "None" not in re.findall(r"\b\w+\b", Page(html).text)
     assert "nan" not in re.findall(r"\b\w+\b", Page(html).text)
@@ -396,7 +397,8 @@ def test_macro_means_count_every_task_the_same() -> None:
         quantile = 1.96 if summary.kind == "full" else 2.326
         half = sum(row.stderr**2 for row in rows) ** 0.5 / len(rows) * quantile
         reach = min(change.upper - change.estimate, change.estimate - change.lower)
-        assert reach == pytest.approx(half, rel=0.02)  # skewness widens the other side alone
+        # a verdict's quantile is that of 4,096 draws, of which the standard error is 2.5 %
+        assert reach == pytest.approx(half, rel=0.02 if summary.kind == "full" else 0.075)
         assert summary.worst_retention is min(rows, key=lambda row: row.difference)
 
 
