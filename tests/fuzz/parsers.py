@@ -40,7 +40,10 @@ from tests.fuzz.strategies import (
 from tests.planted import tool_configs
 
 MOST_SECONDS = 20
-"""For one input. Nothing takes longer than one on an idle machine; a bomb takes hours."""
+"""Of processor time for one input. Nothing takes longer than one; a bomb takes hours."""
+
+LONGEST_WAIT = 300
+"""Seconds for one input by the clock: a machine may stall, and a pipe blocks for ever."""
 
 TASK = """
 task: own
@@ -111,16 +114,19 @@ def _alarm() -> Generator[None]:
     rang: list[TooSlow] = []
 
     def ring(*_: object) -> None:
-        rang.append(TooSlow(f"more than {MOST_SECONDS} s"))
+        rang.append(TooSlow(f"more than {MOST_SECONDS} s, or {LONGEST_WAIT} s of waiting"))
         raise rang[0]
 
-    before = signal.signal(signal.SIGALRM, ring)
-    signal.setitimer(signal.ITIMER_REAL, MOST_SECONDS)
+    before = signal.signal(signal.SIGPROF, ring), signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_PROF, MOST_SECONDS)
+    signal.setitimer(signal.ITIMER_REAL, LONGEST_WAIT)
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        for timer in (signal.ITIMER_PROF, signal.ITIMER_REAL):
+            signal.setitimer(timer, 0)
+        for number, handler in zip((signal.SIGPROF, signal.SIGALRM), before, strict=True):
+            signal.signal(number, handler)
         if rang:
             raise rang[0]
 
