@@ -122,7 +122,7 @@ def candidate_fields(documents: Mapping[int, Any]) -> dict[str, tuple[int, ...]]
 class Ties(NamedTuple):
     """What ties an item to others: hashes of all that is asked, and of the long texts in it.
 
-    ``asked`` is None where the lines do not tell it. ``passages`` are parts of its texts that it
+    ``asked`` is None where the lines do not tell it. ``passages`` are parts of its prompt that it
     shares with a few items of its task.
     """
 
@@ -150,7 +150,7 @@ def ties_of(lines: Sequence[Line]) -> tuple[Ties, ...]:
     """
     asked: list[int | None] = []
     texts: dict[str, dict[int, int]] = {}  # source -> item -> hash
-    written: dict[str, dict[int, str]] = {}
+    prompts: dict[int, str] = {}
     for place, line in enumerate(lines):
         requests = requests_of(line)
         strings = {normalised(part) for each in requests for part in each if isinstance(part, str)}
@@ -160,14 +160,12 @@ def ties_of(lines: Sequence[Line]) -> tuple[Ties, ...]:
         for source, value in (fields | prompt).items():
             if isinstance(value, str) and len(value) >= LONG_TEXT_CHARACTERS:
                 texts.setdefault(source, {})[place] = _hash(normalised(value))
-                written.setdefault(source, {})[place] = value
+                if not source:
+                    prompts[place] = value
     varied = [its for its in texts.values() if len({*its.values()}) >= MIN_CANDIDATES]
     if len(lines) > 1 and len({*asked}) == 1:
         asked = [None] * len(lines)
-    passages: dict[int, set[int]] = {}
-    for of_source in written.values():
-        for place, shared in _passages(of_source, len(lines)).items():
-            passages.setdefault(place, set()).update(shared)
+    passages = _passages(prompts, len(lines)) if prompts else {}
     return tuple(
         Ties(
             own,

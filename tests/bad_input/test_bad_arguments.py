@@ -90,7 +90,6 @@ BAD = [
     ),
     Bad("heads of no study", "heads {empty} --run x --tasks y", ("{empty}",), exit_code=1),
     Bad("heads of no task", "heads {empty} --run x --tasks ,", ("--tasks",)),
-    Bad("heads of keys", "heads {empty} --run x --tasks y --keys-and-values", ("--mode",)),
     Bad("heads top 0", "heads {empty} --run x --tasks y --top 0", ("--top",)),
     Bad("status at a URL", "status s3://me:secret@b/s", ("s3://***@b/s",)),
     Bad("export of no study", "export {empty}", ("{empty}",), exit_code=1),

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from scipy import stats
+from scipy.stats import norm
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
 from typer.testing import CliRunner
@@ -84,11 +85,16 @@ def test_the_interval_is_that_of_the_study_comparisons(tmp_path: Path) -> None:
 def test_more_items_are_said_to_decide_as_often_as_they_do(
     tmp_path: Path, sentence: Sentences
 ) -> None:
-    row = planted(tmp_path, (34, 20, 200, 46)).candidates[0]
+    row = planted(tmp_path, (30, 22, 202, 46)).candidates[0]
     assert row.verdict == "cannot_tell"
     two, four, ten = row.with_more_items
     assert (two.num_items, four.num_items, ten.num_items) == (600, 1200, 3000)
     assert 0.0 < two.probability < four.probability < ten.probability < 1.0
+    # the mean of four times the items lies around that of now, less what is there already
+    stderr, reach = row.stderr / 2.0, norm.ppf(1.0 - 0.025 / 2.0) * row.stderr / 2.0
+    spread = np.sqrt(row.stderr**2 - stderr**2)
+    shown = norm.sf(reach, row.difference, spread) + norm.cdf(-reach, row.difference, spread)
+    assert four.probability == pytest.approx(shown)
     assert four.probability < 0.5 <= ten.probability
     sentence(row.statement, names=("10", "3,000"))
 
