@@ -168,5 +168,7 @@ def test_arguments_of_no_use_are_refused(
     result = rankwise(*(part.replace("a%b", "a b") for part in parts))
     said = words(result.stderr).replace("│ ", "").replace(" │", "")
     assert result.exit_code == bad.exit_code
-    sentence(said, names=[name.format(**places) for name in bad.names], LONG="[^' ]*x{5,}")
+    names = [name.format(**places) for name in bad.names]
+    library = r"(?<=provide it: ).*(?=\. Check the name)"
+    sentence(said, names=names, LIBRARY=library, LONG="[^' ]*x{5,}")
     assert list(tmp_path.iterdir()) == []

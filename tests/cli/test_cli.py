@@ -30,6 +30,7 @@ from rankwise.tasks.task_files import BUNDLED_FOLDER, read_task_file
 from tests.support import tiny_tasks
 from tests.support.command_line import rankwise, words
 from tests.support.records import content_of
+from tests.support.sentences import Sentences
 
 # In the order in which the help lists them.
 VERBS = (
@@ -169,22 +170,18 @@ def test_usage_errors_exit_with_2(tmp_path: Path) -> None:
 
 
 def test_init_writes_a_preset_that_loads_and_replaces_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sentence: Sentences
 ) -> None:
     monkeypatch.chdir(tmp_path)
     done = rankwise("init")
     assert done.exit_code == 0
-    assert done.stdout == "wrote study.yaml; next: rankwise plan study.yaml\n"
+    sentence(done.stdout, "study.yaml", names=("study.yaml",), part=True)
     assert (tmp_path / "study.yaml").read_text() == preset_text("quickstart")
     assert load_config(tmp_path / "study.yaml").base_model.name == "smollm2-135m-instruct"
     (tmp_path / "study.yaml").write_text("mine")
     refused = rankwise("init")
     assert (refused.exit_code, refused.stdout) == (2, "")
-    assert refused.stderr == (
-        f"ConfigError: {tmp_path} has 1 problem\n"
-        "  study.yaml was changed since rankwise wrote it; move it away, choose another place, or "
-        "give --overwrite\n"
-    )
+    sentence(refused.stderr, "changed", names=(tmp_path, "study.yaml", "--overwrite"))
     assert (tmp_path / "study.yaml").read_text() == "mine"
     assert rankwise("init", "--overwrite").exit_code == 0
     assert (tmp_path / "study.yaml").read_text() == preset_text("quickstart")
@@ -197,27 +194,24 @@ def test_the_help_of_init_names_all_presets() -> None:
     assert [name for name in preset_names() if name not in shown] == []
 
 
-def test_init_with_an_unknown_preset(tmp_path: Path) -> None:
+def test_init_with_an_unknown_preset(tmp_path: Path, sentence: Sentences) -> None:
     done = rankwise("init", "--preset", "quikstart", tmp_path / "study.yaml")
     assert (done.exit_code, done.stdout) == (2, "")
-    assert "no preset named 'quikstart'; did you mean 'quickstart'?" in done.stderr
+    sentence(done.stderr, names=("quikstart", "quickstart"))
     assert not (tmp_path / "study.yaml").exists()
 
 
 # errors
 
 
-def test_a_wrong_study_file_is_one_readable_block(tmp_path: Path) -> None:
+def test_a_wrong_study_file_is_one_readable_block(tmp_path: Path, sentence: Sentences) -> None:
     path = tmp_path / "wrong.yaml"
     path.write_text("base_model: m\ntrain: {task: t, learning_rat: 1}\nseeds: [a]\n")
     command = [sys.executable, "-m", "rankwise", "run", str(path), "train.epochs"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == (
-        "ConfigError: wrong.yaml has 3 problems\n"
-        "  'train.epochs' is not an override; write key=value, for example train.epochs=1\n"
-        "  train.learning_rat: unknown key; did you mean 'learning_rate'?\n"
-        "  seeds[0]: 'a' given; input should be a valid integer\n"
+    sentence(
+        done.stderr, names=("wrong.yaml", "train.epochs", "train.learning_rat", "learning_rate")
     )
 
 
@@ -227,33 +221,30 @@ def test_a_missing_study_file(tmp_path: Path) -> None:
     assert done.stderr.startswith("ConfigError: nowhere.yaml has 1 problem\n")
 
 
-def test_overrides_without_a_file_are_of_the_quickstart() -> None:
+def test_overrides_without_a_file_are_of_the_quickstart(sentence: Sentences) -> None:
     done = rankwise("plan", "train.epochs=0")
     assert done.exit_code == 2
-    assert done.stderr.startswith("ConfigError: quickstart has 1 problem\n  train.epochs: 0 given")
+    sentence(done.stderr, names=("train.epochs",))
 
 
-def test_a_misspelt_task(finished: Finished, no_index: None) -> None:
+def test_a_misspelt_task(finished: Finished, no_index: None, sentence: Sentences) -> None:
     done = rankwise("plan", finished.file, "evaluation.out_of_domain=[summs]")
     assert (done.exit_code, done.stdout) == (2, "")
-    assert done.stderr.startswith("PlanError: small cannot be planned on ")
-    assert (
-        "\n  evaluation.out_of_domain[0]: no task named 'summs'; did you mean 'sums'?\n"
-        in done.stderr
-    )
+    sentence(done.stderr, names=("evaluation.out_of_domain[0]", "summs", "sums"))
 
 
-def test_a_base_model_that_cannot_be_had(finished: Finished) -> None:
+def test_a_base_model_that_cannot_be_had(finished: Finished, sentence: Sentences) -> None:
     done = rankwise("plan", finished.file, "base_model=nobody/nothing")
     assert (done.exit_code, done.stdout) == (2, "")
-    assert "PlanError: small cannot be planned on nobody/nothing, 1 problem" in done.stderr
+    library = r"(?<=provide it: ).*(?=\. Check the name)"
+    sentence(done.stderr, names=("nobody/nothing",), LIBRARY=library)
     assert "  base_model 'nobody/nothing' is neither" in done.stderr
 
 
-def test_a_path_that_no_system_could_have_is_one_sentence() -> None:
+def test_a_path_that_no_system_could_have_is_one_sentence(sentence: Sentences) -> None:
     done = rankwise("verdict", "a" * 300)
     assert done.exit_code == 2
-    assert "longer than the system takes" in done.stderr
+    sentence(done.stderr, LONG="[^' ]*a{5,}")
 
 
 def test_no_memory_left_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -268,19 +259,21 @@ def test_no_memory_left_is_one_sentence(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("verb", ["status", "report", "verdict"])
-def test_a_folder_that_is_no_study(tmp_path: Path, verb: str) -> None:
+def test_a_folder_that_is_no_study(tmp_path: Path, verb: str, sentence: Sentences) -> None:
     done = rankwise(verb, tmp_path)
     assert (done.exit_code, done.stdout) == (1, "")
-    assert done.stderr == (
-        f"RecordError: {tmp_path}/study.json is not there; run the study first.\n"
-    )
+    sentence(done.stderr, names=(tmp_path, "/study.json"))
 
 
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
 )
 def test_stopping_by_a_signal_says_that_nothing_is_lost(
-    finished: Finished, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, code: int
+    finished: Finished,
+    monkeypatch: pytest.MonkeyPatch,
+    number: signal.Signals,
+    code: int,
+    sentence: Sentences,
 ) -> None:
     def interrupted(*_: Any, **__: Any) -> None:
         raise Stopped(number)
@@ -289,7 +282,7 @@ def test_stopping_by_a_signal_says_that_nothing_is_lost(
     done = rankwise("run", finished.file, "--study-dir", finished.root / "stopped")
     assert done.exit_code == code
     again = f"To go on: rankwise run {finished.root / 'stopped'}"
-    assert f"stopped by {number.name}; finished work is kept. {again}" in words(done.stderr)
+    sentence(words(done.stderr), names=(number.name, again))
 
 
 def test_a_study_that_another_process_works_on(finished: Finished) -> None:
@@ -355,12 +348,12 @@ def test_plan_says_what_of_a_pass_is_scored_already(
     assert "time:" not in done.stdout  # nothing is left
 
 
-def test_plan_as_json(finished: Finished) -> None:
+def test_plan_as_json(finished: Finished, sentence: Sentences) -> None:
     done = rankwise("plan", finished.file, "--study-dir", finished.folder, "--json", "seeds=[0,1]")
     assert done.exit_code == 0
     answer = json.loads(done.stdout)
     (warning,) = answer["warnings"]
-    assert warning.startswith("seeds: two seeds hardly show")
+    sentence(warning, names=("seeds",))
     runs = {(run["method"], run["rank"], run["seed"]): run for run in answer["runs"]}
     assert runs.keys() == {("lora", 2, 0), ("lora", 2, 1)}
     assert [run["is_trained"] for run in runs.values()] == [True, False]
@@ -370,13 +363,12 @@ def test_plan_as_json(finished: Finished) -> None:
     assert run["estimated_memory_bytes"] > 0
 
 
-def test_a_rank_above_the_layers_is_a_warning_and_no_error(finished: Finished) -> None:
+def test_a_rank_above_the_layers_is_a_warning_and_no_error(
+    finished: Finished, sentence: Sentences
+) -> None:
     done = rankwise("plan", finished.file, "methods.lora.ranks=[2,30]", "--json")
     assert done.exit_code == 0
-    assert (
-        "warning: methods.lora.ranks[1]: rank 30 is above min(in, out) of k_proj, v_proj (24); "
-        "the update there has rank 24 at most\n"
-    ) in done.stderr
+    sentence(done.stderr, names=("warning", "methods.lora.ranks[1]", "30", "k_proj"))
     (warning,) = json.loads(done.stdout)["warnings"]
     assert warning.startswith("methods.lora.ranks[1]")
 
@@ -410,13 +402,13 @@ def test_progress_goes_to_stderr_and_results_to_stdout(finished: Finished) -> No
     assert "\x1b" not in done.stdout + done.stderr
 
 
-def test_a_second_run_trains_nothing(finished: Finished) -> None:
+def test_a_second_run_trains_nothing(finished: Finished, sentence: Sentences) -> None:
     paths = [*finished.folder.glob("runs/*/run.json"), finished.adapter]
     paths += finished.folder.glob("*/eval/*.json*")
     before = [path.stat().st_mtime_ns for path in paths]
     done = finished.run()
     assert done.exit_code == 0
-    assert "everything is done; nothing is trained or scored again" in words(done.stderr)
+    sentence(words(done.stderr))
     assert "training done" not in done.stderr
     assert [path.stat().st_mtime_ns for path in paths] == before
     assert len(paths) >= 2
@@ -488,7 +480,7 @@ def test_recommend_in_words_and_as_json(finished: Finished) -> None:
         assert words(reason) in words(said.stdout)
 
 
-def test_other_margins_are_judged_and_not_kept(finished: Finished) -> None:
+def test_other_margins_are_judged_and_not_kept(finished: Finished, sentence: Sentences) -> None:
     records = [path for path in finished.folder.glob("*.json") if not path.name.startswith(".")]
     before = [path.read_bytes() for path in records]
     options = ("--delta", "40", "--epsilon", "30", "--worst-task", "50")
@@ -501,11 +493,11 @@ def test_other_margins_are_judged_and_not_kept(finished: Finished) -> None:
     for option in ("--delta=0", "--epsilon=nan", "--worst-task=-1"):
         refused = rankwise("verdict", finished.folder, option)
         assert refused.exit_code == 2
-        assert "is not a margin; give a number above 0" in words(refused.stderr)
+        sentence(words(refused.stderr), str(option))
 
 
 def test_a_study_file_with_other_margins_is_judged_at_once(
-    finished: Finished, monkeypatch: pytest.MonkeyPatch
+    finished: Finished, monkeypatch: pytest.MonkeyPatch, sentence: Sentences
 ) -> None:
     def unwanted(*_: Any, **__: Any) -> None:
         raise AssertionError("a finished study is planned again")
@@ -516,7 +508,7 @@ def test_a_study_file_with_other_margins_is_judged_at_once(
     margins = "recommendation.delta_points=40"
     done = rankwise("run", finished.file, margins, "--study-dir", finished.folder)
     assert done.exit_code == 0
-    assert "only the margins differ" in done.stderr
+    sentence(done.stderr)
     (part,) = content_of(finished.folder / "recommendation.json")["by_train_task"]
     assert part["delta"] == 40.0
     assert content_of(study)["config"]["recommendation"]["delta_points"] == 40.0
@@ -572,14 +564,14 @@ def test_tasks_are_listed_with_their_source(
     assert rankwise("tasks", "--tasks-path", "nowhere").exit_code == 2
 
 
-def test_tasks_are_found_by_words_of_their_names_and_descriptions() -> None:
+def test_tasks_are_found_by_words_of_their_names_and_descriptions(sentence: Sentences) -> None:
     done = rankwise("tasks", "rankwise-has", "no-such")
     assert (done.exit_code, done.stdout) == (1, "")
-    assert "no task has 'rankwise-has no-such' in its name or description" in done.stderr
+    sentence(done.stderr, "rankwise-has no-such", names=("rankwise-has no-such",))
     science = rankwise("tasks", "AI2", "reasoning", "--json")
     found = {line["name"]: line for line in json.loads(science.stdout)}
     assert {"arc_easy", "arc_challenge"} <= found.keys()
-    assert found["arc_easy"]["description"].startswith("Think you have Solved Question Answering?")
+    assert found["arc_easy"]["description"].startswith("Think you have Solved")
     # a tag has no file, and neither the folder we are in nor lm-eval's list of tasks is about it
     listing = json.loads(rankwise("tasks", "ai2_arc", "--json").stdout)
     assert {"name": "ai2_arc", "kind": "tag", "source": "lm-eval", "description": ""} in listing
@@ -679,7 +671,9 @@ def test_errors_that_nobody_expects_are_not_hidden(monkeypatch: pytest.MonkeyPat
     assert isinstance(result.exception, ZeroDivisionError)
 
 
-def test_doctor_says_what_old_cards_and_apple_s_get(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_doctor_says_what_old_cards_and_apple_s_get(
+    monkeypatch: pytest.MonkeyPatch, sentence: Sentences
+) -> None:
     import torch
 
     from rankwise.cli import doctor
@@ -688,10 +682,8 @@ def test_doctor_says_what_old_cards_and_apple_s_get(monkeypatch: pytest.MonkeyPa
     assert "Apple's GPU (mps)" not in dict(doctor.examine())
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     found = dict(doctor.examine())
-    assert found["Apple's GPU (mps)"] == "found, but not used: the CPU computes"
-    assert found["precision auto"].startswith(
-        "float32 (the device has no fast bfloat16, and float16"
-    )
+    sentence(found["Apple's GPU (mps)"], "mps")
+    sentence(found["precision auto"], "precision")
 
 
 def closed_stream() -> TextIO:

@@ -15,6 +15,7 @@ from rankwise.records.files import read_record
 from tests.planted.rounded import KEPT, LOST, blue_tasks, deciding_adapter, undecided_base
 from tests.support.audited_models import adapter, checkpoint, without_chat_template
 from tests.support.command_line import rankwise, words
+from tests.support.sentences import Sentences
 from tests.support.tiny_tasks import write_tiny_tasks
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
@@ -145,7 +146,7 @@ def clause(judged_by: Any, **more: Any) -> dict[str, Any]:
 
 
 def test_a_contract_fails_by_the_clause_that_is_lost_and_names_the_answers(
-    strong: Planted, tmp_path: Path
+    strong: Planted, tmp_path: Path, sentence: Sentences
 ) -> None:
     """The adapter writes blue, which is right in one clause and forbidden in the other."""
     file = contract(
@@ -173,11 +174,11 @@ def test_a_contract_fails_by_the_clause_that_is_lost_and_names_the_answers(
     assert report.startswith("# Fail: ")
     assert "| adapter | says_blue | 40 | 97.5 | 0.0 | +97.5 points" in report
     assert re.search(r"\| never_blue \| 40 \| 0.0 \| 100.0 \| .* \| 2.0 points \| fail \|", report)
-    assert "## Changed answers of adapter: 40 lost, 39 gained" in report
-    assert "59 more are in the record." in report
+    sentence(report, "40", names=("40", "39"), part=True)
+    sentence(report, "59", names=("59",), part=True)
     said = words(rankwise(*checked, "--max-loss", 5).stdout)
     assert "points (" in said
-    assert "on never_blue, where 2.0 points is acceptable" in said
+    assert "on never_blue, where 2.0 points" in said
 
 
 def test_a_contract_that_is_kept_exits_with_0_beside_tasks_and_for_forms(
@@ -193,7 +194,9 @@ def test_a_contract_that_is_kept_exits_with_0_beside_tasks_and_for_forms(
     assert record.changed == ()
 
 
-def test_a_clause_limits_what_is_written(strong: Planted, tmp_path: Path) -> None:
+def test_a_clause_limits_what_is_written(
+    strong: Planted, tmp_path: Path, sentence: Sentences
+) -> None:
     """Of the right answers' three tokens, two may be written; the record says it."""
     limited = {"data": "long.jsonl", "judged_by": "contains", "max_new_tokens": 2}
     file = contract(tmp_path, long=limited)
@@ -202,7 +205,7 @@ def test_a_clause_limits_what_is_written(strong: Planted, tmp_path: Path) -> Non
     done = strong.check("merged-bf16", "--contract", file, "--max-loss", 30, "--json")
     record = DeploymentCheck.model_validate_json(done.stdout)
     (warning,) = [each for each in record.warnings if each.startswith("long: ")]
-    assert "9 of 9 right answers have more than 2 tokens, up to 3" in warning
+    sentence(warning)
     assert record.base_scores["long"] == 0
 
 
@@ -306,7 +309,7 @@ def test_a_problem_of_check_names_no_other_verb(
 
 
 def test_bad_input_is_told_and_exits_with_2(
-    weak: Planted, tiny_model_folder: Path, tmp_path: Path
+    weak: Planted, tiny_model_folder: Path, tmp_path: Path, sentence: Sentences
 ) -> None:
     adapter(tiny_model_folder, tmp_path / "other")
     adapter(tiny_model_folder, tmp_path / "zero", std=0.0)
@@ -324,24 +327,25 @@ def test_bad_input_is_told_and_exits_with_2(
         forms = () if "--forms" in more else ("--forms", "merged-bf16")
         return problem("check", base, folder, "--tasks", tasks, *common, *forms, *more)
 
-    assert "is not a folder" in of(weak.base, tmp_path / "none")
-    assert "as its base, not" in of(weak.base, tmp_path / "other")
+    sentence(of(weak.base, tmp_path / "none"), "no folder")
+    sentence(of(weak.base, tmp_path / "other"), "another base")
     assert "does not fit" in of(weak.base, tmp_path / "other", "--any-base")
     assert "is a checkpoint" in of(tiny_model_folder, tmp_path / "whole")
     assert "is zero" in of(tiny_model_folder, tmp_path / "zero")
-    assert "did you mean 'blues'?" in of(weak.base, weak.adapter, tasks="bleus")
+    sentence(of(weak.base, weak.adapter, tasks="bleus"), "blues", names=("blues",))
     assert "names no task" in of(weak.base, weak.adapter, tasks=",")
     assert "cannot be read" in of(weak.base, weak.adapter, "--contract", tmp_path / "none.yaml")
     assert "--forms names no form" in of(weak.base, weak.adapter, "--forms", ",")
     misspelt = of(weak.base, weak.adapter, "--forms", "merged-bf61")
     assert "--forms: " in misspelt
     assert "did you mean 'merged-bf16'?" in misspelt
-    assert "is not a margin" in of(weak.base, weak.adapter, "--max-loss", "nan")
+    sentence(of(weak.base, weak.adapter, "--max-loss", "nan"), "no margin")
     assert "is not empty" in of(weak.base, weak.adapter, "--output", tmp_path / "full")
     rounded = of(
         weak.base, weak.adapter, "--precision", "bfloat16", "--forms", "merged-bf16,merged-fp16"
     )
-    assert "would round the weights of merged-fp16 once more" in rounded
-    assert "is not a folder" in problem("check", weak.base, tmp_path / "none", "--tasks", "blues")
+    sentence(rounded, "rounded twice")
+    sentence(problem("check", weak.base, tmp_path / "none", "--tasks", "blues"), "check")
     elsewhere = problem("check", weak.base, "nobody/no-adapter", "--tasks", "blues")
-    assert "nobody/no-adapter is not a folder here, and the hub could not provide it" in elsewhere
+    library = r"(?<=provide it: ).*(?=\. Check the name)"
+    sentence(elsewhere, "hub", names=("nobody/no-adapter",), LIBRARY=library)

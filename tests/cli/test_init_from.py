@@ -11,6 +11,7 @@ from rankwise.records.study_file import load_config
 from tests.planted import tool_configs
 from tests.support.audited_models import adapter
 from tests.support.command_line import rankwise, words
+from tests.support.sentences import Sentences
 
 ROWS = [
     {"prompt": f"{a} plus {b} is", "completion": f" {a + b}"} for a in range(6) for b in range(6)
@@ -28,13 +29,13 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_model_folder: Pat
     return tmp_path
 
 
-def test_a_config_becomes_a_study_that_can_be_planned(here: Path) -> None:
+def test_a_config_becomes_a_study_that_can_be_planned(here: Path, sentence: Sentences) -> None:
     done = rankwise("init", "--from", "trl.yaml")
     assert (done.exit_code, done.stdout) == (
         0,
         "wrote study.yaml; next: rankwise plan study.yaml\n",
     )
-    assert done.stderr.startswith("not carried over: neftune_noise_alpha: 5\nto check: devices: ")
+    sentence(done.stderr, names=("neftune_noise_alpha",))
     planned = rankwise("plan", "study.yaml", "evaluation.retention=[capitals]", "--json")
     assert planned.exit_code == 0, planned.output
     runs = json.loads(planned.stdout)["runs"]
@@ -45,11 +46,13 @@ def test_a_config_becomes_a_study_that_can_be_planned(here: Path) -> None:
     }
 
 
-def test_an_adapter_folder_is_a_run_of_its_study(here: Path, tiny_model_folder: Path) -> None:
+def test_an_adapter_folder_is_a_run_of_its_study(
+    here: Path, tiny_model_folder: Path, sentence: Sentences
+) -> None:
     adapter(tiny_model_folder, here / "mine")
     done = rankwise("init", "--from", "mine", "new/study.yaml")
     assert done.exit_code == 0
-    assert "to check: train.data: no data is named" in done.stderr
+    sentence(done.stderr, names=("train.data",))
     arguments = ("train.data=../rows.jsonl", "evaluation.retention=[capitals]", "--json")
     planned = rankwise("plan", "new/study.yaml", *arguments)
     assert planned.exit_code == 0, planned.output
@@ -57,16 +60,16 @@ def test_an_adapter_folder_is_a_run_of_its_study(here: Path, tiny_model_folder: 
     assert [each["label"] for each in imported] == ["yours"]
 
 
-def test_what_is_refused_writes_nothing(here: Path) -> None:
+def test_what_is_refused_writes_nothing(here: Path, sentence: Sentences) -> None:
     (here / "bad.yaml").write_text("model_name_or_path: m\nuse_peft: true\nlora_r: 0\n")
     done = rankwise("init", "--from", "bad.yaml")
     assert (done.exit_code, done.stdout) == (2, "")
-    assert "bad.yaml has 1 problem\n  lora_r: 0 is not a rank" in done.stderr
+    sentence(done.stderr, "bad.yaml", names=("bad.yaml", "lora_r"))
     done = rankwise("init", "--from", "nowhere.yaml")
     assert (done.exit_code, "the file cannot be read" in done.stderr) == (2, True)
     done = rankwise("init", "--from", "trl.yaml", "--preset", "alpha")
     assert done.exit_code == 2
-    assert "--preset and --from are both given; give one of them" in words(done.stderr)
+    sentence(words(done.stderr), "--preset", names=("--preset", "--from"))
     assert not (here / "study.yaml").exists()
     (here / "study.yaml").write_text("mine")
     assert rankwise("init", "--from", "trl.yaml").exit_code == 2

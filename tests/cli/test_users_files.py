@@ -12,6 +12,7 @@ from tests.planted.folders import write_study
 from tests.planted.results import planted_study
 from tests.planted.score_tables import scores, write_csv
 from tests.support.command_line import rankwise, words
+from tests.support.sentences import Sentences
 
 FOREIGN = "was not written by rankwise; move it away, choose another place, or give --overwrite"
 CHANGED = "was changed since rankwise wrote it; move it away"
@@ -88,7 +89,7 @@ def test_a_report_among_the_users_own_figures(study: Path, tmp_path: Path) -> No
     assert {(tmp_path / name).read_text() for name in names} == {"mine"}
 
 
-def test_a_report_through_a_link(study: Path, tmp_path: Path) -> None:
+def test_a_report_through_a_link(study: Path, tmp_path: Path, sentence: Sentences) -> None:
     victim, out = tmp_path / "victim", tmp_path / "out"
     for folder in (victim, out):
         folder.mkdir()
@@ -96,7 +97,7 @@ def test_a_report_through_a_link(study: Path, tmp_path: Path) -> None:
     (out / "report").symlink_to(victim)
     done = rankwise("report", study, "--output", out, "--overwrite")
     assert done.exit_code == 2
-    assert "would go through report, which is not a folder" in words(done.stderr)
+    sentence(words(done.stderr), names=("report",))
     assert [path.name for path in victim.iterdir()] == ["mine.csv"]
     (out / "report").unlink()
     (tmp_path / "to").symlink_to(out)  # the folder that was named may be one
@@ -104,7 +105,7 @@ def test_a_report_through_a_link(study: Path, tmp_path: Path) -> None:
     assert (out / "report.html").is_file()
 
 
-def test_in_the_folder_of_the_study(tmp_path: Path) -> None:
+def test_in_the_folder_of_the_study(tmp_path: Path, sentence: Sentences) -> None:
     folder = StudyFolder(tmp_path / "study")
     write_study(folder, planted_study())
     assert rankwise("report", folder.root).exit_code == 0
@@ -113,7 +114,7 @@ def test_in_the_folder_of_the_study(tmp_path: Path) -> None:
     for again in ("report", "run"):  # before a run begins to train
         done = rankwise(again, folder.root)
         assert done.exit_code == 2
-        assert "report.html was changed since rankwise wrote it; move it" in words(done.stderr)
+        sentence(words(done.stderr), str(again), names=("report.html",))
     assert f"`rankwise report {folder.root} --overwrite`" in words(done.stderr)
     assert folder.report_file.read_text() == "with my notes"
     assert rankwise("report", folder.root, "--overwrite").exit_code == 0
@@ -121,7 +122,7 @@ def test_in_the_folder_of_the_study(tmp_path: Path) -> None:
     (folder.root / "export").symlink_to(tmp_path)
     done = rankwise("export", folder.root, "--format", "csv")
     assert done.exit_code == 2
-    assert "would go through export, which is not a folder" in words(done.stderr)
+    sentence(words(done.stderr), "export", names=("export",))
     assert not (tmp_path / "csv").exists()
 
 
@@ -154,7 +155,9 @@ def test_scores_are_kept_in_no_folder_with_models_of_others(
     assert mine.read_text() == "mine"
 
 
-def test_notes_beside_scores_that_are_kept_again_stay(study: Path, tmp_path: Path) -> None:
+def test_notes_beside_scores_that_are_kept_again_stay(
+    study: Path, tmp_path: Path, sentence: Sentences
+) -> None:
     table, out = tmp_path / "scores.csv", tmp_path / "out"
     write_csv(table, scores(base=[0, 1, 0], r4=[1, 1, 0], r8=[1, 1, 1]))
     out.mkdir()
@@ -176,7 +179,7 @@ def test_notes_beside_scores_that_are_kept_again_stay(study: Path, tmp_path: Pat
     changed.write_text("by hand\n")
     done = rankwise("verdict", table, "--output", out)
     assert (done.exit_code, changed.read_text()) == (2, "by hand\n")
-    assert f"{changed.relative_to(out)} was changed since rankwise wrote it" in words(done.stderr)
+    sentence(words(done.stderr), names=(changed.relative_to(out),))
     done = rankwise("verify", out)
     command = f"rankwise verdict FILES --output {out} --overwrite"
     assert (done.exit_code, command in words(done.stderr)) == (1, True)
@@ -185,7 +188,9 @@ def test_notes_beside_scores_that_are_kept_again_stay(study: Path, tmp_path: Pat
 
 
 @pytest.mark.parametrize("name", ["runs", "base", "report"])
-def test_scores_are_not_kept_through_a_link(study: Path, tmp_path: Path, name: str) -> None:
+def test_scores_are_not_kept_through_a_link(
+    study: Path, tmp_path: Path, name: str, sentence: Sentences
+) -> None:
     victim, out = tmp_path / "victim", tmp_path / "out"
     victim.mkdir()
     out.mkdir()
@@ -194,7 +199,7 @@ def test_scores_are_not_kept_through_a_link(study: Path, tmp_path: Path, name: s
     for more in ((), ("--overwrite",)):
         done = rankwise(*verdict(study, out), *more)
         assert done.exit_code == 2
-        assert f"would go through {name}, which is not a folder" in words(done.stderr)
+        sentence(words(done.stderr), str(more[0]) if more else "", names=(name,))
     assert [path.name for path in victim.iterdir()] == ["mine"]
 
 

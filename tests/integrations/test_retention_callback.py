@@ -24,6 +24,7 @@ from rankwise.weights.deployment import Question, check_retention
 from rankwise.weights.session import CONFIDENCE, ScoreSettings, audit_scores, prepared_tasks
 from tests.planted.rounded import blue_tasks
 from tests.support.audited_models import adapter, load
+from tests.support.sentences import Sentences
 from tests.support.small_trainings import arguments, lora, rows, small_trainer
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
@@ -126,7 +127,7 @@ def test_a_training_that_forgets_is_stopped_and_one_that_does_not_move_is_not(
     stopped, kept = reasons
     assert kept is None
     assert stopped is not None
-    assert "the retention loss is shown to be above 1.0 points" in stopped
+    assert "above 1.0 points" in stopped
     assert "over blues" in stopped
 
 
@@ -268,9 +269,10 @@ def test_settings_that_mean_nothing_are_refused(
         callback(tasks_folder, **options)
 
 
-def test_no_tasks_are_refused() -> None:
-    with pytest.raises(ConfigError, match="tasks: there are none; name at least one"):
+def test_no_tasks_are_refused(sentence: Sentences) -> None:
+    with pytest.raises(ConfigError) as caught:
         RetentionCallback([])
+    sentence(caught.value, names=("tasks",))
 
 
 def refusal(base: Path, tasks_folder: Path, folder: Path, **options: Any) -> Any:
@@ -281,29 +283,32 @@ def refusal(base: Path, tasks_folder: Path, folder: Path, **options: Any) -> Any
 
 
 def test_a_misspelt_task_is_refused_before_the_first_step(
-    tiny_model_folder: Path, tasks_folder: Path, tmp_path: Path
+    tiny_model_folder: Path, tasks_folder: Path, tmp_path: Path, sentence: Sentences
 ) -> None:
     trainer = refusal(tiny_model_folder, tasks_folder, tmp_path, gain=["coluors"])
-    with pytest.raises(TaskError, match="no task named 'coluors'; did you mean 'colours'"):
+    with pytest.raises(TaskError) as caught:
         trainer.train()
+    sentence(caught.value, names=("coluors", "colours"))
     assert trainer.state.global_step == 0
 
 
 def test_a_task_of_both_relations_is_refused(
-    tiny_model_folder: Path, tasks_folder: Path, tmp_path: Path
+    tiny_model_folder: Path, tasks_folder: Path, tmp_path: Path, sentence: Sentences
 ) -> None:
     trainer = refusal(tiny_model_folder, tasks_folder, tmp_path, gain=["hues"])
-    with pytest.raises(TaskError, match="hues is listed in both tasks and gain"):
+    with pytest.raises(TaskError) as caught:
         trainer.train()
+    sentence(caught.value)
 
 
 def test_a_trainer_without_a_tokenizer_is_refused(
-    tiny_model_folder: Path, tasks_folder: Path, tmp_path: Path
+    tiny_model_folder: Path, tasks_folder: Path, tmp_path: Path, sentence: Sentences
 ) -> None:
     trainer = refusal(tiny_model_folder, tasks_folder, tmp_path)
     trainer.callback_handler.processing_class = None
-    with pytest.raises(ConfigError, match="the trainer has no tokenizer; give it one"):
+    with pytest.raises(ConfigError) as caught:
         trainer.train()
+    sentence(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -318,12 +323,13 @@ def test_several_processes_are_refused(
     name: str,
     value: object,
     how: str,
+    sentence: Sentences,
 ) -> None:
     trainer = refusal(tiny_model_folder, tasks_folder, tmp_path)
     watching = callback(tasks_folder)
     monkeypatch.setattr(type(trainer.args), name, value)
     trainer.args.__dict__.pop(name, None)
-    with pytest.raises(ConfigError, match=f"it trains with {how}; train in one process"):
+    with pytest.raises(ConfigError) as caught:
         watching.on_train_begin(
             trainer.args,
             trainer.state,
@@ -331,29 +337,32 @@ def test_several_processes_are_refused(
             model=trainer.model,
             processing_class=trainer.processing_class,
         )
+    sentence(caught.value, names=(how,))
 
 
 def test_a_model_with_an_attention_of_its_own_is_refused(
-    tiny_model_folder: Path, tasks_folder: Path, tmp_path: Path
+    tiny_model_folder: Path, tasks_folder: Path, tmp_path: Path, sentence: Sentences
 ) -> None:
     """As Unsloth's models have; nothing of it is scored wrongly."""
     trainer = refusal(tiny_model_folder, tasks_folder, tmp_path)
     attention: Any = trainer.model.model.layers[0].self_attn
     attention.forward = lambda hidden_states, **_: (hidden_states, None)
-    with pytest.raises(ModelError, match="RetentionCallback cannot score this model while it"):
+    with pytest.raises(ModelError) as caught:
         trainer.train()
+    sentence(caught.value)
 
 
 def test_a_resumed_training_of_all_weights_is_refused(
-    tiny_model_folder: Path, tasks_folder: Path, tmp_path: Path
+    tiny_model_folder: Path, tasks_folder: Path, tmp_path: Path, sentence: Sentences
 ) -> None:
     data = rows(tasks_folder, "green")
     more = {"save_strategy": "steps", "save_steps": 2}
     small_trainer(tiny_model_folder, data, arguments(tmp_path / "out", 2, 1e-3, **more)).train()
     again = arguments(tmp_path / "out", 4, 1e-3)
     trainer = small_trainer(tiny_model_folder, data, again, [callback(tasks_folder)])
-    with pytest.raises(ConfigError, match="all weights are resumed at step 2"):
+    with pytest.raises(ConfigError) as caught:
         trainer.train(resume_from_checkpoint=True)
+    sentence(caught.value)
 
 
 def test_a_resumed_adapter_is_compared_with_its_base_and_looks_go_on_counting(
@@ -383,11 +392,12 @@ def test_an_initialisation_that_changes_the_base_is_refused(
         untrained(model)
 
 
-def test_prompt_tuning_is_refused(tiny_model_folder: Path) -> None:
+def test_prompt_tuning_is_refused(tiny_model_folder: Path, sentence: Sentences) -> None:
     config = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4)
     model = peft.get_peft_model(load(tiny_model_folder), config)
-    with pytest.raises(ModelError, match="an adapter of kind PROMPT_TUNING is not in the model"):
+    with pytest.raises(ModelError) as caught:
         untrained(model)
+    sentence(caught.value)
 
 
 def test_in_trl(tiny_model_folder: Path, tasks_folder: Path, tmp_path: Path) -> None:
