@@ -13,7 +13,7 @@ from rankwise.findings.options import Option
 from rankwise.findings.stats.blocks import Block, StudyEvidence
 from rankwise.findings.stats.items import Floats, Mask
 from rankwise.findings.stats.prospects import GrownBlock, Growth, grow, probability_below
-from rankwise.findings.stats.truths import Truths, num_draws, shrinkage, truths_of
+from rankwise.findings.stats.truths import Truths, num_draws, truths_of
 from rankwise.records.config.study import MARGIN_POINTS
 from rankwise.records.judgement import Addition, BestBet, EpsilonOdds, OptionOdds, Prospect
 from rankwise.records.study import Unit
@@ -126,13 +126,13 @@ def chance_of_decision(
 def _keeping(
     tasks: Sequence[Block], lost: GrownBlock, growths: Growths, margins: Margins
 ) -> Floats:
-    """(N, K) probabilities that enough is kept; tasks are as far from their mean as now."""
+    """(N, K) of the condition that is least sure; tasks are as far from their mean as now."""
     misses = 1.0 - probability_below(margins.epsilon_points, lost.mean, lost.stderr)
-    of = shrinkage(tasks)
+    now = np.mean([task.mean for task in tasks], axis=0)
     for place, task in enumerate(tasks):
         own = growths.of(task, growths.retention[place : place + 1]).of_items(task)
-        stderr = np.sqrt(lost.stderr**2 + of.scale[place] ** 2 * np.diagonal(own))
-        below = probability_below(margins.ceiling, lost.mean + of.apart[place], stderr)
+        stderr = np.sqrt(np.diagonal(own))
+        below = probability_below(margins.ceiling, lost.mean + task.mean - now, stderr)
         misses = np.maximum(misses, 1.0 - below)
     return 1.0 - misses
 

@@ -31,7 +31,7 @@ from rankwise.findings.pairs import run_record, trained
 from rankwise.findings.statements import reasons, statement
 from rankwise.findings.stats.blocks import RunRows, StudyEvidence
 from rankwise.findings.stats.items import Floats, Items
-from rankwise.findings.stats.truths import deciding_level, shrinkage
+from rankwise.findings.stats.truths import deciding_level
 from rankwise.records import quantities
 from rankwise.records.axes import SETTING
 from rankwise.records.judgement import BestBet, Look, Outcome, Prospect, StudyLooks, TrainTaskLooks
@@ -401,13 +401,12 @@ def _worst_tasks(
 ) -> list[tuple[str | None, float]]:
     """Of each option the task that loses most, and its loss; None where it is not shown to lose."""
     assert evidence.retention is not None
-    apart = shrinkage(evidence.tasks).apart
+    means = np.array([task.mean for task in evidence.tasks])  # (T, K)
     quantile = float(special.ndtri(level))
     found: list[tuple[str | None, float]] = []
-    for index, place in enumerate(apart.argmax(axis=0).tolist()):
-        task = evidence.tasks[place]
-        lower = task.mean[index] - quantile * np.sqrt(task.covariance[index, index])
-        loss = float(evidence.retention.mean[index] + apart[place, index])
+    for index, place in enumerate(means.argmax(axis=0).tolist()):
+        task, loss = evidence.tasks[place], float(means[place, index])
+        lower = loss - quantile * np.sqrt(task.covariance[index, index])
         found.append((tasks.retention[place] if lower > 0.0 else None, loss))
     return found
 
