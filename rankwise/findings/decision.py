@@ -207,7 +207,8 @@ def standings(
     is_kept, gains = _kept(truths, margins), truths.gains
     # (K, K) by how much the row's mean is above the column's, in standard errors: draws would
     # compare each option with each other one thousands of times
-    reach = float(special.ndtri(level)) * np.sqrt(lead_variances(of.covariance))
+    quantile = float(special.stdtrit(of.freedom, level))
+    reach = quantile * np.sqrt(lead_variances(of.covariance))
     is_ahead = of.mean[:, None] - of.mean > reach
     for option in range(gains.shape[1]):
         by: int | None = None

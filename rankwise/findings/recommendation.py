@@ -402,10 +402,10 @@ def _worst_tasks(
     """Of each option the task that loses most, and its loss; None where it is not shown to lose."""
     assert evidence.retention is not None
     means = np.array([task.mean for task in evidence.tasks])  # (T, K)
-    quantile = float(special.ndtri(level))
     found: list[tuple[str | None, float]] = []
     for index, place in enumerate(means.argmax(axis=0).tolist()):
         task, loss = evidence.tasks[place], float(means[place, index])
+        quantile = float(special.stdtrit(task.freedom, level))
         lower = loss - quantile * np.sqrt(task.covariance[index, index])
         found.append((tasks.retention[place] if lower > 0.0 else None, loss))
     return found

@@ -186,12 +186,14 @@ def test_intervals_cover_with_clusters_and_not_without(size: int, most: float) -
 def test_no_rank_is_called_better_too_often_with_clusters() -> None:
     rng = np.random.default_rng(5)
     clusters = np.repeat(np.arange(40), 20)
-    wrong, quantile = {"without": 0, "with": 0}, float(stats.norm.ppf(deciding_level(3, 0.05)))
+    wrong = {"without": 0, "with": 0}
     for _ in range(300):
         values = outcomes(rng, 3, clusters, 0.2)
         for name, its in (("without", None), ("with", clusters)):
             task = Items(values, 100.0, clusters=its)
             of = block([task], crossed(1, 3), GAIN_RUNS)
+            quantile = stats.t.ppf(deciding_level(3, 0.05), 799 if its is None else 39)
+            assert of.freedom == pytest.approx(799 if its is None else 39)
             stderr = np.sqrt(np.diagonal(of.covariance))
             wrong[name] += (of.mean > quantile * stderr).any()
     assert wrong["without"] / 300 > 0.10

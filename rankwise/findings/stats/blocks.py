@@ -115,13 +115,14 @@ class TaskPart(NamedTuple):
     contained; ``interaction`` (K,) is that part alone, zero with one run; ``pseudo`` (K, K) the
     pseudo-items'. All are of the mean over runs and items, times the task's share squared. Items in
     clusters are one value for each cluster; ``places`` are the tasks', several where they share
-    clusters.
+    clusters. ``freedom`` are the degrees of freedom of ``items``: the answered items less 1.
     """
 
     items: Floats
     interaction: Floats
     pseudo: Floats
     places: tuple[int, ...]
+    freedom: int
 
 
 class Block(NamedTuple):
@@ -141,6 +142,14 @@ class Block(NamedTuple):
     def covariance(self) -> Floats:
         """(K, K) of the means of these runs, by items: with pseudo-items."""
         return np.sum([part.items + part.pseudo for part in self.parts], axis=0)
+
+    @property
+    def freedom(self) -> float:
+        """The degrees of freedom of the covariance, over all options (Satterthwaite 1946)."""
+        by_part = [float(np.trace(part.items + part.pseudo)) for part in self.parts]
+        rest = sum(own**2 / part.freedom for own, part in zip(by_part, self.parts, strict=True))
+        least = float(min(part.freedom for part in self.parts))
+        return sum(by_part) ** 2 / rest if rest > 0.0 else least
 
     @property
     def interaction(self) -> Floats:
@@ -235,6 +244,7 @@ def block(tasks: Sequence[Items], rows: RunRows, prior: RunPrior) -> Block:
                 interaction=_interaction(values, by_item, rows),
                 pseudo=(share / num_items) ** 2 * pseudo,
                 places=tuple(places),
+                freedom=task.num_scored - 1,
             )
         )
     return Block(averaging @ by_run, by_run, rows, tuple(parts), prior)

@@ -1,6 +1,6 @@
 """What options may truly be worth: draws of the estimates plus their errors.
 
-The truths of the runs that are there lie around the estimates with a normal error by items, as in
+The truths of the runs that are there lie around the estimates with Student's error by items, as in
 ``stats.blocks``: nothing is assumed of them. Those of the options, and of their next runs, vary by
 runs too, whose variance is drawn. One run says little of its option, so there options are taken to
 be alike by as much as their own estimates, and published curves, show: else the best of several
@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
+from scipy import special
 
 from rankwise.findings.stats.blocks import Block, StudyEvidence, normal_draws
 from rankwise.findings.stats.items import Floats, Mask
@@ -101,7 +102,10 @@ def truths_of(
 
     def draws(of: Block, scale: float) -> Floats:
         if question == "adapters":
-            return of.mean + normal_draws(of.covariance, rng, number)
+            # Student's t: how large the error is is known from so many items, or clusters, only
+            half = 2.0 * special.gammaincinv(of.freedom / 2.0, rng.random(((number + 1) // 2, 1)))
+            wider = np.sqrt(of.freedom / np.concatenate([half, half])[:number])
+            return of.mean + wider * normal_draws(of.covariance, rng, number)
         truths, variances = _of_options(of, of_runs, scale, rng, number)
         if question == "rank":
             return truths
