@@ -345,7 +345,7 @@ def test_the_bounds_are_draws_by_their_order() -> None:
 def part_of(errors: Floats) -> TaskPart:
     """A task whose means have these standard errors, independent of each other."""
     nothing = np.zeros(len(errors))
-    return TaskPart(np.diag(errors**2), nothing, np.diag(nothing), (0,))
+    return TaskPart(np.diag(errors**2), nothing, np.diag(nothing), (0,), 100_000)
 
 
 def test_who_scores_more_and_who_rules_out() -> None:
