@@ -519,7 +519,7 @@ def test_wrong_recommendations_are_rare() -> None:
     cells = [cell for cell in decision_rule.edge_cells() if cell.family == decision_rule.PLAIN]
     assert len({cell.edge for cell in cells}) == 5
     for cell in cells:
-        few = cell._replace(at=(("adapters", 1, 1000), ("rank", 3, 300)))
+        few = cell._replace(at=(("adapters", 1, 1000), ("adapters", 3, 300)))
         tally = decision_rule.simulate_edges(few, 25, 0)
         assert max(rate.share for rate in tally.wrong.values()) < 0.17, cell
         assert tally.least_covered > 0.8, cell
@@ -657,9 +657,12 @@ def test_an_imported_adapter_is_an_adapter_and_has_no_seed(imported: tuple[int, 
     assert "seed" not in answer.statement
     bet = answer.best_bet
     assert bet is not None
-    # rank 16 is used as it is; rank 4 may be trained again where it was trained here
+    # rank 16 is used as it is; where rank 4 was trained here, another run of it may do better
     own = bet.options[1]
-    assert own.right_next_run == pytest.approx(own.right_on_average, abs=0.02)
+    if imported == (4, 16):
+        assert own.right == own.right_on_average == own.right_next_run
+    else:
+        assert own.right > own.right_on_average > own.right_next_run > 0.9
 
 
 def test_an_imported_adapter_cannot_be_trained_with_more_seeds() -> None:
