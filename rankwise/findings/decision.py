@@ -109,13 +109,16 @@ def odds(truths: Truths, margins: Margins) -> Odds:
         # as if one draw more had missed: what no draw contradicts is not certain
         return held.sum(axis=0) / (len(held) + 1.0)
 
+    def share_of_none(held: NDArray[np.bool_]) -> float:
+        return float(share(np.asarray(~held.any(axis=1), dtype=bool)[:, None])[0])
+
     return Odds(
         better=share(is_better),
         keeps=share(is_kept),
         near=share(is_near),
         right=share(is_better & is_kept & is_near),
-        none=float(share(~(is_better & is_kept).any(axis=1, keepdims=True))[0]),
-        none_better=float(share(~is_better.any(axis=1, keepdims=True))[0]),
+        none=share_of_none(is_better & is_kept),
+        none_better=share_of_none(is_better),
     )
 
 
