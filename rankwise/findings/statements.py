@@ -437,7 +437,7 @@ def _what_decides(numbers: Recommendation) -> str:
     if numbers.outcome not in ("cannot_tell", "no_evidence"):
         return ""
     price = quantities.capital(_price(numbers)) if numbers.outcome == "cannot_tell" else ""
-    wider = "larger margins may: `rankwise verdict DIR --delta D --epsilon E`"
+    wider = "larger margins may (--delta, --epsilon)"
     best = _likeliest(numbers)
     if best is not None and best.probability >= HARDLY:
         how = "score them, and judge again" if numbers.is_of_scores else f"`{_growing(best)}`"
