@@ -111,7 +111,7 @@ def test_steps_scores_and_the_verdict_are_told(
     assert scores["score/kinship/base"] == pytest.approx(50.0)
     assert len(scores) == 6
     assert rank == {"recommended_rank/kinship": 16}
-    assert verdict["verdict/kinship"].startswith("Use this adapter (rank 16")
+    assert verdict["verdict/kinship"].startswith("Use rank 16 (")
     assert run.is_finished
 
 
