@@ -160,6 +160,7 @@ def verdict_cards(
         findings: made from both.
         folder: the study's, for the next command; None: it is nowhere.
     """
+    from rankwise.report.cells import measures
     from rankwise.report.sections.card import card_table
 
     cards = {card.train_task: card for card in findings.cards}
@@ -174,14 +175,18 @@ def verdict_cards(
         # with an arrow to its choice
         shown, table = card_table(card, part, results), Table(box=None, pad_edge=False)
         for heading in shown.headings:
-            title = f"{heading.title.lower()}\n{heading.detail}".strip()
-            table.add_column(title, overflow="fold")
+            table.add_column(heading.title.lower().replace(" in ", " in\n"), overflow="fold")
         table.add_column("")
         for row in (row for group in shown.groups for row in group.rows):
             arrow = f"<- {row[0].note}" if row[0].note else ""
             style = "bold" if row[0].is_marked else None
             table.add_row(*(Text(cell.value) for cell in row), arrow, style=style)
         yield table
+        gained_in, kept_in = measures(part)
+        units = (
+            "" if kept_in == gained_in or not part.retention_tasks else f"; retention in {kept_in}"
+        )
+        yield Text(f"Score and gain in {gained_in}{units}.")
         yield from map(Text, findings.card_lines(card))
         if folder is not None:
             yield Text(f"Next: {with_folder(card.command, folder)}")

@@ -23,7 +23,7 @@ from rankwise.report.parts import (
 )
 from rankwise.report.tables import odds_table, prospect_table
 
-_MOST_ROWS = 8
+_MOST_ROWS = 7
 """The most rows of a card: the table of all runs, and ``--json``, have all."""
 
 
