@@ -86,8 +86,9 @@ def test_an_import_stands_beside_trained_ranks(
     assert first.gain == second.gain  # it is the same training
     two = run(study_file, tmp_path / "third", *ONE_RANK, "methods.full=null", entry, "seeds=[0,1]")
     (part,) = two.recommendation.by_train_task
-    assert [verdict.label for verdict in part.verdicts] == ["rank 2"]
-    assert any("Imported theirs has no run with seed 0, 1" in reason for reason in part.reasons)
+    # it has one run beside two of the rank, and takes part with it
+    assert [len(verdict.runs) for verdict in part.verdicts] == [1, 2]
+    assert [verdict.label for verdict in part.verdicts] == ["imported theirs", "rank 2"]
 
 
 def test_what_cannot_be_imported_is_said_at_planning(

@@ -273,9 +273,13 @@ def normal_draws(covariance: Floats, rng: np.random.Generator, num_draws: int) -
 
 
 def root_of(covariance: Floats) -> Floats:
-    """A matrix R with R R^T = the covariance (K, K), which may be singular."""
+    """The symmetric R with R R = the covariance (..., K, K), which may be singular.
+
+    It is unique, so that processors, which turn equal eigenvectors differently, draw the same.
+    """
     values, vectors = np.linalg.eigh(covariance)
-    return vectors * np.sqrt(np.maximum(values, 0.0))
+    scaled = vectors * np.sqrt(np.maximum(values, 0.0))[..., None, :]
+    return scaled @ np.swapaxes(vectors, -1, -2)
 
 
 def lead_variances(covariance: Floats) -> Floats:

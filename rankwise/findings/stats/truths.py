@@ -16,7 +16,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from scipy import special
 
-from rankwise.findings.stats.blocks import Block, StudyEvidence, normal_draws
+from rankwise.findings.stats.blocks import Block, StudyEvidence, normal_draws, root_of
 from rankwise.findings.stats.items import Floats, Mask
 
 Question = Literal["adapters", "rank", "next_run"]
@@ -159,8 +159,7 @@ def _of_options(
     chosen = rng.permutation(np.searchsorted(np.cumsum(weights), points).clip(max=drawn - 1))
     kinds, places = np.unique(chosen, return_inverse=True)
     kept = np.swapaxes(np.linalg.solve(total[kinds], truth[kinds]), -1, -2)  # truth total^-1
-    values, vectors = np.linalg.eigh(truth[kinds] - kept @ truth[kinds])
-    roots = vectors * np.sqrt(np.maximum(values, 0.0))[:, None, :]
+    roots = root_of(truth[kinds] - kept @ truth[kinds])
     noise = rng.standard_normal((number, count))
     truths = (
         of.mean.mean() + (kept @ centre)[places] + np.einsum("nij,nj->ni", roots[places], noise)
