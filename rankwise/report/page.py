@@ -293,7 +293,7 @@ def _part(
             card.headline,
             list(findings.card_lines(card)),
             [] if picture is None else [picture],
-            [TitledTable("", card_table(card, recommendation, results))],
+            [TitledTable("", card_table(card, recommendation, results, has_scores=False))],
         )
         part = part._replace(answer=card.headline, statement="", card=first, command=card.command)
         said = [recommendation.statement]

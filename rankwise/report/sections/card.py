@@ -28,19 +28,25 @@ _MOST_ROWS = 7
 
 
 def card_table(
-    card: VerdictCard, recommendation: Recommendation, results: StudyResults | TrainTaskResults
+    card: VerdictCard,
+    recommendation: Recommendation,
+    results: StudyResults | TrainTaskResults,
+    *,
+    has_scores: bool = True,
 ) -> Table:
     """Every option against the base, or of many the choice and those that gain most.
 
-    The terminal and the page show the same rows. What only a training knows is left out where
-    nothing was trained here.
+    The terminal and the page show the same rows, the terminal the scores and the base too, for
+    which a phone has no room (``has_scores``). What only a training knows is left out where nothing
+    was trained here.
     """
     seconds = {run.name: run.run.train_seconds for run in results.runs if run.run is not None}
     has_base = results.study.has_base
     choice = "use this" if card.is_settled else "best bet"
     unit = recommendation.unit
+    all_rows = [row for row in card.rows if has_scores or row.runs]
     rows = sorted(
-        card.rows,
+        all_rows,
         key=lambda row: (row.is_choice, row.gain.estimate if row.gain else math.inf),
         reverse=True,
     )[:_MOST_ROWS]
@@ -54,21 +60,24 @@ def card_table(
         Column("Training", time),
     ]
     gained_in, kept_in = cells.measures(recommendation)
+    scores: list[Column[CardRow]] = [
+        Column("Score", lambda row: _score(row.score, unit), gained_in),
+        Column.optional("Accuracy", lambda row: _score(row.accuracy, "points"), "%"),
+    ]
     beside = "Changes from the base" if has_base else "Differences from the mean of the models"
     made = Table.of(
         f"{beside}; ± is the longer side of the interval.",
-        [row for row in card.rows if row in rows],
+        [row for row in all_rows if row in rows],
         Column("Option", lambda row: Cell(row.label, "", choice * row.is_choice, row.is_choice)),
-        Column("Score", lambda row: _score(row.score, unit), gained_in),
-        Column.optional("Accuracy", lambda row: _score(row.accuracy, "points"), "%"),
+        *(scores if has_scores else ()),
         Column("Gain" if has_base else "Over the mean", lambda row: _short(row.gain), gained_in),
         Column.optional("Change in retention", lambda row: _short(row.retention), kept_in),
         *(trained if results.study.scores is None else ()),
     )
-    if len(rows) == len(card.rows):
+    if len(rows) == len(all_rows):
         return made
     blanks = [Cell("")] * (len(made.headings) - 1)
-    more = Cell(f"and {len(card.rows) - len(rows)} more"), *blanks
+    more = Cell(f"and {len(all_rows) - len(rows)} more"), *blanks
     return made._replace(groups=(*made.groups, RowGroup("", "", (more,))))
 
 
