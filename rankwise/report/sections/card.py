@@ -49,7 +49,7 @@ def card_table(
         all_rows,
         key=lambda row: (row.is_choice, row.gain.estimate if row.gain else math.inf),
         reverse=True,
-    )[:_MOST_ROWS]
+    )[: _MOST_ROWS if has_scores else _MOST_ROWS - 1]  # one of them is the base's
 
     def time(row: CardRow) -> str | None:
         times = [seconds[run] for run in row.runs if run in seconds]
