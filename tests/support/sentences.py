@@ -215,14 +215,14 @@ def _write(page: SnapshotCollection) -> None:
     if not page.has_snapshots:
         path.unlink(missing_ok=True)
         return
-    tests: dict[str, dict[str, list[str]]] = {}
+    tests: dict[str, dict[tuple[bool, str], list[str]]] = {}
     for snapshot in page:
         test, _, case = snapshot.name.partition(": ")
-        tests.setdefault(test, {}).setdefault(str(snapshot.data), []).append(case)
+        tests.setdefault(test, {}).setdefault((case != "", str(snapshot.data)), []).append(case)
     lines = [f"# {path.stem.removeprefix('test_').replace('_', ' ').capitalize()}"]
     for test in sorted(tests, key=_order(path.stem)):
         lines += ["", f"## {test.removeprefix('test_').replace('_', ' ')}"]
-        for text, cases in tests[test].items():
+        for (_, text), cases in sorted(tests[test].items(), key=lambda item: item[0][0]):
             lines += ["", *(f"- {case}" for case in cases if case)]
             lines += [f"{_INDENT}{line}".rstrip() for line in text.split("\n")]
     path.write_text("\n".join([*lines, ""]), encoding="utf-8")
