@@ -38,12 +38,12 @@ from rankwise.findings.stats.estimates import (
     wilson_interval,
     zero_p_value,
 )
-from rankwise.findings.stats.items import Items, item_size
+from rankwise.findings.stats.items import Floats, Items, item_size
 from rankwise.findings.stats.prospects import chance_of_sign
 from rankwise.findings.stats.truths import deciding_level
 
 
-def one_run_each(values: np.ndarray, size: float) -> Block:
+def one_run_each(values: Floats, size: float) -> Block:
     """The block of (K, n): K options of one run."""
     return block([Items(values, size)], crossed(1, len(values)), GAIN_RUNS)
 
@@ -372,7 +372,7 @@ def test_holm_levels_are_those_at_which_it_rejects() -> None:
         assert rejected == [p <= level for p, level in zip(drawn, levels, strict=True)]
 
 
-def _estimate(value: float, stderr: float) -> Estimate:
+def estimate_with(value: float, stderr: float) -> Estimate:
     nothing = np.zeros(())
     return Estimate(
         value, stderr, 0.0, Spread(np.array(stderr**2), nothing + 299, nothing, nothing)
@@ -388,14 +388,16 @@ def test_the_chance_of_a_sign_comes_true() -> None:
     shown = np.abs(then) > 1.96 * 1.0
     for low, high in ((0.0, 0.4), (1.0, 1.4), (2.0, 2.4), (3.0, 3.4), (6.0, 6.4)):
         its = (np.abs(now) >= low) & (np.abs(now) < high)
-        said = chance_of_sign(_estimate((low + high) / 2.0, 2.0), 4.0, 0.05)
+        said = chance_of_sign(estimate_with((low + high) / 2.0, 2.0), 4.0, 0.05)
         assert said == pytest.approx(shown[its].mean(), abs=0.03)
-        assert chance_of_sign(_estimate(-(low + high) / 2.0, 2.0), 4.0, 0.05) == pytest.approx(said)
+        assert chance_of_sign(estimate_with(-(low + high) / 2.0, 2.0), 4.0, 0.05) == pytest.approx(
+            said
+        )
 
 
 def test_the_chance_of_a_sign_is_the_same_in_other_units() -> None:
-    points = _estimate(2.0, 2.0)
-    nats = _estimate(0.05, 0.05)
+    points = estimate_with(2.0, 2.0)
+    nats = estimate_with(0.05, 0.05)
     assert chance_of_sign(nats, 4.0, 0.05) == pytest.approx(chance_of_sign(points, 4.0, 0.05))
 
 

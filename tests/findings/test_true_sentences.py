@@ -38,7 +38,7 @@ from rankwise.records.results import ModelResults, TrainTaskResults
 from rankwise.scores.asked import Asked
 from rankwise.scores.reading import rows_given
 from rankwise.scores.study import scored_study
-from tests.findings.test_stats import _estimate
+from tests.findings.test_stats import estimate_with
 from tests.planted.results import Key, planted_runs
 from tests.planted.score_tables import scores, write_csv
 from tests.support.command_line import rankwise, words
@@ -517,7 +517,9 @@ def test_the_task_that_loses_most_is_named_where_it_is_shown_to_lose() -> None:
     names = ("capitals", "elements", "birds", "rivers", "moons")
     kinship: dict[Key, float] = {0: 0.5, 4: 0.8}
     for lost in [0.0] * 40 + [0.3]:
-        tasks = {name: {0: 0.7, 4: 0.7 - lost * (name == "birds")} for name in names}
+        tasks: dict[str, dict[Key, float]] = {
+            name: {0: 0.7, 4: 0.7 - lost * (name == "birds")} for name in names
+        }
         answer = recommend_for(drawn(rng, {"kinship": kinship, **tasks}))
         (verdict,) = answer.verdicts
         if lost:
@@ -540,7 +542,8 @@ def test_full_fine_tuning_is_better_only_where_both_are_shown() -> None:
         said += answer.better_and_kept_by_full is not None
         assert ("forgets less" in answer.statement) == (answer.better_and_kept_by_full is not None)
     assert said <= 5
-    better = equal | {"capitals": {0: 0.9, 4: 0.7, "full": 0.88}}
+    kept: dict[Key, float] = {0: 0.9, 4: 0.7, "full": 0.88}
+    better = {**equal, "capitals": kept}
     assert recommend_for(drawn(rng, better)).better_and_kept_by_full == "full fine-tuning"
 
 
@@ -581,7 +584,7 @@ def test_a_seed_that_diverged_is_in_the_headline_and_is_not_recommended() -> Non
 
 def test_more_items_would_show_a_gain_of_two_standard_errors() -> None:
     """45 items, +20.0 with a standard error of 9.8: ten times the items nearly always show it."""
-    said = chance_of_sign(_estimate(20.0, 9.8), 10.0, 0.05)
+    said = chance_of_sign(estimate_with(20.0, 9.8), 10.0, 0.05)
     rng = np.random.default_rng(8)
     truth = rng.normal(20.0, 9.8, 200_000)
     then = 20.0 / 10.0 + 0.9 * rng.normal(truth, 9.8 / 3.0)
@@ -636,7 +639,8 @@ def test_another_run_would_do_as_often_as_is_said(
     for _ in range(250):
         gained, next_gain = planted_options(rng, GAIN_RUNS, 2.0, (-8.0, 16.0), rows)
         lost, next_loss = planted_options(rng, LOSS_RUNS, 3.0, (-5.0, 8.0), rows)
-        evidence = StudyEvidence(*([_scored(rng, runs, rows)] for runs in (gained, lost)), rows)
+        gains, losses = ([_scored(rng, runs, rows)] for runs in (gained, lost))
+        evidence = StudyEvidence(gains, losses, rows)
         drawn = truths_of(evidence, "next_run", 512)
         for epsilon, delta in itertools.product((0.0, 2.0, 4.0), (1.0, 4.0)):
             said.append(odds(drawn, Margins(delta, epsilon, 90.0)).right)

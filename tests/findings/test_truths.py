@@ -192,6 +192,7 @@ def test_the_worst_task_is_as_sure_as_the_one_that_is_least_so() -> None:
         StudyEvidence([Items(rows_of([5.0, 5.0]), 0.0)], tasks[:1], crossed(1, 2)), "rank"
     )
     assert alone.worst is not None
+    assert alone.losses is not None
     assert np.array_equal(alone.worst, alone.losses)
 
 

@@ -238,7 +238,7 @@ def test_sliders_judge_the_study_under_other_margins(losing_page: Path, visit: V
         words = {"yes": "yes", "no": "no", "undecided": "cannot tell"}
         wanted = [
             [
-                words[each.better_than_base],
+                words[each.better_than_base or ""],
                 words[each.keeps_enough or ""],
                 words[each.near_the_best],
             ]
