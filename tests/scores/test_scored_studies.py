@@ -172,8 +172,9 @@ def test_a_gain_has_students_interval_widened_for_unseen_items() -> None:
     level = 1.0 - alpha / 2  # K + 1 statements, of one option
     low, _ = stats.ttest_1samp(difference, 0.0).confidence_interval(2 * level - 1)
     assert gain.estimate == pytest.approx(difference.mean())
-    assert gain.lower == pytest.approx(low, abs=0.01)
-    assert gain.lower <= low
+    # a quantile of 4,096 draws is off by 0.046 standard errors (one), and is rounded to hundredths
+    quantile_error = 0.046 * difference.std(ddof=1) / np.sqrt(len(difference))
+    assert gain.lower == pytest.approx(low, abs=3.0 * quantile_error + 0.005)
 
 
 def test_what_is_kept_is_a_study_like_any_other(tmp_path: Path, sentence: Sentences) -> None:
