@@ -175,7 +175,7 @@ def test_a_contract_fails_by_the_clause_that_is_lost_and_names_the_answers(
     assert "| adapter | says_blue | 40 | 97.5 | 0.0 | +97.5 points" in report
     assert re.search(r"\| never_blue \| 40 \| 0.0 \| 100.0 \| .* \| 2.0 points \| fail \|", report)
     sentence(report, "40", names=("40", "39"), part=True)
-    sentence(report, "59", names=("59",), part=True)
+    sentence(report, "59", names=("59 more",), part=True)
     said = words(rankwise(*checked, "--max-loss", 5).stdout)
     assert "points (" in said
     assert "on never_blue, where 2.0 points" in said
