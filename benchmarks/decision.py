@@ -16,6 +16,7 @@ verdict about these adapters is held against the mean of their runs, one about t
 - ``looks``, ``files``: studies and sample files that grow between six looks.
 - ``unequal``: ranks with different numbers of seeds, at the edges; ``second``: how often a second
   seed takes a settled verdict away, where runs are 2.5 points apart.
+- ``texts``: is every sentence of a verdict true, and as often as it says?
 - ``repairs``: is a repair said to keep enough where it does not?
 - ``agreement``: verdicts against the intervals printed beside them.
 - ``odds``: are P(right) and the probability of a decision calibrated, what does the best bet cost?
@@ -42,6 +43,7 @@ from benchmarks import decision_repairs as repairs
 from benchmarks import decision_rule as rule
 from benchmarks import decision_samples as samples
 from benchmarks import decision_seeds as seeds
+from benchmarks import decision_texts as texts
 from benchmarks.decision_studies import Rate
 
 Results = dict[str, list[tuple[Any, Any]]]
@@ -66,6 +68,7 @@ def groups() -> dict[str, Group]:
         "files": Group(samples.files_cells(), samples.simulate_files, 4.0),
         "unequal": Group(seeds.unequal_cells(), seeds.simulate_unequal),
         "second": Group(seeds.second_cells(), seeds.simulate_second),
+        "texts": Group(texts.text_cells(), texts.simulate_texts, 0.08),
         "repairs": Group(repairs.repair_cells(), repairs.simulate_repairs, 2.0),
         "agreement": Group(samples.agreement_cells(), samples.simulate_agreement, 2.0),
         "odds": Group(odds.odds_cells(), odds.simulate_odds, 0.8),
@@ -171,6 +174,15 @@ def _second(of: Results) -> dict[str, Any]:
     return {"settled_lost_by_second_seed": round(lost / max(settled, 1), 4)}
 
 
+def _texts(of: Results) -> dict[str, Any]:
+    tallies: list[texts.TextTally] = [tally for _, tally in of["texts"]]
+    return {
+        "texts": sum(tally.texts for tally in tallies),
+        "texts_false": sum(len(tally.facts_false) for tally in tallies),
+        "texts_false_by_level": sum(len(tally.levels_false) for tally in tallies),
+    }
+
+
 def _repairs(of: Results) -> dict[str, Any]:
     return {"repair_false_success": _worst(tally.wrong for _, tally in of["repairs"])}
 
@@ -221,6 +233,7 @@ SUMMARIES: tuple[tuple[Callable[[Results], dict[str, Any]], tuple[str, ...]], ..
     (_grown, ("looks", "files")),
     (_unequal, ("unequal",)),
     (_second, ("second",)),
+    (_texts, ("texts",)),
     (_repairs, ("repairs",)),
     (_agreement, ("agreement",)),
     (_odds, ("odds",)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import shlex
 from pathlib import Path
 from time import sleep
@@ -12,6 +13,7 @@ from rankwise.cli import application as cli
 from rankwise.cli.run_verbs import STUDIES, AcceptNewStack
 from rankwise.cli.running import Telling, keep, report_on, run_and_report
 from rankwise.errors import ConfigError, RecordError, StorageError
+from rankwise.records import quantities
 from rankwise.records.config.study import StudyConfig
 from rankwise.records.folder import StudyFolder
 from rankwise.records.outputs import write_outputs
@@ -193,6 +195,27 @@ def init(
     return cli.OK
 
 
+_RANK, _FACTOR = re.compile(r"0*[1-9]\d{0,5}"), re.compile(r"0*[1-9]\d{0,3}(\.\d+)?|0?\.0*[1-9]\d*")
+
+
+def _listed(given: str, form: re.Pattern[str], option: str, what: str) -> tuple[float, ...]:
+    """Numbers between commas, each of them once.
+
+    Raises:
+        ConfigError: one is not of this form, or is given twice.
+    """
+    parts = [part.strip() for part in given.split(",") if part.strip()]
+    for part in parts:
+        if form.fullmatch(part) is None:
+            raise ConfigError("extend", [f"{option}: {part!r} is not {what}"])
+    numbers = tuple(map(float, parts))
+    for number in numbers:
+        if numbers.count(number) > 1:
+            problem = f"{option}: {quantities.number(number)} is given twice; give it once"
+            raise ConfigError("extend", [problem])
+    return numbers
+
+
 @cli.verb(STUDIES, kind=Telling)
 def extend(
     directory: cli.Folder,
@@ -201,11 +224,18 @@ def extend(
         int, cli.option("--items N", "Number of items to add to each task's limit.", min=0)
     ] = 0,
     ranks: Annotated[str, cli.option("--ranks R,R", "Ranks to add, such as 8,128.")] = "",
+    rate_factors: Annotated[
+        str,
+        cli.option(
+            "--rate-factors F,F",
+            "LoRA learning rates to add, as factors of the first: 0.5,2 adds half of it and twice.",
+        ),
+    ] = "",
     accept_new_stack: AcceptNewStack = False,
     quiet: cli.Quiet = False,
     as_json: cli.AsEvents = False,
 ) -> int:
-    """Add seeds, items or ranks to a study and run them.
+    """Add seeds, items, ranks or learning rates to a study and run them.
 
     Only the new runs and items are trained and scored. If interrupted,
     rankwise run DIR resumes it.
@@ -216,14 +246,9 @@ def extend(
 
     def find(_: object) -> tuple[StudyConfig, StudyFolder]:
         config = folder.read_study().config
-        parts = [part.strip() for part in ranks.split(",") if part.strip()]
-        for part in parts:
-            if not part.isdecimal() or int(part) < 1:
-                raise ConfigError("extend", [f"--ranks: {part!r} is not a rank; write 8 or 8,128"])
-        added = tuple(map(int, parts))
-        for rank in added:
-            if added.count(rank) > 1:
-                raise ConfigError("extend", [f"--ranks: rank {rank} is given twice; give it once"])
-        return extended(config, Extension(seeds, items, added)), folder
+        added = _listed(ranks, _RANK, "--ranks", "a rank; write 8 or 8,128")
+        factors = _listed(rate_factors, _FACTOR, "--rate-factors", "a factor; write 2 or 0.5,2")
+        whole = tuple(map(int, added))
+        return extended(config, Extension(seeds, items, whole, factors)), folder
 
     return run_and_report(find, quiet=quiet, as_json=as_json, accept_new_stack=accept_new_stack)

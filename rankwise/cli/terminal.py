@@ -11,8 +11,9 @@ from rich.table import Table
 from rich.text import Text
 
 from rankwise.findings.against_base import ModelVerdicts, sample_amount
+from rankwise.findings.costs import StudyCost
 from rankwise.findings.models import seeded_labels
-from rankwise.findings.statements import with_folder
+from rankwise.findings.statements import time_of_next, with_folder
 from rankwise.findings.study import StudyFindings
 from rankwise.records import quantities
 from rankwise.records.deployment import DeploymentCheck
@@ -189,7 +190,9 @@ def verdict_cards(
         yield Text(f"Score and gain in {gained_in}{units}.")
         yield from map(Text, findings.card_lines(card))
         if folder is not None:
-            yield Text(f"Next: {with_folder(card.command, folder)}")
+            takes = time_of_next(part, StudyCost.of(results))
+            about = f" ({takes})" if takes else ""
+            yield Text(f"Next: {with_folder(card.command, folder)}{about}")
 
 
 def as_shown(shown: ReportTable, title: str | None = None) -> Table:

@@ -57,8 +57,6 @@ class Alternative(Record):
     retention: TaskMean | None
     weights_ratio: float | None
     """Trained weights, in shares of the choice's; None where nobody knows them."""
-    is_tied: bool
-    """Whether neither of the two is shown to gain more."""
 
 
 class CardRow(Record):
@@ -260,7 +258,6 @@ def _alternatives(
             gain=gain,
             retention=source.lead_over(option.runs, chosen.runs, tasks.retention),
             weights_ratio=sizes[0] / sizes[1] if all(sizes) else None,
-            is_tied=gain.sign() == 0,
         )
 
 

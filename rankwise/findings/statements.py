@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+from rankwise.findings.costs import StudyCost
 from rankwise.findings.stats.detectable import Detectable
 from rankwise.records import quantities
 from rankwise.records.grouping import grouped
@@ -29,6 +30,9 @@ WORTH_A_TRY = 0.5
 
 HARDLY = 0.1
 """Below this probability no growth is named."""
+
+OTHER_RATES = "0.5,2"
+"""Factors of the learning rate that are tried next where full fine-tuning is better."""
 
 PROBABLY_ENOUGH = 0.8
 """A smaller option that is right with at least this probability is named beside the choice."""
@@ -83,7 +87,8 @@ def statement(numbers: Recommendation) -> str:
         layers = "all linear layers first (methods.lora.target_modules: all-linear), then "
         parts.append(
             f"{quantities.capital(full)} gains more and forgets less than every rank, both shown: "
-            f"try {'' if has_mlp else layers}other LoRA learning rates (train.learning_rate.lora)."
+            f"try {'' if has_mlp else layers}other learning rates of LoRA (`rankwise extend DIR "
+            f"--rate-factors {OTHER_RATES}`)."
         )
     if (rate := numbers.best_rate_at_edge) is not None:
         parts.append(
@@ -406,16 +411,32 @@ def _price(numbers: Recommendation) -> str:
 
 
 def next_command(numbers: Recommendation) -> str:
-    """What to do with the verdict: use it, or what would probably settle it."""
-    growth = None if numbers.outcome == "recommended" else _likeliest(numbers)
+    """What to do with the verdict: use it, try other rates, or what would probably settle it."""
     if numbers.is_of_scores:
         return "rankwise report DIR"
-    if growth is not None and growth.probability >= HARDLY:
+    if numbers.better_and_kept_by_full is not None and numbers.best_rate_at_edge is None:
+        return f"rankwise extend DIR --rate-factors {OTHER_RATES}"
+    if (growth := next_growth(numbers)) is not None:
         return _growing(growth)
     is_bet = numbers.outcome == "cannot_tell" and numbers.best_bet_run is not None
     if numbers.outcome == "recommended" or is_bet:
         return "rankwise export DIR --format peft"
     return "rankwise report DIR"
+
+
+def next_growth(numbers: Recommendation) -> Prospect | None:
+    """The growth that would settle the verdict; None where it is settled, or none is likely to."""
+    growth = None if numbers.outcome == "recommended" else _likeliest(numbers)
+    return growth if growth is not None and growth.probability >= HARDLY else None
+
+
+def time_of_next(numbers: Recommendation, cost: StudyCost) -> str:
+    """How long the next command takes: "about 12 min"; empty where it trains and scores nothing."""
+    growth = next_growth(numbers)
+    if growth is None or next_command(numbers) != _growing(growth):
+        return ""
+    seconds = cost.of_growth(growth)
+    return f"about {quantities.seconds(seconds)}" if seconds else ""
 
 
 def _likeliest(numbers: Recommendation) -> Prospect | None:
@@ -437,7 +458,7 @@ def _what_decides(numbers: Recommendation) -> str:
     if numbers.outcome not in ("cannot_tell", "no_evidence"):
         return ""
     price = quantities.capital(_price(numbers)) if numbers.outcome == "cannot_tell" else ""
-    wider = "larger margins may (--delta, --epsilon)"
+    wider = _wider(numbers)
     best = _likeliest(numbers)
     if best is not None and best.probability >= HARDLY:
         how = "score them, and judge again" if numbers.is_of_scores else f"`{_growing(best)}`"
@@ -446,12 +467,21 @@ def _what_decides(numbers: Recommendation) -> str:
             f"{best.probability:.1f}: {how}"
         )
     elif any(prospect.factor is not None for prospect in numbers.prospects):
-        text = f"More items or seeds would probably not settle it; {wider}"
+        text = f"More items or seeds would probably not settle it{wider}"
     elif numbers.prospects:
-        text = f"All items are scored, and more seeds would probably not settle it; {wider}"
+        text = f"All items are scored, and more seeds would probably not settle it{wider}"
     else:
-        text = "" if price else f"All items are scored; {wider}"
+        text = "" if price else f"All items are scored{wider}"
     return " ".join(f"{part}." for part in (text, price) if part)
+
+
+def _wider(numbers: Recommendation) -> str:
+    """That larger margins may settle it; empty where no margin does: none asks less than a gain."""
+    able = (v.better_than_base in ("yes", None) and not v.diverged_seeds for v in numbers.verdicts)
+    if not any(able):
+        return ""
+    margins = "--delta" if numbers.epsilon_points is None else "--delta, --epsilon"
+    return f"; larger margins may ({margins})"
 
 
 _KINDS = {"in_domain": "in-domain ", "retention": "retention ", "items": ""}

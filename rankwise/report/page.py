@@ -7,10 +7,11 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from rankwise.findings.costs import StudyCost
 from rankwise.findings.item_table import ItemTable
 from rankwise.findings.models import seeded_labels, summarise
 from rankwise.findings.signatures.found import not_looked_for
-from rankwise.findings.statements import reasons_beside_verdicts
+from rankwise.findings.statements import reasons_beside_verdicts, time_of_next
 from rankwise.findings.study import FINDINGS, StudyFindings, finding_tables, task_tables
 from rankwise.records import quantities
 from rankwise.records.audits import AuditRecord
@@ -178,6 +179,7 @@ def study_page(
     for judged in recommendation.by_train_task:
         own = results.of(judged.train_task)
         part, folded = _part(own, judged, findings, is_named=several)
+        part = part._replace(takes=time_of_next(judged, StudyCost.of(results)))
         if several:
             part = part._replace(sections=[*part.sections, *folded])
         else:

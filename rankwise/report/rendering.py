@@ -54,6 +54,7 @@ class Part(NamedTuple):
         card: the first screen, in place of the statement: what can be chosen, in a table and in a
             picture. None without.
         command: what to do next, below the card's table.
+        takes: how long that takes.
     """
 
     title: str
@@ -64,6 +65,7 @@ class Part(NamedTuple):
     sections: Sequence[ReportSection] = ()
     card: ReportSection | None = None
     command: str = ""
+    takes: str = ""
 
 
 class Page(NamedTuple):

@@ -15,8 +15,10 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from rankwise.errors import ConfigError
+from rankwise.findings.costs import StudyCost
 from rankwise.records import quantities
 from rankwise.records.config.study import StudyConfig
+from rankwise.records.config.training import RateRuleConfig
 from rankwise.records.files import unless_damaged
 from rankwise.records.folder import StudyFolder
 from rankwise.records.judgement import Prospect
@@ -31,15 +33,19 @@ from rankwise.study.unchanged import remember
 
 
 class Extension(NamedTuple):
-    """What to add: numbers of seeds and of items per task, and ranks by name."""
+    """What to add: seeds, items per task, ranks, and learning rates of LoRA.
+
+    Seeds and items are numbers of them, and a rate is a factor of the first of the study's.
+    """
 
     num_seeds: int = 0
     num_items: int = 0
     ranks: tuple[int, ...] = ()
+    rate_factors: tuple[float, ...] = ()
 
 
 def extended(config: StudyConfig, extension: Extension) -> StudyConfig:
-    """The config of a study with more seeds, items or ranks.
+    """The config of a study with more seeds, items, ranks or learning rates.
 
     New seeds are the smallest whole numbers that the study does not have. Items are added to
     ``evaluation.limit``. Variants stay beside the ranks that they are beside.
@@ -49,7 +55,7 @@ def extended(config: StudyConfig, extension: Extension) -> StudyConfig:
     """
     problems: list[str] = []
     if not any(extension):
-        problems.append("nothing to add; give --seeds, --items or --ranks")
+        problems.append("nothing to add; give --seeds, --items, --ranks or --rate-factors")
     if min(extension.num_seeds, extension.num_items, *extension.ranks, 0) < 0:
         problems.append("a study is extended by whole numbers of at least 1")
     limit, lora = config.evaluation.limit, config.methods.lora
@@ -59,6 +65,15 @@ def extended(config: StudyConfig, extension: Extension) -> StudyConfig:
         problems.append("--ranks: the study trains no LoRA rank; set methods.lora in its file")
     if extension.ranks and lora is not None and any(pair.rank for pair in lora.paired):
         problems.append("--ranks: the study pairs ranks with other settings in '_'; add them there")
+    if extension.rate_factors and lora is None:
+        problems.append("--rate-factors: the study trains no LoRA rank; set methods.lora")
+    rates = config.train.learning_rate.lora
+    new_rates = [_scaled(rates[0], factor) for factor in extension.rate_factors]
+    problems += [
+        f"--rate-factors: {quantities.number(factor)} times the first rate is in the study"
+        for factor, rate in zip(extension.rate_factors, new_rates, strict=True)
+        if rate in rates
+    ]
     known = () if lora is None else lora.ranks
     problems += [f"--ranks: rank {r} is in the study" for r in extension.ranks if r in known]
     if problems:
@@ -68,11 +83,19 @@ def extended(config: StudyConfig, extension: Extension) -> StudyConfig:
     data["seeds"] = (*config.seeds, *itertools.islice(unused, extension.num_seeds))
     if limit is not None:
         data["evaluation"]["limit"] = limit + extension.num_items
+    data["train"]["learning_rate"]["lora"] = (*rates, *new_rates)
     if extension.ranks:
         data["methods"]["lora"]["ranks"] = tuple(sorted((*known, *extension.ranks)))
         if config.methods.variants is not None:
             data["methods"]["variants"]["ranks"] = config.methods.variant_ranks
     return validated(StudyConfig, data, config.name)
+
+
+def _scaled(rate: float | RateRuleConfig, factor: float) -> float | RateRuleConfig:
+    """A learning rate times a factor, to six digits."""
+    if isinstance(rate, RateRuleConfig):
+        return rate.model_copy(update={"value": float(f"{rate.value * factor:.6g}")})
+    return float(f"{rate * factor:.6g}")
 
 
 LEAST_CHANCE = 0.1
@@ -187,26 +210,15 @@ def _grown(config: StudyConfig, growth: GrowthDecision) -> StudyConfig:
 
 def _decide(config: StudyConfig, outcome: StudyOutcome) -> GrowthDecision:
     """What to add next, or why nothing."""
-    results = outcome.results
-    training = sum(run.run.train_seconds for run in results.runs if run.run is not None)
-    models = (results.base, *results.runs)
-    evaluations = [each for model in models for each in model.evaluations.values()]
-    scoring = sum(each.score_seconds for each in evaluations)
-    spent = training + scoring + (0.0 if results.search is None else results.search.seconds)
-    largest = max(each.num_examples for each in evaluations)
+    results, cost = outcome.results, StudyCost.of(outcome.results)
+    spent = cost.training + cost.scoring
+    spent += 0.0 if results.search is None else results.search.seconds
     limit, num_seeds = config.evaluation.limit, len(config.seeds)
-
-    def seconds(prospect: Prospect) -> float:
-        """That a growth takes, by what the study took so far."""
-        if prospect.num_new_seeds:
-            return (training + scoring) / num_seeds * prospect.num_new_seeds
-        return scoring * prospect.num_new_items / largest
-
     open_parts = [part for part in outcome.recommendation.by_train_task if part.prospects]
     offer, statement = None, "The study is decided."
     if open_parts:
         offers = [
-            Offer(prospect, max(seconds(prospect), 1e-9))
+            Offer(prospect, max(cost.of_growth(prospect), 1e-9))
             for prospect in open_parts[0].prospects
             if _can_be_added(config, prospect)
         ]

@@ -15,7 +15,7 @@ from rankwise.findings.differences import compare
 from rankwise.findings.odds import EPSILONS
 from rankwise.findings.options import OptionGains
 from rankwise.findings.recommendation import recommend, recommend_for
-from rankwise.findings.statements import headline, statement
+from rankwise.findings.statements import headline, next_command, statement
 from rankwise.findings.stats.estimates import crossed_difference, mcnemar_exact
 from rankwise.records.config.study import RecommendationConfig
 from rankwise.records.recommendation import Recommendation
@@ -347,7 +347,7 @@ def test_full_fine_tuning_that_is_better_on_both_axes_is_named() -> None:
         )
     )
     assert answer.better_and_kept_by_full == "full fine-tuning"
-    rates = "other LoRA learning rates (train.learning_rate.lora)"
+    rates = "other learning rates of LoRA (`rankwise extend DIR --rate-factors 0.5,2`)"
     layers = "all linear layers first (methods.lora.target_modules: all-linear), then "
     better = "Full fine-tuning gains more and forgets less than every rank, both shown: try "
     assert f"{better}{layers}{rates}" in answer.statement
@@ -355,6 +355,7 @@ def test_full_fine_tuning_that_is_better_on_both_axes_is_named() -> None:
     tried = [v.model_copy(update={"target_modules": every}) for v in answer.verdicts]
     again = statement(answer.model_copy(update={"verdicts": tuple(tried)}))
     assert f"{better}{rates}" in again
+    assert next_command(answer) == "rankwise extend DIR --rate-factors 0.5,2"
     assert recommend_for(planted_runs()).better_and_kept_by_full is None
 
 

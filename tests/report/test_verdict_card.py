@@ -44,9 +44,7 @@ def test_the_card_names_the_choice_and_what_else_would_do() -> None:
     assert list(by_label) == ["rank 4", "rank 64", "full fine-tuning"]
     # planted: 70 % of 300 against 80 %, and 81 %
     assert by_label["rank 4"].gain.estimate == pytest.approx(-10.0)
-    assert not by_label["rank 4"].is_tied
     assert by_label["rank 64"].gain.estimate == pytest.approx(1.0)
-    assert by_label["rank 64"].is_tied
     assert by_label["rank 64"].weights_ratio == pytest.approx(4.0)
     kept = by_label["full fine-tuning"].retention
     assert kept is not None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shlex
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,8 @@ import pytest
 
 from rankwise.engine.scoring.resident import ResidentScorer
 from rankwise.errors import ConfigError, StudyChangedError
-from rankwise.findings.statements import statement, with_folder
+from rankwise.findings.statements import next_command, with_folder
+from rankwise.records.config.training import RateRuleConfig
 from rankwise.records.folder import StudyFolder
 from rankwise.records.study_file import load_config
 from rankwise.study.conclusion import conclude
@@ -186,13 +186,25 @@ def test_new_seeds_are_unused_ones(study_file: Path) -> None:
     assert extended(config, Extension(num_seeds=3)).seeds == (1, 7, 0, 2, 3)
 
 
+def test_other_learning_rates_stand_beside_the_first_and_follow_its_rule(study_file: Path) -> None:
+    plain = load_config(study_file, ["train.learning_rate.lora=[3e-4]"])
+    more = extended(plain, Extension(rate_factors=(0.5, 2.0)))
+    assert more.train.learning_rate.lora == (3e-4, 1.5e-4, 6e-4)
+    by_rule = load_config(study_file, ["train.learning_rate={lora: {rule: r^-1/2, value: 2e-4}}"])
+    first, second = extended(by_rule, Extension(rate_factors=(2.0,))).train.learning_rate.lora
+    assert isinstance(first, RateRuleConfig)
+    assert second == first.model_copy(update={"value": 4e-4})
+
+
 @pytest.mark.parametrize(
     ("overrides", "extension", "message"),
     [
-        ([], Extension(), "nothing to add; give --seeds, --items or --ranks"),
+        ([], Extension(), "nothing to add; give --seeds, --items, --ranks or --rate-factors"),
         ([], Extension(num_items=5), "every item of every task is scored already"),
         ([], Extension(ranks=(4,)), "rank 4 is in the study"),
         (["methods.lora=null"], Extension(ranks=(4,)), "the study trains no LoRA rank"),
+        (["methods.lora=null"], Extension(rate_factors=(2,)), "the study trains no LoRA rank"),
+        ([], Extension(rate_factors=(2, 1)), "1 times the first rate is in the study"),
         (
             ["methods.lora={_: [{rank: 2, alpha: {ratio: 1}}]}"],
             Extension(ranks=(4,)),
@@ -220,6 +232,12 @@ def test_extend_is_a_verb(study_file: Path, tmp_path: Path) -> None:
     wrong = CliRunner().invoke(app, ["extend", str(tmp_path / "study"), "--ranks", "8,x"])
     assert (wrong.exit_code, wrong.stdout) == (2, "")
     assert "--ranks: 'x' is not a rank; write 8 or 8,128" in wrong.stderr
+    for factors in ("0", "-1", "nan", "1e3", "2,2", "2.0,2"):
+        wrong = CliRunner().invoke(
+            app, ["extend", str(tmp_path / "study"), "--rate-factors", factors]
+        )
+        assert (wrong.exit_code, wrong.stdout) == (2, ""), factors
+        assert "--rate-factors" in wrong.stderr
 
 
 def test_what_a_verdict_advises_can_be_done(study_file: Path, tmp_path: Path) -> None:
@@ -235,10 +253,15 @@ def test_what_a_verdict_advises_can_be_done(study_file: Path, tmp_path: Path) ->
     in_all = {t: e.num_available for t, e in outcome.results.base.evaluations.items()}
     largest = items[-1]
     assert largest.num_items == {task: min(40, in_all[task] or 0) for task in largest.num_items}
-    for prospect in (largest, seeds[0]):
-        sure = prospect.model_copy(update={"probability": 1.0})
-        said = statement(answer.model_copy(update={"prospects": (sure,)}))
-        (command,) = re.findall(r"`rankwise ([^`]+)`", with_folder(said, folder))
+    advised: list[dict[str, Any]] = [
+        {"prospects": (prospect.model_copy(update={"probability": 1.0}),)}
+        for prospect in (largest, seeds[0])
+    ]
+    # other rates come last: with them the options are others
+    full_is_better = {"outcome": "recommended", "better_and_kept_by_full": "full fine-tuning"}
+    for update in (*advised, {**full_is_better, "prospects": ()}):
+        said = with_folder(next_command(answer.model_copy(update=update)), folder)
+        command = said.removeprefix("rankwise ")
         done = rankwise(*shlex.split(command))
         assert done.exit_code == 0, done.output
     grown = conclude(StudyFolder(folder)).results
@@ -246,6 +269,8 @@ def test_what_a_verdict_advises_can_be_done(study_file: Path, tmp_path: Path) ->
         largest.num_items
     )
     assert len(grown.study.config.seeds) == seeds[0].num_seeds
+    rates = {model.planned.learning_rate for model in grown.study.models}
+    assert len(rates) == 3
 
 
 def test_a_file_that_knows_no_extension_says_what_it_leaves_out(
