@@ -153,7 +153,7 @@ def verdict_cards(
     findings: StudyFindings,
     folder: str | Path | None,
 ) -> Iterator[RenderableType]:
-    """The card of each trained task, in at most 15 lines of 80 characters.
+    """The card of each trained task, in at most 12 lines of 80 characters.
 
     Args:
         results: a study.

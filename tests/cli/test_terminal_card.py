@@ -38,13 +38,13 @@ def card_of(root: Path, options: dict[str, Any]) -> list[str]:
 
 
 @pytest.mark.parametrize("name", STUDIES)
-def test_a_study_ends_in_a_card_of_fifteen_lines(
+def test_a_study_ends_in_a_card_of_twelve_lines(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     *card, _ = card_of(Path("study"), STUDIES[name])
     folded = [part for line in card for part in textwrap.wrap(line.rstrip(), 80)]
-    assert len(folded) <= 15
+    assert len(folded) <= 12
     assert max(len(line.rstrip()) for line in card if "±" in line) <= 80
     assert len(card[0].split()) <= 40
     (command,) = (line.removeprefix("Next: ") for line in card if line.startswith("Next: "))
