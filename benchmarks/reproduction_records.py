@@ -106,7 +106,7 @@ class RankTrend(Record):
     heads_moved: Interval
 
 
-class ReproductionNumbers(VersionedRecord):
+class ReproductionNumbers(VersionedRecord, has_texts=False):
     """What the tables need of one study. ``labels`` are its options in the study's order.
 
     ``weights`` has the means of ``MEASURES`` over all runs of an option, by its label; None where

@@ -109,7 +109,7 @@ class CollectedItems(Record):
         return sign * (self.value_of(model) - self.value_of(0))
 
 
-class CollectedStudy(VersionedRecord):
+class CollectedStudy(VersionedRecord, has_texts=False):
     """The runs of a study that were trained on one task.
 
     ``source`` is a hash of the study's name, base, task, rows, epochs and modules, so that a study

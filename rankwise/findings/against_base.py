@@ -87,7 +87,7 @@ class ModelVerdict(PairedDifference):
     accuracy: AccuracyDifference | None = None
 
 
-class ModelVerdicts(VersionedRecord):
+class ModelVerdicts(VersionedRecord, has_texts=False):
     """Every model against the base on one task, by the metric that decides.
 
     ``unit`` is "points" for shares (times 100), "nats" for a loss, else what a value of the metric

@@ -39,7 +39,7 @@ from rankwise.findings.transfer import Transfer, transfer, transfer_rows
 from rankwise.findings.tuning import TrainTaskRates, search_rows, tuned_rates
 from rankwise.findings.variants import TrainTaskVariants, variants_beside_lora
 from rankwise.findings.weights import TrainTaskWeights, spectrum_rows, weight_findings
-from rankwise.records.base import SCHEMA_VERSION, Record, SchemaVersion
+from rankwise.records.base import VersionedRecord
 from rankwise.records.recommendation import Recommendation, StudyRecommendation
 from rankwise.records.repairs import AdapterRepair
 from rankwise.records.results import StudyResults, TrainTaskResults
@@ -125,7 +125,7 @@ FINDINGS: Mapping[str, Finding] = {
 """Every finding by its name, which is that of its field in ``StudyFindings``."""
 
 
-class StudyFindings(Record):
+class StudyFindings(VersionedRecord, has_texts=True):
     """``findings.json``: what ``FINDINGS`` have made.
 
     All but ``signatures``, ``repairs``, ``deployed`` and ``transfer`` have an entry for each
@@ -134,7 +134,6 @@ class StudyFindings(Record):
     domain.
     """
 
-    schema_version: SchemaVersion = SCHEMA_VERSION
     cards: tuple[VerdictCard, ...] = ()
     signatures: tuple[Signature, ...] = ()
     rates: tuple[TrainTaskRates, ...] = ()

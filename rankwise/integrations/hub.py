@@ -71,7 +71,7 @@ def write_shared(
         more = f" and {len(left) - 1} more" if len(left) > 1 else ""
         raise RecordError(f"{folder.root} is not finished: {left[0]}{more} is left. {again}.")
     folders = local_folders(folder, study)
-    outcome = shared(folder, conclude(folder))
+    outcome = shared(folder, conclude(folder), with_texts=with_items)
     runs, _ = chosen_runs(outcome, run)
     if len(runs) > 1:
         names = ", ".join(each.planned.name for each in runs)

@@ -22,11 +22,14 @@ def local_folders(folder: StudyFolder, study: StudyRecord) -> LocalFolders:
     return LocalFolders(map(str, places), [*study.scored_tasks(), *(m.name for m in study.models)])
 
 
-def shared(folder: StudyFolder, outcome: StudyOutcome) -> StudyOutcome:
-    """What was concluded, without names of folders."""
+def shared(folder: StudyFolder, outcome: StudyOutcome, *, with_texts: bool) -> StudyOutcome:
+    """What was concluded, without names of folders; without texts also no values of documents."""
+    if not with_texts:
+        findings = outcome.findings.model_copy(update={"slices": ()})
+        outcome = outcome._replace(findings=findings)
     return local_folders(folder, outcome.results.study).out_of(outcome)
 
 
 def shared_outcome(folder: StudyFolder) -> StudyOutcome:
     """What a finished study's records say, as it is given away; raises as ``conclude`` does."""
-    return shared(folder, conclude(folder))
+    return shared(folder, conclude(folder), with_texts=True)

@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from rankwise.errors import RecordError
-from rankwise.records.base import Record
+from rankwise.records.base import FileRecord
 from rankwise.records.folder import BASE, StudyFolder
 from rankwise.records.names import samples_beside
-from rankwise.records.own_texts import OwnTexts
 from rankwise.records.study import StudyRecord, TaskEvaluation
 from rankwise.study.damage import records_of_repairs, records_of_study
 from rankwise.study.stages.graph import stages
@@ -25,7 +24,7 @@ class StudyFile(NamedTuple):
     """
 
     path: Path
-    kind: type[Record] | None
+    kind: type[FileRecord] | None
     has_texts: bool
 
 
@@ -43,7 +42,7 @@ def study_files(folder: StudyFolder, study: StudyRecord) -> list[StudyFile]:
         records += [(path, kind) for path, kind, *_ in records_of_repairs(folder, name)]
     found: list[StudyFile] = []
     for path, kind in records:
-        found.append(StudyFile(path, kind, kind is OwnTexts))
+        found.append(StudyFile(path, kind, kind.has_texts))
         if kind is TaskEvaluation:
             found.append(StudyFile(samples_beside(path), None, has_texts=True))
     for model in study.models:

@@ -74,7 +74,7 @@ class OtherChange(Record):
     """The same over ‖before‖; None also where the parameter was zero."""
 
 
-class AuditRecord(VersionedRecord):
+class AuditRecord(VersionedRecord, has_texts=False):
     """An adapter or a checkpoint compared with its base."""
 
     base: str

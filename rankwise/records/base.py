@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cache
-from typing import Any, Literal, cast, get_args
+from typing import Any, ClassVar, Literal, cast, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
 
@@ -33,8 +33,23 @@ class Record(BaseModel):
         return _shown(value)
 
 
-class VersionedRecord(Record):
-    """Base of what is written as a file of its own."""
+class FileRecord(Record):
+    """Base of what is written as a file of its own.
+
+    ``has_texts``: whether it holds texts of the user's, such as values of documents, or what a
+    model wrote. A class that does not say it cannot be made: what has texts is shared only where
+    that is asked for.
+    """
+
+    has_texts: ClassVar[bool]
+
+    def __init_subclass__(cls, *, has_texts: bool, **settings: Any) -> None:
+        super().__init_subclass__(**settings)
+        cls.has_texts = has_texts
+
+
+class VersionedRecord(FileRecord, has_texts=False):
+    """Base of the files whose first field is their version."""
 
     schema_version: SchemaVersion = SCHEMA_VERSION
 

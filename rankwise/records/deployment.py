@@ -133,7 +133,7 @@ class FieldChange(Record):
     """Positive where the form is better."""
 
 
-class DeploymentCheck(VersionedRecord):
+class DeploymentCheck(VersionedRecord, has_texts=True):
     """``deployment.json``: an adapter in some forms against the adapter as trained.
 
     ``rankwise check`` compares the adapter as trained with its base, in the same fields.
@@ -163,7 +163,7 @@ class DeploymentCheck(VersionedRecord):
     provenance: Provenance
 
 
-class FormRecord(StageRecord):
+class FormRecord(StageRecord, has_texts=False):
     """``forms/<form>/form.json``: a run in a form; written after the scores beside it.
 
     In the form ``AS_TRAINED`` nothing is merged.

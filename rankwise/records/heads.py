@@ -75,7 +75,7 @@ class Screen(Record):
     upper: float | None
 
 
-class TaskHeadEffects(StageRecord):
+class TaskHeadEffects(StageRecord, has_texts=False):
     """``heads/<mode>/<task>.json``: effects of a run's heads, one by one, on one task."""
 
     model: str
@@ -132,7 +132,7 @@ class ShareMap(Record):
     values: HeadMap
 
 
-class HeadChanges(StageRecord):
+class HeadChanges(StageRecord, has_texts=False):
     """``heads.json``: a run's heads compared with the base's, on the same prompts.
 
     Of a model whose heads are not known, everything is empty.

@@ -44,7 +44,7 @@ class TrainTaskLooks(Record):
     looks: tuple[Look, ...]
 
 
-class StudyLooks(VersionedRecord):
+class StudyLooks(VersionedRecord, has_texts=False):
     """``looks.json``: every judgement of a study."""
 
     by_train_task: tuple[TrainTaskLooks, ...]

@@ -37,7 +37,7 @@ class StageProgress(Record):
     """Peak of the process that does it, or of tensors on its card."""
 
 
-class StudyProgress(VersionedRecord):
+class StudyProgress(VersionedRecord, has_texts=False):
     """``.progress.json``: written every few seconds while a study runs."""
 
     told_at: str

@@ -35,7 +35,7 @@ FOREIGN = "was not written by rankwise"
 _MOST_NAMED = 10
 
 
-class WrittenFiles(VersionedRecord):
+class WrittenFiles(VersionedRecord, has_texts=False):
     """``.rankwise-written.json``: what rankwise has written into a folder."""
 
     files: dict[PlaceBelow, tuple[str, ...]]

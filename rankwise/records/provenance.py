@@ -81,7 +81,7 @@ class AcceptedStack(Record):
         )
 
 
-class AcceptedStacks(VersionedRecord):
+class AcceptedStacks(VersionedRecord, has_texts=False):
     """``stacks.json``: the stacks that were accepted beside the first, in their order."""
 
     stacks: tuple[AcceptedStack, ...] = ()

@@ -264,7 +264,7 @@ class Recommendation(Record):
         return next((each.runs[0] for each in self.verdicts if each.label == choice), None)
 
 
-class StudyRecommendation(VersionedRecord):
+class StudyRecommendation(VersionedRecord, has_texts=False):
     """``recommendation.json``: one recommendation for each task that was trained on."""
 
     by_train_task: tuple[Recommendation, ...]

@@ -15,7 +15,7 @@ class RepairedItems(Record):
     items: TaskItems
 
 
-class RepairScores(StageRecord):
+class RepairScores(StageRecord, has_texts=True):
     """``repair/scores/<task>.json``: the base and all repairs of one adapter on one task."""
 
     model: str

@@ -189,7 +189,7 @@ class RepairChoice(Record):
         return f"{quantities.percent(self.confidence)}, one repair of each of {of} together"
 
 
-class AdapterRepair(StageRecord):
+class AdapterRepair(StageRecord, has_texts=False):
     """``repair/repair.json``: the repair of one adapter, and where it was written."""
 
     model: str

@@ -131,7 +131,7 @@ _BY_ITEM = ("doc_ids", "values", "choices", "clusters", "slices")
 """The fields of ``TaskItems`` with an entry for each item."""
 
 
-class Divergence(StageRecord):
+class Divergence(StageRecord, has_texts=False):
     """``divergence.json``, ``gauges.json``: how far a model's next words are from another's.
 
     In ``divergence.json`` the reference is a full fine-tuning, and both read the same right

@@ -105,7 +105,7 @@ class GrowthDecision(Record):
         return self.probability is None
 
 
-class SearchRecord(VersionedRecord):
+class SearchRecord(VersionedRecord, has_texts=False):
     """``search.json``; a search that was stopped decides the same again from the same scores."""
 
     policy: str

@@ -102,7 +102,7 @@ class MatrixSpectrum(Record):
     full_overlap: FullOverlap | None = None
 
 
-class SpectraRecord(StageRecord):
+class SpectraRecord(StageRecord, has_texts=False):
     """``spectra.json``: every adapted matrix of one run."""
 
     model: str

@@ -9,7 +9,7 @@ from typing import Any, Literal, Protocol, Self, get_args
 
 from pydantic import Field, model_validator
 
-from rankwise.records.base import SCHEMA_VERSION, Record, SchemaVersion, VersionedRecord
+from rankwise.records.base import SCHEMA_VERSION, FileRecord, Record, SchemaVersion, VersionedRecord
 from rankwise.records.config.mitigations import MitigationConfig
 from rankwise.records.config.study import StudyConfig
 from rankwise.records.config.variants import VariantName
@@ -27,7 +27,7 @@ Unit = Literal["points", "nats", "tokens", "units"]
 State = Literal["yes", "no", "undecided"]
 
 
-class StageRecord(Record):
+class StageRecord(FileRecord, has_texts=False):
     """Base of what a stage writes: it is recomputed when what it depends on has changed."""
 
     fingerprint: str
@@ -412,7 +412,7 @@ class ScoreTables(Record):
         return "mean of the models" if self.base is None else "base"
 
 
-class StudyRecord(StudyTasks):
+class StudyRecord(StudyTasks, FileRecord, has_texts=False):
     """``study.json``: the resolved config and the runs that it plans."""
 
     schema_version: SchemaVersion = SCHEMA_VERSION
@@ -571,7 +571,7 @@ class StudyRecord(StudyTasks):
         return tuple({run.name: run for run in found if run is not None}.values())
 
 
-class RunRecord(VersionedRecord):
+class RunRecord(VersionedRecord, has_texts=False):
     """``run.json``: one finished training; written after the weights.
 
     Of what was not trained here, or diverged, what is not known is nothing.
@@ -627,7 +627,7 @@ class RunRecord(VersionedRecord):
         return self.status == "trained" and self.weights_bytes == 0
 
 
-class StageFailure(VersionedRecord):
+class StageFailure(VersionedRecord, has_texts=False):
     """``failures/<stage>.json``: why a stage of a study could not be done; removed once it is."""
 
     stage: FileName
@@ -700,7 +700,7 @@ class MetricScore(Record):
         )
 
 
-class TaskEvaluation(StageRecord):
+class TaskEvaluation(StageRecord, has_texts=False):
     """``eval/<task>.json``: one model on one task; written after the samples."""
 
     model: PlaceBelow

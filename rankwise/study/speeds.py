@@ -26,7 +26,7 @@ MOST_REMEMBERED = 32
 """Bases, precisions and devices of which speeds are kept: a file of some kilobytes."""
 
 
-class RememberedSpeeds(VersionedRecord):
+class RememberedSpeeds(VersionedRecord, has_texts=False):
     """``speeds.json`` in the cache folder: how long work took on this machine."""
 
     seconds_per_work: dict[str, dict[str, Annotated[float, Field(gt=0, lt=1e6)]]]

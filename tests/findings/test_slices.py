@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from statsmodels.stats.multitest import multipletests
 
 from rankwise.findings.options import option_gains
 from rankwise.findings.slices import slices
+from rankwise.integrations.sharing import shared
+from rankwise.records.folder import StudyFolder
 from rankwise.records.results import ModelResults, StudyResults
 from rankwise.report.sections.slices import slice_section
+from rankwise.study.conclusion import concluded
 from tests.planted.results import planted_study
 from tests.support.sentences import Sentences
 
@@ -39,6 +44,14 @@ def study(num_lost: int) -> StudyResults:
 
     models = tuple(map(changed, results.models))
     return results.model_copy(update={"base": changed(results.base), "models": models})
+
+
+def test_without_texts_no_value_of_a_document_is_given_away(tmp_path: Path) -> None:
+    folder = StudyFolder(tmp_path)
+    outcome = concluded(study(30))
+    assert "city" in outcome.findings.model_dump_json()
+    assert "city" in shared(folder, outcome, with_texts=True).findings.model_dump_json()
+    assert "city" not in shared(folder, outcome, with_texts=False).findings.model_dump_json()
 
 
 def test_the_field_that_got_worse_is_named_with_both_shares(sentence: Sentences) -> None:

@@ -25,7 +25,8 @@ from rankwise.integrations.study_files import study_files
 from rankwise.records.files import read_record
 from rankwise.records.folder import StudyFolder
 from rankwise.records.names import WEIGHTS
-from rankwise.records.study import PlannedRun, StudyRecord
+from rankwise.records.spectra import SpectraRecord
+from rankwise.records.study import PlannedRun, StageRecord, StudyRecord
 from tests.support.command_line import rankwise, words
 from tests.support.hub import TOKEN, Hub, Repository, hub
 from tests.support.sentences import Sentences
@@ -141,7 +142,7 @@ def test_records_and_report_are_there_and_nothing_else(finished: StudyFolder, on
     names = [each.name for each in finished.read_study().runs]
     wanted = {
         *("README.md", "adapter_config.json", "adapter_model.safetensors", "study/study.json"),
-        *("study/study.yaml", "study/recommendation.json", "study/findings.json"),
+        *("study/study.yaml", "study/recommendation.json"),
         *("study/report.html", "study/report/runs.csv", "study/base/eval/colours.json"),
         *(f"study/runs/{name}/{file}" for name in names for file in ("run.json", "metrics.jsonl")),
         *(f"study/runs/{name}/eval/sums.json" for name in names),
@@ -150,7 +151,7 @@ def test_records_and_report_are_there_and_nothing_else(finished: StudyFolder, on
     assert [each for each in files if each.endswith(".safetensors")] == [
         "adapter_model.safetensors"
     ]
-    unwanted = ("training.pt", "samples.jsonl", ".checked", "tokenizer")
+    unwanted = ("training.pt", "samples.jsonl", "findings.json", ".checked", "tokenizer")
     assert [each for each in files if any(part in each for part in unwanted)] == []
 
 
@@ -279,6 +280,25 @@ def test_everything_that_the_study_wrote_is_known(finished: StudyFolder) -> None
         if path.parent.name not in WEIGHTS
     }
     assert of_models == {path for path in listed if path.parent != finished.root}
+
+
+def test_a_record_that_does_not_say_whether_it_has_texts_cannot_be_made() -> None:
+    with pytest.raises(TypeError, match="has_texts"):
+        type("Silent", (StageRecord,), {})
+    assert type("Said", (StageRecord,), {}, has_texts=True).has_texts
+
+
+def test_what_says_that_it_has_texts_stays_at_home(
+    finished: StudyFolder, stand_in: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a new kind of stage would, whose record nobody knows elsewhere."""
+    names = {each.path.name for each in study_files(finished, finished.read_study())}
+    assert {"spectra.json", "run.json"} <= names
+    monkeypatch.setattr(SpectraRecord, "has_texts", True)
+    assert push(finished, "--run", LORA).exit_code == 0
+    sent = {Path(path).name for path in files_of(stand_in)}
+    assert "run.json" in sent
+    assert "spectra.json" not in sent
 
 
 @pytest.mark.usefixtures("ends")

@@ -42,7 +42,7 @@ class CachedFile(Record):
     sha256: str
 
 
-class FolderDigests(VersionedRecord):
+class FolderDigests(VersionedRecord, has_texts=False):
     """``digests.json``: every other file of its folder."""
 
     files: Mapping[str, CachedFile]

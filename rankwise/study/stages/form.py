@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rankwise.errors import ModelError
-from rankwise.records.base import Record
+from rankwise.records.base import FileRecord
 from rankwise.records.deployment import FormRecord
 from rankwise.records.fingerprints import fingerprint, scoring_fingerprint
 from rankwise.records.folder import StudyFolder
@@ -110,7 +110,9 @@ class CheckForm(Stage):
     def path_of(self, folder: StudyFolder, model: Model) -> Path:
         return self.path(folder, model_name(model), self.form)
 
-    def records_of(self, folder: StudyFolder, model: Model) -> Iterator[tuple[Path, type[Record]]]:
+    def records_of(
+        self, folder: StudyFolder, model: Model
+    ) -> Iterator[tuple[Path, type[FileRecord]]]:
         yield from super().records_of(folder, model)
         scored = model_in_form(model_name(model), self.form)
         for task in self.tasks:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
 from rankwise.errors import ModelError, RecordError
-from rankwise.records.base import Record
+from rankwise.records.base import FileRecord
 from rankwise.records.fingerprints import fingerprint
 from rankwise.records.folder import BASE, StudyFolder
 from rankwise.records.grouping import grouped
@@ -43,7 +43,7 @@ class Written(NamedTuple):
     """
 
     path: Path
-    kind: type[Record]
+    kind: type[FileRecord]
     made_by: str
     spoils: tuple[Path, ...] = ()
 
@@ -68,7 +68,7 @@ class Stage(ABC):
     """What it leaves on the disk, about."""
 
     kind: ClassVar[str]
-    record: ClassVar[type[Record]]
+    record: ClassVar[type[FileRecord]]
     slowness: ClassVar[float] = 1.0
     """Seconds for the same work against scoring's: what is expected before a kind was seen."""
     reads_tokens: ClassVar[bool] = True
@@ -136,7 +136,9 @@ class Stage(ABC):
             RankwiseError: it cannot be done.
         """
 
-    def records_of(self, folder: StudyFolder, model: Model) -> Iterator[tuple[Path, type[Record]]]:
+    def records_of(
+        self, folder: StudyFolder, model: Model
+    ) -> Iterator[tuple[Path, type[FileRecord]]]:
         """All that it writes of a model."""
         yield self.path_of(folder, model), self.record
 
