@@ -16,14 +16,14 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from rankwise.findings.options import Option, OptionGains, option_gains
-from rankwise.findings.pairs import bound_of
+from rankwise.findings.pairs import interval_of
 from rankwise.findings.recommendation import recommend
 from rankwise.findings.statements import TRANSFER_ALARM_SHARE, delta_used, score_range
 from rankwise.records import quantities
 from rankwise.records.base import Record
 from rankwise.records.folder import StudyFolder
-from rankwise.records.recommendation import Bound, Recommendation, StudyRecommendation
-from rankwise.records.study import State, Unit
+from rankwise.records.recommendation import Recommendation, StudyRecommendation
+from rankwise.records.study import Interval, State, Unit
 from rankwise.study.reading import read_results
 
 Verdict = Literal["supported", "contradicted", "undecided", "not tested"]
@@ -95,7 +95,7 @@ class _Part:
 
     def bound(
         self, option: Option, other: Option | None, tasks: Sequence[str], num_together: int
-    ) -> Bound:
+    ) -> Interval:
         """A difference with its interval; of several together each is wider (Bonferroni)."""
         confidence = 1.0 - (1.0 - self.recommendation.confidence) / num_together
         values = (
@@ -103,7 +103,7 @@ class _Part:
             if other is None
             else self.source.leads(option.runs, other.runs, tasks)
         )
-        return bound_of(self.source.estimate(values, tasks), confidence)
+        return interval_of(self.source.estimate(values, tasks), confidence)
 
 
 def paper_claims(
@@ -268,7 +268,7 @@ def _no_best_rank(parts: Sequence[_Part]) -> Iterable[_Case]:
         return
     together = len(parts) * len(labels) * (len(labels) - 1) // 2
     for label in labels:
-        behind: list[tuple[_Part, list[Bound]]] = []  # the leads in-domain of the others over it
+        behind: list[tuple[_Part, list[Interval]]] = []  # the leads in-domain of the others over it
         for part, its in trained:
             others = [its[other] for other in labels if other != label]
             leads = [part.bound(other, its[label], part.in_domain, together) for other in others]
@@ -346,7 +346,7 @@ def _transfer_costs(parts: Sequence[_Part]) -> Iterable[_Case]:
         )
 
 
-def _signed(bound: Bound, unit: Unit) -> str:
+def _signed(bound: Interval, unit: Unit) -> str:
     interval = quantities.change_interval(bound.lower, bound.upper, unit)
     return f"{quantities.change(bound.estimate, unit)} ({interval})"
 

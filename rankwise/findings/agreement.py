@@ -15,9 +15,8 @@ from rankwise.findings.stats.estimates import mean_over_tasks, wilson_interval
 from rankwise.findings.stats.items import POINTS, Clusters, Floats, Items, item_size, num_clusters
 from rankwise.findings.trends import Measured, RankTrend, TrendOf, rank_trend
 from rankwise.records.base import Record
-from rankwise.records.recommendation import Bound
 from rankwise.records.results import Divergence, TaskItems
-from rankwise.records.study import Unit
+from rankwise.records.study import Interval, Unit
 
 
 class AgreementWithFull(Record):
@@ -36,7 +35,7 @@ class AgreementWithFull(Record):
     reference: OptionName
     num_seeds: int
     same_outcome: TaskMean | None
-    kappa: Bound | None
+    kappa: Interval | None
     same_option: TaskMean | None
     kl: TaskMean | None
     same_next_token: TaskMean | None
@@ -251,7 +250,7 @@ def _mean_agreement(values: _Values, of: TrendOf, confidence: float) -> TaskMean
 
 def _kappa(
     outcomes: Sequence[tuple[Floats, Floats]], parts: Sequence[Items], confidence: float
-) -> Bound | None:
+) -> Interval | None:
     """Cohen's, averaged over seeds; None where a model of a seed is always or never right.
 
     Its interval comes from what each item contributes, to first order (the infinitesimal
@@ -278,4 +277,4 @@ def _kappa(
     clusters = None if num_clusters(parts) is None else np.concatenate(pooled)
     estimate = mean_over_tasks([Items(kappa + moved, size, clusters=clusters)])
     lower, upper = estimate.interval(confidence)
-    return Bound(estimate=estimate.value, lower=max(lower, -1.0), upper=min(upper, 1.0))
+    return Interval(estimate=estimate.value, lower=max(lower, -1.0), upper=min(upper, 1.0))

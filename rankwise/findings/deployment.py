@@ -18,7 +18,7 @@ from rankwise.findings.pairs import (
     Pair,
     Scores,
     accuracy_difference,
-    bound_of,
+    interval_of,
     pair_items,
     pair_scores,
     paired_test,
@@ -39,9 +39,9 @@ from rankwise.records.deployment import (
     worst,
 )
 from rankwise.records.forms import AS_TRAINED
-from rankwise.records.recommendation import Bound, Recommendation, StudyRecommendation
+from rankwise.records.recommendation import Recommendation, StudyRecommendation
 from rankwise.records.results import MIN_ITEMS, ModelResults, StudyResults, TrainTaskResults
-from rankwise.records.study import Relation, Unit
+from rankwise.records.study import Interval, Relation, Unit
 
 _VERDICTS: Mapping[FormVerdict, tuple[str, str]] = {
     "keeps": ("pass", "keeps enough"),
@@ -156,7 +156,7 @@ def field_changes(
                 num_examples=test.num_examples,
                 reference_score=test.base_score,
                 form_score=test.adapted_score,
-                difference=bound_of(test.estimate, confidence),
+                difference=interval_of(test.estimate, confidence),
             )
 
 
@@ -168,14 +168,14 @@ def _with_field(model: ModelResults, task: str, field: str) -> Scores:
     return Scores(model.name, tuple(own), tuple(own.values()))
 
 
-def verdict_of(difference: Bound, margin: float) -> FormVerdict:
+def verdict_of(difference: Interval, margin: float) -> FormVerdict:
     """Whether a difference is shown to be above minus the margin, or below; positive is better."""
     return ("loses", "cannot_tell", "keeps")[difference.sign(at=-margin) + 1]
 
 
 def judged_mean(group: TaskGroup, pairs: Sequence[Pair], confidence: float) -> MeanDifference:
     """The mean difference over a group's tasks, given a pair for each, and whether it is a loss."""
-    difference = bound_of(mean_over_tasks([pair.items for pair in pairs]), confidence)
+    difference = interval_of(mean_over_tasks([pair.items for pair in pairs]), confidence)
     return MeanDifference(
         unit=group.unit,
         tasks=tuple(group.tasks),

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from rankwise.findings.options import OptionGains
-from rankwise.findings.pairs import accuracy_difference, bound_of, trained
+from rankwise.findings.pairs import accuracy_difference, interval_of, trained
 from rankwise.findings.stats.estimates import mean_over_tasks
-from rankwise.records.recommendation import Bound, Comparison, FormatEffect
+from rankwise.records.recommendation import Comparison, FormatEffect
 from rankwise.records.results import ModelResults
-from rankwise.records.study import Relation
+from rankwise.records.study import Interval, Relation
 
 
 def compare(source: OptionGains) -> Iterator[Comparison]:
@@ -41,11 +41,11 @@ def format_effects(source: OptionGains) -> Iterator[FormatEffect]:
         scored_as = results.trained_formats[task]
         standard, trained_format = source.pair(model, task), source.pair(model, scored_as)
         test, own = source.test(model, scored_as), source.by_accuracy.test(model, scored_as)
-        by_format: Bound | None = None
+        by_format: Interval | None = None
         if results.base.items[task].metric == results.base.items[scored_as].metric:
             (both,) = source.items([standard.gain - trained_format.gain], [task])
             both = both._replace(item_size=max(both.item_size, source.item_size(scored_as)))
-            by_format = bound_of(mean_over_tasks([both]), source.confidence)
+            by_format = interval_of(mean_over_tasks([both]), source.confidence)
         yield FormatEffect(
             run=model.name,
             task=task,

@@ -21,9 +21,8 @@ from rankwise.findings.stats.items import Items
 from rankwise.findings.trends import correlated
 from rankwise.records import quantities
 from rankwise.records.base import Record
-from rankwise.records.recommendation import Bound
 from rankwise.records.results import Divergence, weighted_by_tokens
-from rankwise.records.study import Relation
+from rankwise.records.study import Interval, Relation
 
 MIN_MODELS = 5
 """An order of fewer says nothing: four come in a given order by chance once in 24 times."""
@@ -65,7 +64,7 @@ class GaugeOrder(Record):
 
     gauge: Gauge
     num_models: int
-    correlation: Bound | None
+    correlation: Interval | None
     reason: str | None
 
 
@@ -209,7 +208,7 @@ _GAUGES: dict[Gauge, Callable[[GaugedModel], float | None]] = {
 }
 
 
-def _order_statement(num_models: int, gauge: Gauge, correlation: Bound) -> str:
+def _order_statement(num_models: int, gauge: Gauge, correlation: Interval) -> str:
     """Whether a gauge orders what models have forgotten."""
     models = quantities.counted(num_models, "model")
     verb = {1: "orders", 0: "is not shown to order", -1: "orders in reverse"}

@@ -25,7 +25,6 @@ from rankwise.records.heads import (
     ShareOf,
     TaskHeadEffects,
 )
-from rankwise.records.recommendation import Bound
 from rankwise.records.results import ModelResults, StudyResults
 from rankwise.records.study import Interval
 
@@ -56,8 +55,8 @@ class MeasureOfRun(Record):
 
     measure: ChangeMeasure
     mean: float
-    agreement: Bound | None
-    like_full: Bound | None
+    agreement: Interval | None
+    like_full: Interval | None
 
 
 class HeadsOfRun(Record):
@@ -80,7 +79,7 @@ class ChangeAgainstRank(Record):
 
     measure: ChangeMeasure
     num_options: int
-    correlation: Bound | None
+    correlation: Interval | None
     reason: str | None
 
 
@@ -100,7 +99,7 @@ class ChangeAndEffect(Record):
     measure: HeadMeasure
     is_beyond_control: bool
     num_heads: int
-    correlation: Bound | None
+    correlation: Interval | None
     reason: str | None
 
 

@@ -13,14 +13,14 @@ from typing import Literal
 
 from rankwise.findings.agreement import AgreementWithFull, agreement_with_full
 from rankwise.findings.options import Option, OptionGains, OptionName, TaskMean
-from rankwise.findings.pairs import bound_of
+from rankwise.findings.pairs import interval_of
 from rankwise.findings.rows import Row, flat
 from rankwise.findings.stats.estimates import mean_over_tasks
 from rankwise.findings.trends import Answer, Measured, RankTrend, TrendOf, answer_of, rank_trend
 from rankwise.records import quantities
 from rankwise.records.base import Record
-from rankwise.records.recommendation import Bound, Recommendation
-from rankwise.records.study import Unit
+from rankwise.records.recommendation import Recommendation
+from rankwise.records.study import Interval, Unit
 
 Match = Literal["within delta", "not distinguished"]
 
@@ -34,7 +34,7 @@ class TrainTestGap(Record):
     option: OptionName
     trained: TaskMean
     test: TaskMean
-    gap: Bound
+    gap: Interval
 
 
 class MatchedPair(Record):
@@ -131,7 +131,7 @@ def _gaps(source: OptionGains, unit: Unit) -> tuple[tuple[TrainTestGap, ...], Ra
                 option=option.name,
                 trained=source.change(option.runs, list(names.values())),
                 test=source.change(option.runs, list(names)),
-                gap=bound_of(mean_over_tasks(parts), source.confidence),
+                gap=interval_of(mean_over_tasks(parts), source.confidence),
             )
         )
         if option.rank is not None:

@@ -21,7 +21,7 @@ from rankwise.findings.stats.items import (
     num_clusters,
     whole_item,
 )
-from rankwise.records.recommendation import AccuracyDifference, Bound, PairedDifference
+from rankwise.records.recommendation import AccuracyDifference, PairedDifference
 from rankwise.records.results import ModelResults, TaskItems
 from rankwise.records.study import Interval, RunRecord
 
@@ -313,10 +313,10 @@ def are_opposite(one: Interval, other: Interval) -> bool:
     return one.estimate * other.estimate < 0.0 and (one.sign(), other.sign()) != (0, 0)
 
 
-def bound_of(estimate: Estimate, confidence: float) -> Bound:
+def interval_of(estimate: Estimate, confidence: float) -> Interval:
     """An estimate with its own two-sided interval."""
     lower, upper = estimate.interval(confidence)
-    return Bound(estimate=estimate.value, lower=lower, upper=upper)
+    return Interval(estimate=estimate.value, lower=lower, upper=upper)
 
 
 def run_record(model: ModelResults) -> RunRecord:

@@ -35,14 +35,9 @@ from rankwise.findings.stats.truths import deciding_level
 from rankwise.records import quantities
 from rankwise.records.axes import SETTING
 from rankwise.records.judgement import BestBet, Look, Outcome, Prospect, StudyLooks, TrainTaskLooks
-from rankwise.records.recommendation import (
-    Bound,
-    RankVerdict,
-    Recommendation,
-    StudyRecommendation,
-)
+from rankwise.records.recommendation import RankVerdict, Recommendation, StudyRecommendation
 from rankwise.records.results import StudyResults, TrainTaskResults
-from rankwise.records.study import Unit
+from rankwise.records.study import Interval, Unit
 
 
 class _Conclusions(NamedTuple):
@@ -411,8 +406,8 @@ def _worst_tasks(
     return found
 
 
-def _bound(estimate: float, of: Ends, index: int) -> Bound:
-    return Bound(estimate=estimate, lower=float(of.lower[index]), upper=float(of.upper[index]))
+def _bound(estimate: float, of: Ends, index: int) -> Interval:
+    return Interval(estimate=estimate, lower=float(of.lower[index]), upper=float(of.upper[index]))
 
 
 def _dominating_full(

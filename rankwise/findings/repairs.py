@@ -13,14 +13,13 @@ from typing import NamedTuple
 
 from rankwise.errors import RecordError
 from rankwise.findings.options import DecidingTasks
-from rankwise.findings.pairs import Pair, bound_of, pair_items
+from rankwise.findings.pairs import Pair, interval_of, pair_items
 from rankwise.findings.rows import Row, flat
 from rankwise.findings.stats.estimates import mean_over_tasks
 from rankwise.findings.stats.items import Floats, Items, item_size, num_clusters
 from rankwise.records import quantities
 from rankwise.records.folder import BASE
 from rankwise.records.grouping import grouped
-from rankwise.records.recommendation import Bound
 from rankwise.records.repair_scores import RepairScores
 from rankwise.records.repairs import (
     AS_IT_IS,
@@ -33,7 +32,7 @@ from rankwise.records.repairs import (
     RepairPoint,
 )
 from rankwise.records.results import ModelResults, TaskItems
-from rankwise.records.study import Unit
+from rankwise.records.study import Interval, Unit
 
 
 class RepairTasks(NamedTuple):
@@ -174,7 +173,7 @@ class _Compared:
     def _gain(self, repair: Repair, task: str) -> Floats:
         return self._pairs[repair, task].gain
 
-    def _mean(self, tasks: Sequence[str], values: Callable[[str], Floats]) -> Bound:
+    def _mean(self, tasks: Sequence[str], values: Callable[[str], Floats]) -> Interval:
         """The mean over tasks, each counting the same."""
         parts: list[Items] = []
         for task in tasks:
@@ -182,7 +181,7 @@ class _Compared:
             # of other values than right and wrong, equal ones are the same model's
             size = item_size(own, in_points=pair.outcomes is not None)
             parts.append(Items(own, size, clusters=pair.clusters))
-        return bound_of(mean_over_tasks(parts), self._confidence)
+        return interval_of(mean_over_tasks(parts), self._confidence)
 
 
 def _deciding_tasks(scores: Mapping[str, RepairScores], tasks: RepairTasks) -> DecidingTasks:

@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 
 from rankwise.findings.options import Option, OptionGains, OptionName
-from rankwise.findings.pairs import bound_of
+from rankwise.findings.pairs import interval_of
 from rankwise.findings.stats.estimates import (
     Estimate,
     holm,
@@ -23,9 +23,8 @@ from rankwise.findings.stats.estimates import (
 from rankwise.findings.stats.items import POINTS, Floats, Items, Mask
 from rankwise.records import quantities
 from rankwise.records.base import Record
-from rankwise.records.recommendation import Bound
 from rankwise.records.results import MIN_ITEMS, TaskItems
-from rankwise.records.study import Relation, Unit
+from rankwise.records.study import Interval, Relation, Unit
 
 FIELD_OF_ANSWERS = "field"
 """Stands in place of a field of documents: the kinds are the fields of answers."""
@@ -48,7 +47,7 @@ class SliceChange(Record):
     unit: Unit
     num_examples: int
     base: float
-    change: Bound
+    change: Interval
     p_value: float
     holm_p_value: float
     verdict: Literal["better", "worse", "cannot_tell"]
@@ -105,7 +104,7 @@ def slices(source: OptionGains) -> TrainTaskSlices | None:
     for (change_of, estimate), level, p_value, corrected in zip(
         parts, levels, p_values, holm(p_values), strict=True
     ):
-        change = bound_of(estimate, 1.0 - level)
+        change = interval_of(estimate, 1.0 - level)
         verdict = ("worse", "cannot_tell", "better")[change.sign() + 1]
         rows.append(
             change_of(change=change, p_value=p_value, holm_p_value=corrected, verdict=verdict)

@@ -13,8 +13,8 @@ from rankwise.records import quantities
 from rankwise.records.grouping import grouped
 from rankwise.records.judgement import Prospect
 from rankwise.records.quantities import amount, score
-from rankwise.records.recommendation import Bound, RankVerdict, Recommendation
-from rankwise.records.study import Unit
+from rankwise.records.recommendation import RankVerdict, Recommendation
+from rankwise.records.study import Interval, Unit
 
 _MLP = re.compile(r"mlp|gate|up_|down_|fc|ffn|_4h|4h_|^w\d|experts")
 """Parts of the names of adapted layers: LoRA was not left to attention alone."""
@@ -607,6 +607,6 @@ def _by_format(numbers: Recommendation) -> tuple[str, ...]:
     )
 
 
-def score_range(bound: Bound, unit: Unit) -> str:
+def score_range(bound: Interval, unit: Unit) -> str:
     """The ends of an interval: 75.1 to 84.1."""
     return quantities.score_interval(bound.lower, bound.upper, unit)

@@ -7,12 +7,11 @@ from typing import NamedTuple
 
 from rankwise.findings.deployment import LossRule, verdict_of
 from rankwise.findings.looks import alpha_of_look
-from rankwise.findings.pairs import bound_of, pair_items
+from rankwise.findings.pairs import interval_of, pair_items
 from rankwise.findings.stats.estimates import mean_over_tasks
 from rankwise.records import quantities
-from rankwise.records.recommendation import Bound
 from rankwise.records.results import ModelResults
-from rankwise.records.study import Unit
+from rankwise.records.study import Interval, Unit
 
 
 class MeanChange(NamedTuple):
@@ -27,8 +26,8 @@ class MeanChange(NamedTuple):
 
     unit: Unit
     tasks: tuple[str, ...]
-    shown: Bound
-    deciding: Bound
+    shown: Interval
+    deciding: Interval
 
 
 class TrainingLook(NamedTuple):
@@ -106,6 +105,6 @@ def training_look(
         for unit, tasks in before.tasks_by_unit(before.items).items():
             pairs = [pair_items(before, now[relation], task).items for task in tasks]
             mean = mean_over_tasks(pairs)
-            bounds = (bound_of(mean, level) for level in (confidence, 1.0 - alpha))
+            bounds = (interval_of(mean, level) for level in (confidence, 1.0 - alpha))
             changes[relation] += (MeanChange(unit, tuple(tasks), *bounds),)
     return TrainingLook(number, step, alpha, **changes)

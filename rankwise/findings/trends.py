@@ -9,14 +9,13 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from rankwise.findings.options import OptionName, R
-from rankwise.findings.pairs import bound_of
+from rankwise.findings.pairs import interval_of
 from rankwise.findings.stats.correlation import MIN_PAIRS, rank_correlation
 from rankwise.findings.stats.estimates import mean_over_tasks
 from rankwise.findings.stats.items import Items, num_clusters
 from rankwise.records import quantities
 from rankwise.records.base import Record
 from rankwise.records.grouping import grouped
-from rankwise.records.recommendation import Bound
 from rankwise.records.study import Interval, Unit
 
 TrendOf = Literal["train-test gap", "same outcome", "same option", "same next token", "KL"]
@@ -34,7 +33,7 @@ class RankTrend(Record):
     of: TrendOf
     smallest_rank: int
     largest_rank: int
-    change: Bound
+    change: Interval
     unit: Unit
     num_examples: int
     num_seeds: int
@@ -66,7 +65,7 @@ def rank_trend(
         b._replace(values=b.values - a.values, item_size=max(a.item_size, b.item_size))
         for a, b in zip(low, high, strict=True)
     ]
-    change = bound_of(mean_over_tasks(differences), confidence)
+    change = interval_of(mean_over_tasks(differences), confidence)
     return RankTrend(
         of=of,
         smallest_rank=smallest,
@@ -80,15 +79,15 @@ def rank_trend(
     )
 
 
-def correlation(x: Sequence[float], y: Sequence[float], confidence: float) -> Bound | None:
+def correlation(x: Sequence[float], y: Sequence[float], confidence: float) -> Interval | None:
     """Spearman's ρ with its interval; None with too few pairs, or where a side is constant."""
     rho = rank_correlation(x, y, confidence)
-    return None if rho is None else Bound(**rho._asdict())
+    return None if rho is None else Interval(**rho._asdict())
 
 
 def correlated(
     x: Sequence[float], y: Sequence[float], confidence: float, noun: str, at_least: int = MIN_PAIRS
-) -> tuple[Bound | None, str | None]:
+) -> tuple[Interval | None, str | None]:
     """The correlation over ``at_least`` options or heads (``noun``), or why there is none."""
     if len(x) < at_least:
         return None, f"{quantities.counted(len(x), noun)}, {at_least} are needed"
@@ -96,7 +95,7 @@ def correlated(
     return found, f"one of them is the same in all {noun}s" if found is None else None
 
 
-def in_words(evidence: Mapping[int, str], found: Bound, number: int, noun: str) -> str:
+def in_words(evidence: Mapping[int, str], found: Interval, number: int, noun: str) -> str:
     """A correlation over so many options or heads; ``evidence`` says by its sign what it shows."""
     rho = quantities.correlation(found)
     over = quantities.counted(number, noun)

@@ -20,7 +20,6 @@ from rankwise.findings.trends import correlated, in_words, mean_of_options
 from rankwise.records import quantities
 from rankwise.records.audits import AuditRecord
 from rankwise.records.base import Record
-from rankwise.records.recommendation import Bound
 from rankwise.records.results import ModelResults, StudyResults
 from rankwise.records.spectra import (
     INTRUDER_EPSILON,
@@ -29,7 +28,7 @@ from rankwise.records.spectra import (
     SpectraRecord,
     intruders_of,
 )
-from rankwise.records.study import Relation, Unit
+from rankwise.records.study import Interval, Relation, Unit
 
 ALL_MODULES = "all modules"
 Measure = Literal["intruders", "norm of the update", "turned directions"]
@@ -62,7 +61,7 @@ class RunWeights(Record):
 class FittedLaw(Record):
     """A law of growth; see ``stats.growth.LineFit``."""
 
-    slope: Bound
+    slope: Interval
     intercept: float
     r_squared: float
 
@@ -88,7 +87,7 @@ class Association(Record):
     forgetting: str
     unit: Unit
     num_options: int
-    correlation: Bound | None
+    correlation: Interval | None
     reason: str | None
 
 
@@ -224,7 +223,7 @@ def _norm_trends(source: OptionGains) -> Iterator[NormTrend]:
             if growth is not None:
                 laws = {
                     law: FittedLaw(
-                        slope=Bound(estimate=fit.slope, lower=fit.lower, upper=fit.upper),
+                        slope=Interval(estimate=fit.slope, lower=fit.lower, upper=fit.upper),
                         intercept=fit.intercept,
                         r_squared=fit.r_squared,
                     )

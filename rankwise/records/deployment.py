@@ -6,8 +6,8 @@ from collections.abc import Collection
 from typing import Literal
 
 from rankwise.records.base import Record, VersionedRecord
-from rankwise.records.recommendation import AccuracyDifference, Bound, PairedDifference
-from rankwise.records.study import Provenance, Relation, StageRecord, Unit
+from rankwise.records.recommendation import AccuracyDifference, PairedDifference
+from rankwise.records.study import Interval, Provenance, Relation, StageRecord, Unit
 
 FormVerdict = Literal["keeps", "loses", "cannot_tell"]
 """Worst first where forms are taken together: loses, cannot_tell, keeps."""
@@ -75,7 +75,7 @@ class MeanDifference(Record):
 
     unit: Unit
     tasks: tuple[str, ...]
-    difference: Bound
+    difference: Interval
     """Positive where the form is better."""
     margin: float
     """How much may be lost."""
@@ -129,7 +129,7 @@ class FieldChange(Record):
     num_examples: int
     reference_score: float
     form_score: float
-    difference: Bound
+    difference: Interval
     """Positive where the form is better."""
 
 

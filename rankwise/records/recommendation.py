@@ -74,10 +74,6 @@ class Comparison(PairedDifference):
     accuracy: AccuracyDifference | None = None
 
 
-class Bound(Interval):
-    """An estimate with bounds of its own or with those of a verdict, in the unit of its field."""
-
-
 class FormatEffect(PairedDifference):
     """One run against the base on one task, asked as the training asked (``scored_as``).
 
@@ -103,7 +99,7 @@ class FormatEffect(PairedDifference):
     num_learned: int | None
     num_forgotten: int | None
     standard_difference: float
-    by_format: Bound | None
+    by_format: Interval | None
     num_clusters: int | None = None
 
 
@@ -126,15 +122,15 @@ class RankVerdict(Record):
     runs: tuple[str, ...]
     imported_as: str | None = None
     """The name under which an adapter was imported; None for one that was trained here."""
-    gain: Bound
+    gain: Interval
     """The gain over the base, in the recommendation's unit."""
-    retention_loss: Bound | None
+    retention_loss: Interval | None
     """The loss in points; None without retention tasks."""
     worst_retention_task: str | None
     """The task that is estimated to lose most; None too where no task is shown to lose."""
-    worst_retention_loss: Bound | None
+    worst_retention_loss: Interval | None
     """The largest loss of any retention task, in points; whichever task it is."""
-    shortfall: Bound
+    shortfall: Interval
     """How far it is below the best other option that was not rejected on retention."""
     better_than_base: State | None
     """Whether the gain is above 0; None without a base."""

@@ -12,8 +12,7 @@ from rankwise.records import quantities
 from rankwise.records.base import Record
 from rankwise.records.fields import PlaceBelow
 from rankwise.records.files import FileDigest
-from rankwise.records.recommendation import Bound
-from rankwise.records.study import Provenance, Relation, StageRecord, Unit
+from rankwise.records.study import Interval, Provenance, Relation, StageRecord, Unit
 
 RepairFamily = Literal["scale", "lines", "energy", "heads", "average"]
 REPAIR_FAMILIES: tuple[RepairFamily, ...] = get_args(RepairFamily)
@@ -114,9 +113,9 @@ class RepairPoint(Record):
     """
 
     repair: Repair
-    gain: Bound
+    gain: Interval
     """The in-domain gain over the base, in the unit of the whole."""
-    retention_loss: Bound
+    retention_loss: Interval
     """Below the base, in points of the mean over the retention tasks; positive is worse."""
     keeps_enough: bool = False
     """Its loss is shown to be within the limit, and so is that of every stronger repair of its
@@ -141,15 +140,15 @@ class JudgedRepair(Record):
     """The chosen repair; its gain is shown, and that its loss is within the limit."""
 
     repair: Repair
-    gain: Bound
+    gain: Interval
     """The gain as in ``RepairPoint``."""
-    retention_loss: Bound
-    adapter_gain: Bound
+    retention_loss: Interval
+    adapter_gain: Interval
     """The gain of the adapter as it is, on the same items."""
-    adapter_loss: Bound
-    gain_difference: Bound
+    adapter_loss: Interval
+    gain_difference: Interval
     """Repaired less as it is, in-domain; positive is better."""
-    retention_difference: Bound
+    retention_difference: Interval
     """Repaired less as it is, on retention, in points; positive is better."""
     tasks: tuple[JudgedTask, ...]
 

@@ -12,9 +12,8 @@ from rankwise.findings.deployment import (
     verdict_of,
 )
 from rankwise.records.deployment import DeltaInForm, worst
-from rankwise.records.recommendation import Bound
 from rankwise.records.results import ModelResults, TaskItems
-from rankwise.records.study import MetricScore, TaskEvaluation, Unit
+from rankwise.records.study import Interval, MetricScore, TaskEvaluation, Unit
 from tests.support.sentences import Sentences
 
 RULE = LossRule(points=1.0, nats=0.02, confidence=0.95)
@@ -93,7 +92,7 @@ def test_what_is_kept_lost_and_neither() -> None:
     ],
 )  # fmt: skip
 def test_the_margin_itself_is_neither(lower: float, upper: float, expected: str) -> None:
-    assert verdict_of(Bound(estimate=lower, lower=lower, upper=upper), 1.0) == expected
+    assert verdict_of(Interval(estimate=lower, lower=lower, upper=upper), 1.0) == expected
 
 
 def test_tasks_of_one_unit_are_judged_by_their_mean_and_units_apart() -> None:
