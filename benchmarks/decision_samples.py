@@ -127,7 +127,7 @@ def simulate_agreement(cell: AgreementCell, studies: int, seed: int) -> Agreemen
         levels = holm_levels(p_values, alpha)
         for pair, corrected, level in zip(pairs, holm(p_values), levels, strict=True):
             test = paired_test(pair, 1.0 - level)
-            is_shown = _excludes_zero((test.lower, test.upper))
+            is_shown = test.difference.sign() != 0
             decided += is_shown
             by_files += is_shown != (corrected <= alpha)
         by_studies += _study_contradictions(POINTS * (adapted - base))

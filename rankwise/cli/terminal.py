@@ -226,14 +226,17 @@ def models_verdict(verdicts: ModelVerdicts) -> Iterator[RenderableType]:
     for row in verdicts.candidates:
         counts = [row.num_learned, row.num_forgotten, row.num_kept_right, row.num_kept_wrong]
         learned, forgotten, right, wrong = (NOT_MEASURED if n is None else count(n) for n in counts)
-        lower, upper = (sample_amount(value, unit, signed=True) for value in (row.lower, row.upper))
+        found = row.difference
+        lower, upper = (
+            sample_amount(value, unit, signed=True) for value in (found.lower, found.upper)
+        )
         table.add_row(
             Text(row.name),
             count(row.num_examples)
             + ("" if row.num_clusters is None else f"\n{count(row.num_clusters)}"),
             sample_amount(row.base_score, unit),
             sample_amount(row.candidate_score, unit),
-            f"{sample_amount(row.difference, unit, signed=True)}\n({lower} to {upper})",
+            f"{sample_amount(found.estimate, unit, signed=True)}\n({lower} to {upper})",
             f"{learned}\n{forgotten}",
             f"{right}\n{wrong}",
             "\n".join(
@@ -273,7 +276,8 @@ def deployment_table(record: DeploymentCheck) -> Table:
         verdicts = {mean.tasks[0]: mean.verdict for mean in form.means}
         for place, score in enumerate(form.scores):
             is_first, unit = place == 0, score.unit
-            bounds = quantities.change_interval(score.lower, score.upper, unit)
+            change = score.difference
+            bounds = quantities.change_interval(change.lower, change.upper, unit)
             flipped = [
                 NOT_MEASURED if n is None else count(len(n)) for n in (score.gained, score.lost)
             ]
@@ -287,7 +291,7 @@ def deployment_table(record: DeploymentCheck) -> Table:
                 in_words(form.num_bytes) if is_first else "",
                 score.task,
                 quantities.score(score.form_score, unit),
-                f"{quantities.change(score.difference, unit)} ({bounds})",
+                f"{quantities.change(change.estimate, unit)} ({bounds})",
                 "\n".join(flipped),
                 *cells,
                 verdicts.get(score.task, "").replace("_", " "),

@@ -26,8 +26,9 @@ from rankwise.records.axes import run_labels
 from rankwise.records.base import Record, VersionedRecord
 from rankwise.records.lm_eval_samples import OF_LOG_LIKELIHOODS
 from rankwise.records.p_right import ACCURACY
-from rankwise.records.recommendation import AccuracyDifference, PairedDifference
+from rankwise.records.recommendation import AccuracyDifference
 from rankwise.records.results import ModelResults, TaskItems, TrainTaskResults
+from rankwise.records.study import Interval
 
 Test = Callable[[float], PairedTest]
 """The difference of one model from the base at a two-sided confidence."""
@@ -49,7 +50,7 @@ class MoreItems(Record):
     probability: float
 
 
-class ModelVerdict(PairedDifference):
+class ModelVerdict(Record):
     """One model against the base, paired over the same items.
 
     Scores are in the unit of ``ModelVerdicts``. ``difference`` is signed so that positive is
@@ -69,10 +70,8 @@ class ModelVerdict(PairedDifference):
     num_clusters: int | None = None
     base_score: float
     candidate_score: float
-    difference: float
+    difference: Interval
     stderr: float
-    lower: float
-    upper: float
     num_learned: int | None
     num_forgotten: int | None
     num_kept_right: int | None
@@ -234,7 +233,8 @@ def _judged_at_any_time(
         # early items count more than late ones: in an order that is not random the mean may lie
         # outside, and then nothing is shown
         mean = test.estimate.value
-        test = test._replace(lower=min(lower, mean), upper=max(upper, mean))
+        bounds = {"lower": min(lower, mean), "upper": max(upper, mean)}
+        test = test._replace(difference=test.difference.model_copy(update=bounds))
         judged.append(_CorrectedTest(test, None, None, level))
     return judged
 
@@ -260,7 +260,7 @@ def _verdict(
 ) -> ModelVerdict:
     """The record of one candidate; ``in_accuracy`` is beside p(right)."""
     test, called = judged.test, run_record(run).planned.called
-    verdict: Verdict = ("worse", "cannot_tell", "better")[test.interval.sign() + 1]
+    verdict: Verdict = ("worse", "cannot_tell", "better")[test.difference.sign() + 1]
     more: tuple[MoreItems, ...] = ()
     # nothing was observed where all answers are the same
     if verdict == "cannot_tell" and judged.p_value is not None and test.has_differences:
@@ -294,9 +294,10 @@ def _verdict(
 def _statement(of: _Found, base: str, unit: str, num_models: int) -> str:
     """One candidate in plain words."""
     test, counts = of.judged.test, of.counts
+    difference = test.difference
     estimate, lower, upper = (
         sample_amount(value, unit, signed=True)
-        for value in (test.estimate.value, test.lower, test.upper)
+        for value in (difference.estimate, difference.lower, difference.upper)
     )
     items = quantities.counted(test.num_examples, "item")
     items += quantities.in_clusters(test.num_clusters)
@@ -306,7 +307,7 @@ def _statement(of: _Found, base: str, unit: str, num_models: int) -> str:
         text = f"Cannot tell whether {of.name} is better or worse than {base}"
     text += f": {estimate} {unit}{of_metric} ({lower} to {upper}) on {items}"
     if of.accuracy is not None:
-        text += f"; accuracy {quantities.with_interval(of.accuracy.interval, 'points')}"
+        text += f"; accuracy {quantities.with_interval(of.accuracy.difference, 'points')}"
         text += ", the opposite sign" if of.accuracy.is_opposite else ""
     is_equal = counts is not None and counts.learned == counts.forgotten == 0
     if is_equal:

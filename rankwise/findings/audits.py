@@ -184,12 +184,12 @@ def _score(score: AuditScore) -> str:
         1: "is better than the base",
         0: "cannot be distinguished from the base",
         -1: "is worse than the base",
-    }[score.interval.sign()]
+    }[score.difference.sign()]
     accuracy = ""
     if score.accuracy is not None:
-        accuracy = f"; accuracy {quantities.with_interval(score.accuracy.interval, 'points')}"
+        accuracy = f"; accuracy {quantities.with_interval(score.accuracy.difference, 'points')}"
     return (
-        f"On {score.task} it {verdict}: {quantities.with_interval(score.interval, score.unit)}, "
+        f"On {score.task} it {verdict}: {quantities.with_interval(score.difference, score.unit)}, "
         f"{quantities.score(score.adapted_score, score.unit)} against "
         f"{quantities.score(score.base_score, score.unit)}, "
         f"{quantities.size(score.num_examples)}{accuracy}."

@@ -80,7 +80,9 @@ def summarise(
     worst: dict[str, Comparison] = {}
     for row in recommendation.comparisons:
         if (row.relation, row.unit) == ("retention", "points"):
-            worst[row.run] = min(worst.get(row.run, row), row, key=lambda each: each.difference)
+            worst[row.run] = min(
+                worst.get(row.run, row), row, key=lambda each: each.difference.estimate
+            )
     shown = [
         (results.base, results.study.base_label),
         *((models[plan], labels[plan.name]) for plan in planned),

@@ -21,7 +21,8 @@ from rankwise.findings.stats.items import (
     num_clusters,
     whole_item,
 )
-from rankwise.records.recommendation import AccuracyDifference, PairedDifference
+from rankwise.records.base import Record
+from rankwise.records.recommendation import AccuracyDifference
 from rankwise.records.results import ModelResults, TaskItems
 from rankwise.records.study import Interval, RunRecord
 
@@ -142,22 +143,14 @@ class PairedTest(NamedTuple):
     base_score: float
     adapted_score: float
     estimate: Estimate
-    lower: float
-    upper: float
+    difference: Interval
     p_value: float
     counts: Counts | None
     mcnemar_p_value: float | None
     has_differences: bool
     num_clusters: int | None
 
-    @property
-    def interval(self) -> Interval:
-        """The difference with its bounds."""
-        return Interval(estimate=self.estimate.value, lower=self.lower, upper=self.upper)
-
-    def values(
-        self, record: type[PairedDifference], outcomes: PairedTest | None = None
-    ) -> dict[str, Any]:
+    def values(self, record: type[Record], outcomes: PairedTest | None = None) -> dict[str, Any]:
         """The fields of a record that this test fills.
 
         ``outcomes``, if given, has the counts of items and McNemar's test in its place.
@@ -165,7 +158,6 @@ class PairedTest(NamedTuple):
         counts = (outcomes or self).counts
         numbers = {
             **self._asdict(),
-            "difference": self.estimate.value,
             "stderr": self.estimate.stderr,
             "mcnemar_p_value": (outcomes or self).mcnemar_p_value,
             **{f"num_{name}": getattr(counts, name, None) for name in Counts._fields},
@@ -274,7 +266,6 @@ def paired_test(pair: Pair, confidence: float, items: Items | None = None) -> Pa
     """
     items = pair.items if items is None else items
     estimate = mean_over_tasks([items])
-    lower, upper = estimate.interval(confidence)
     outcomes, clusters = pair.answered.outcomes, num_clusters([items])
     counts: Counts | None = None
     mcnemar: float | None = None
@@ -289,8 +280,7 @@ def paired_test(pair: Pair, confidence: float, items: Items | None = None) -> Pa
         base_score=float(pair.base.mean()),
         adapted_score=float(pair.adapted.mean()),
         estimate=estimate,
-        lower=lower,
-        upper=upper,
+        difference=interval_of(estimate, confidence),
         p_value=zero_p_value(estimate),
         counts=counts,
         mcnemar_p_value=mcnemar,
@@ -304,7 +294,7 @@ def accuracy_difference(metric: str, judged: PairedTest, own: PairedTest) -> Acc
     return AccuracyDifference(
         metric=metric,
         **own.values(AccuracyDifference),
-        is_opposite=are_opposite(judged.interval, own.interval),
+        is_opposite=are_opposite(judged.difference, own.difference),
     )
 
 

@@ -597,7 +597,7 @@ def _by_format(numbers: Recommendation) -> tuple[str, ...]:
     return tuple(
         f"Partly format: {effect.run} changes by "
         f"{score(effect.standard_difference, effect.unit)} on {effect.task} and by "
-        f"{amount(effect.difference, effect.unit)} in the training format "
+        f"{amount(effect.difference.estimate, effect.unit)} in the training format "
         f"({effect.scored_as}); the difference is at least "
         f"{score(-effect.by_format.upper, effect.unit)}."
         for effect in numbers.format_effects

@@ -425,5 +425,5 @@ def _row(each: Comparison, scored: TaskEvaluation) -> tuple[str, ...]:
         answered + quantities.count(each.num_examples),
         quantities.score(each.base_score, each.unit),
         quantities.score(each.adapted_score, each.unit),
-        quantities.with_interval(each.interval, each.unit),
+        quantities.with_interval(each.difference, each.unit),
     )

@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import Literal
 
 from rankwise.records.base import Record, VersionedRecord
-from rankwise.records.recommendation import AccuracyDifference, PairedDifference
+from rankwise.records.recommendation import AccuracyDifference
 from rankwise.records.spectra import MatrixSpectrum
-from rankwise.records.study import Provenance, Unit
+from rankwise.records.study import Interval, Provenance, Unit
 
 AuditedKind = Literal["adapter", "checkpoint"]
 
 
-class AuditScore(PairedDifference):
+class AuditScore(Record):
     """Base and adapted model on one task, paired over the same items.
 
     Scores are points (shares times 100) or nats per token, each with the standard error of its
@@ -35,13 +35,10 @@ class AuditScore(PairedDifference):
     base_stderr: float
     adapted_score: float
     adapted_stderr: float
-    difference: float
+    difference: Interval
     """Positive where the adapted model is better."""
     stderr: float
     """Standard error of the difference."""
-    lower: float
-    """Two-sided bounds of the difference."""
-    upper: float
     num_learned: int | None
     """Items that only the adapted model gets right; None unless every item is right or wrong."""
     num_forgotten: int | None

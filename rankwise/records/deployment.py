@@ -6,7 +6,7 @@ from collections.abc import Collection
 from typing import Literal
 
 from rankwise.records.base import Record, VersionedRecord
-from rankwise.records.recommendation import AccuracyDifference, PairedDifference
+from rankwise.records.recommendation import AccuracyDifference
 from rankwise.records.study import Interval, Provenance, Relation, StageRecord, Unit
 
 FormVerdict = Literal["keeps", "loses", "cannot_tell"]
@@ -36,7 +36,7 @@ class DeltaInForm(Record):
     """
 
 
-class FormScore(PairedDifference):
+class FormScore(Record):
     """A form and the reference on one task, paired over the same items.
 
     Scores are points (shares times 100) or nats per token.
@@ -54,13 +54,10 @@ class FormScore(PairedDifference):
     """This many items were scored at most; None: all."""
     reference_score: float
     form_score: float
-    difference: float
+    difference: Interval
     """Positive where the form is better."""
     stderr: float
     """Standard error of the difference."""
-    lower: float
-    """Two-sided bounds of the difference."""
-    upper: float
     gained: tuple[int, ...] | None
     """doc_id of the items that only the form gets right; None unless every item is right or wrong.
     """

@@ -2,31 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from rankwise.records.base import Record, VersionedRecord
 from rankwise.records.judgement import BestBet, Look, Outcome, Prospect
 from rankwise.records.study import Interval, Relation, State, Unit
 
 
-class PairedDifference(Record):
-    """The difference of two models on the same items, positive where the adapted one is better.
-
-    The fields stand in the subclasses, each of which has its own order in JSON.
-    """
-
-    if TYPE_CHECKING:
-        difference: float
-        lower: float
-        upper: float
-
-    @property
-    def interval(self) -> Interval:
-        """The difference with its bounds."""
-        return Interval(estimate=self.difference, lower=self.lower, upper=self.upper)
-
-
-class AccuracyDifference(PairedDifference):
+class AccuracyDifference(Record):
     """The same difference by the task's own metric (``metric``), where p(right) decides; points.
 
     ``is_opposite``: its sign is not that of p(right)'s, and one of the two at least is shown.
@@ -35,22 +16,20 @@ class AccuracyDifference(PairedDifference):
     metric: str
     base_score: float
     adapted_score: float
-    difference: float
-    lower: float
-    upper: float
+    difference: Interval
     is_opposite: bool
 
 
-class Comparison(PairedDifference):
+class Comparison(Record):
     """One run against the base on one task, paired over the same items.
 
     ``difference`` is signed so that positive is better for the adapted model: points for a
-    score, nats per token for a loss. ``lower`` and ``upper`` bound it at the study's confidence,
-    for this comparison alone, and ``p_value`` is theirs: below 1 - confidence where they leave zero
-    out. ``accuracy`` is there where p(right) decides; then the counts and ``mcnemar_p_value`` are
-    of accuracy, and the other p-value of p(right). Counts and ``mcnemar_p_value`` are None unless
-    every item is 0 or 1. Exploratory: nothing is corrected. Of items that come in
-    ``num_clusters`` clusters (None: every item is its own) McNemar's test is not made.
+    score, nats per token for a loss. Its bounds are at the study's confidence, for this comparison
+    alone, and ``p_value`` is theirs: below 1 - confidence where they leave zero out. ``accuracy``
+    is there where p(right) decides; then the counts and ``mcnemar_p_value`` are of accuracy, and
+    the other p-value of p(right). Counts and ``mcnemar_p_value`` are None unless every item is 0
+    or 1. Exploratory: nothing is corrected. Of items that come in ``num_clusters`` clusters (None:
+    every item is its own) McNemar's test is not made.
     """
 
     run: str
@@ -60,10 +39,8 @@ class Comparison(PairedDifference):
     num_examples: int
     base_score: float
     adapted_score: float
-    difference: float
+    difference: Interval
     stderr: float
-    lower: float
-    upper: float
     num_learned: int | None
     num_forgotten: int | None
     num_kept_right: int | None
@@ -74,7 +51,7 @@ class Comparison(PairedDifference):
     accuracy: AccuracyDifference | None = None
 
 
-class FormatEffect(PairedDifference):
+class FormatEffect(Record):
     """One run against the base on one task, asked as the training asked (``scored_as``).
 
     ``difference`` is as in ``Comparison``, with an interval of its own; ``standard_difference``
@@ -93,9 +70,7 @@ class FormatEffect(PairedDifference):
     num_examples: int
     base_score: float
     adapted_score: float
-    difference: float
-    lower: float
-    upper: float
+    difference: Interval
     num_learned: int | None
     num_forgotten: int | None
     standard_difference: float
@@ -232,11 +207,11 @@ class Recommendation(Record):
         for verdict in self.verdicts if row.unit in (self.unit, "points") else ():
             loss = verdict.retention_loss
             if verdict.runs == (row.run,):
-                if row.relation == "in_domain" and verdict.gain.estimate == row.difference:
+                if row.relation == "in_domain" and verdict.gain.estimate == row.difference.estimate:
                     return verdict.gain
                 if loss is not None and self.retention_tasks == (row.task,):
                     return loss.negated()
-        return row.interval
+        return row.difference
 
     @property
     def chosen(self) -> RankVerdict | None:

@@ -155,7 +155,7 @@ def _worst(summary: ModelSummary) -> Cell | None:
     if worst is None:
         return None
     note = f"{worst.task}, {quantities.sample_size(worst)}"
-    return cells.interval(worst.interval, worst.unit, note=note)
+    return cells.interval(worst.difference, worst.unit, note=note)
 
 
 def _detail(base: TaskMean | None, metric: str | None = None) -> str:

@@ -284,7 +284,9 @@ def format_table(
             "difference",
         ),
         Column("Trained format", _from_to, "base → adapted"),
-        Column("Trained format", lambda row: cells.interval(row.interval, row.unit), "difference"),
+        Column(
+            "Trained format", lambda row: cells.interval(row.difference, row.unit), "difference"
+        ),
         Column(
             "By format", lambda row: cells.interval(row.by_format, row.unit), "standard − trained"
         ),

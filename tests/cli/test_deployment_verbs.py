@@ -71,7 +71,7 @@ def test_bfloat16_loses_a_weak_adapter_and_finer_numbers_keep_it(
     assert bf16.delta.relative_error == pytest.approx(1.0)
     assert fp16.delta is not None
     assert fp16.delta.kept_share == pytest.approx(1.0, abs=0.05)
-    assert fp32.scores[0].difference == pytest.approx(0.0, abs=0.01)
+    assert fp32.scores[0].difference.estimate == pytest.approx(0.0, abs=0.01)
     assert fp32.scores[0].lost == ()
     assert record.precision == "float32"
 
@@ -251,8 +251,11 @@ def test_rows_of_one_conversation_are_one_cluster(strong: Planted, tmp_path: Pat
         )
         record = DeploymentCheck.model_validate_json(checked.stdout)
         (score,) = record.forms[0].scores
-        assert (score.num_examples, score.difference) == (40 * (1 + 3 * (name == "copied")), 75.0)
-        widths[name] = score.upper - score.lower
+        assert (score.num_examples, score.difference.estimate) == (
+            40 * (1 + 3 * (name == "copied")),
+            75.0,
+        )
+        widths[name] = score.difference.upper - score.difference.lower
     assert widths["copied"] == pytest.approx(widths["once"], rel=0.15)
 
 

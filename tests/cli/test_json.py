@@ -162,7 +162,7 @@ CASES: dict[str, Case] = {
         (None, True, True),
     ),
     "verdict --metric acc": Case(
-        lambda at: at.samples, lambda a: (a["candidates"][0]["difference"], a["unit"]),
+        lambda at: at.samples, lambda a: (a["candidates"][0]["difference"]["estimate"], a["unit"]),
         (50.0, "points"),
     ),
     "tasks": Case(

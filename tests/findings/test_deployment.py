@@ -136,7 +136,7 @@ def test_flipped_items_are_named() -> None:
     (score,) = judged.scores
     assert (score.gained, score.lost) == ((2,), (1, 4))
     assert (score.reference_score, score.form_score) == (60.0, 40.0)
-    assert score.difference == pytest.approx(-20.0)
+    assert score.difference.estimate == pytest.approx(-20.0)
 
 
 def test_items_that_are_no_answers_have_no_flips() -> None:
@@ -144,7 +144,7 @@ def test_items_that_are_no_answers_have_no_flips() -> None:
         results("x", prose=[1.0, 2.0]), results("y", prose=[1.5, 2.0]), FormWeights(1), RULE
     )
     assert (judged.scores[0].gained, judged.scores[0].lost) == (None, None)
-    assert judged.scores[0].difference == pytest.approx(-0.25)
+    assert judged.scores[0].difference.estimate == pytest.approx(-0.25)
 
 
 def test_fields_are_compared_over_the_items_that_have_them() -> None:

@@ -66,7 +66,7 @@ def test_a_loss_of_format_only_is_counted_and_said() -> None:
     (effect,) = format_effects(OptionGains(results))
     assert (effect.task, effect.scored_as) == ("facts", "facts@letters")
     assert effect.standard_difference == pytest.approx(-20.0)
-    assert effect.difference == 0.0
+    assert effect.difference.estimate == 0.0
     assert effect.by_format is not None
     assert effect.by_format.estimate == pytest.approx(-20.0)
     assert effect.by_format.lower < -20.0 < effect.by_format.upper < 0.0
@@ -79,7 +79,7 @@ def test_a_loss_of_format_only_is_counted_and_said() -> None:
 def test_a_loss_in_both_formats_is_no_matter_of_format() -> None:
     results = planted(num_forgotten=40)
     (effect,) = format_effects(OptionGains(results))
-    assert effect.difference == pytest.approx(-20.0)
+    assert effect.difference.estimate == pytest.approx(-20.0)
     assert effect.num_forgotten == 40
     assert effect.by_format is not None
     assert effect.by_format.lower < 0.0 < effect.by_format.upper

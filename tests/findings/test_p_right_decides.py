@@ -113,9 +113,12 @@ def test_what_needs_right_and_wrong_items_is_made_from_accuracy(folder: StudyFol
         assert row.accuracy is not None
         assert row.accuracy.metric == "acc"
         assert not row.accuracy.is_opposite
-        same = ("base_score", "adapted_score", "difference", "lower", "upper")
+        same = ("base_score", "adapted_score", "difference")
         assert all(getattr(row.accuracy, name) == getattr(known, name) for name in same)
-        assert abs(row.difference) < abs(known.difference) or known.difference == 0.0
+        assert (
+            abs(row.difference.estimate) < abs(known.difference.estimate)
+            or not known.difference.estimate
+        )
     findings, earlier = study_findings(results, now), study_findings(planted, before)
     assert findings.transfer == earlier.transfer
     agreement = [part.agreement for part in findings.mechanisms]
@@ -180,14 +183,14 @@ def test_opposite_signs_are_named(folder: StudyFolder) -> None:
     (part,) = recommendation.by_train_task
     row = next(row for row in part.comparisons if row.task == "kinship")
     assert row.accuracy is not None
-    assert row.lower > 0.0 > row.accuracy.upper
+    assert row.difference.lower > 0.0 > row.accuracy.difference.upper
     assert row.accuracy.is_opposite
     others = [row.accuracy for row in part.comparisons if row.task != "kinship"]
     assert not any(accuracy.is_opposite for accuracy in others if accuracy is not None)
     found = failure_signatures(OptionGains(results.of("kinship")), part)
     (signature,) = (each for each in found if each.name == "metrics_disagree")
     assert (signature.label, signature.task) == ("rank 4", "kinship")
-    assert signature.estimate == pytest.approx(row.difference)
+    assert signature.estimate == pytest.approx(row.difference.estimate)
     assert "−8.0 points" in signature.statement
     assert "evaluation.metric.kinship=acc" in signature.advice
     page = write_report(

@@ -491,10 +491,10 @@ def test_compare_has_every_run_and_task_with_signs() -> None:
     assert len(rows) == 4 * 5
     prose = next(c for c in rows if c.relation == "held_out_text" and "r064" in c.run)
     assert prose.unit == "nats"
-    assert prose.difference == pytest.approx(-0.1)  # more loss than the base is worse
-    assert prose.lower < prose.difference < prose.upper
+    assert prose.difference.estimate == pytest.approx(-0.1)  # more loss than the base is worse
+    assert prose.difference.lower < prose.difference.estimate < prose.difference.upper
     kept = next(c for c in rows if c.task == "capitals" and "full" in c.run)
-    assert kept.difference == pytest.approx(-10.0)
+    assert kept.difference.estimate == pytest.approx(-10.0)
 
 
 def test_several_tasks_count_by_their_macro_mean() -> None:

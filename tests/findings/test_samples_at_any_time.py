@@ -37,7 +37,8 @@ def test_verdicts_at_any_time(tmp_path: Path, sentence: Sentences) -> None:
     assert (once.anytime, ever.anytime) == (False, True)
     assert [row.verdict for row in ever.candidates] == ["better", "cannot_tell"]
     for now, always in zip(once.candidates, ever.candidates, strict=True):
-        assert always.upper - always.lower > 1.2 * (now.upper - now.lower)
+        long, short = (each.difference.upper - each.difference.lower for each in (always, now))
+        assert long > 1.2 * short
         assert always.p_value is None
     scored(tmp_path / "b.jsonl", [20.0, 3.0], "bleu")
     scored(tmp_path / "c.jsonl", [21.0, 4.0], "bleu")
@@ -58,8 +59,8 @@ def test_items_count_in_the_order_in_which_they_came(tmp_path: Path) -> None:
     came = np.random.default_rng(1).permutation(1200)
     verdict, warnings = compared(tmp_path, base[came].tolist(), other[came].tolist(), came.tolist())
     interval = anytime_interval(100.0 * (other - base)[came], 100.0, 0.95)
-    assert (verdict.lower, verdict.upper) == pytest.approx(interval)
-    assert verdict.lower < verdict.difference < verdict.upper
+    assert (verdict.difference.lower, verdict.difference.upper) == pytest.approx(interval)
+    assert verdict.difference.lower < verdict.difference.estimate < verdict.difference.upper
     assert warnings == ()
 
 
@@ -69,9 +70,12 @@ def test_nothing_is_shown_where_the_order_decides(tmp_path: Path, sentence: Sent
     ids = range(1200)
     verdict, (warning,) = compared(tmp_path, base.tolist(), other.tolist(), ids)
     assert anytime_interval(100.0 * (other - base), 100.0, 0.95)[0] > 0.0
-    assert verdict.difference == pytest.approx(100.0 * float((other - base).mean()))
-    assert verdict.difference < 0.0
-    assert (verdict.lower, verdict.verdict) == (verdict.difference, "cannot_tell")
+    assert verdict.difference.estimate == pytest.approx(100.0 * float((other - base).mean()))
+    assert verdict.difference.estimate < 0.0
+    assert (verdict.difference.lower, verdict.verdict) == (
+        verdict.difference.estimate,
+        "cannot_tell",
+    )
     sentence(warning)
 
 

@@ -169,7 +169,7 @@ def test_a_little_below_the_base_is_not_named() -> None:
     results = planted({4: 0.6, 16: 0.48}, noise=0.05)
     (row,) = [c for c in recommend(results).by_train_task[0].comparisons
               if "r016" in c.run and c.task == "kinship"]  # fmt: skip
-    assert row.difference == pytest.approx(-2.0)
+    assert row.difference.estimate == pytest.approx(-2.0)
     assert found(results, "worse_than_base") == []
 
 
@@ -213,7 +213,7 @@ def test_forgetting_on_prose_is_a_rise_by_more_than_delta() -> None:
     assert signature.unit == "nats"
     slight = planted({4: 0.6}, held_out_loss_nats={4: 2.53}, **settings)
     (row,) = [c for c in recommend(slight).by_train_task[0].comparisons if c.unit == "nats"]
-    assert row.upper < 0  # a rise is shown, but not one that matters
+    assert row.difference.upper < 0  # a rise is shown, but not one that matters
     assert found(slight, "forgetting_on_prose") == []
 
 

@@ -55,7 +55,7 @@ def test_tasks_count_the_same_and_bounds_are_those_of_one_pair() -> None:
     pair = pair_items(results(t=RIGHT), results(t=half), "t")
     for bounds, confidence in ((alone.shown, 0.95), (alone.deciding, 0.995)):
         test = paired_test(pair, confidence)
-        assert (bounds.lower, bounds.upper) == (test.lower, test.upper)
+        assert bounds == test.difference
     assert alone.deciding.lower < alone.shown.lower
     assert alone.shown.upper < alone.deciding.upper
 

@@ -631,7 +631,7 @@ def test_exported_samples_compare_as_the_study_does(exported: ExportedStudy, tas
     assert (verdicts.base, verdict.name) == (exported.base.folder.name, row.run)
     assert verdict.candidate_score == row.adapted_score
     same = (
-        "num_examples", "base_score", "difference", "stderr", "lower", "upper", "num_learned",
+        "num_examples", "base_score", "difference", "stderr", "num_learned",
         "num_forgotten", "num_kept_right", "num_kept_wrong",
     )  # fmt: skip
     assert {name: getattr(verdict, name) for name in same} == {
@@ -642,7 +642,7 @@ def test_exported_samples_compare_as_the_study_does(exported: ExportedStudy, tas
     if row.accuracy is None:
         assert row.mcnemar_p_value in (None, verdict.p_value)
     if task == "small_prose":  # the tiny model answers as many of the others right as before
-        assert verdict.difference != 0.0
+        assert verdict.difference.estimate != 0.0
 
 
 def test_the_study_folders_own_samples_will_do(exported: ExportedStudy) -> None:
@@ -654,7 +654,7 @@ def test_the_study_folders_own_samples_will_do(exported: ExportedStudy) -> None:
     assert raw.warnings == ()
     files = [model.samples_file("colours") for model in (exported.base, exported.lora)]
     ours = compare_samples(files[0], files[1:]).candidates[0]
-    assert raw.candidates[0].difference == ours.difference
+    assert raw.candidates[0].difference.estimate == ours.difference.estimate
     assert raw.candidates[0].p_value == ours.p_value
 
 
@@ -671,7 +671,9 @@ def test_lm_evals_samples_compare_as_ours_do(
         (verdict,), (wanted,) = verdicts.candidates, ours.candidates
         assert verdict.verdict == wanted.verdict
         assert verdict.num_learned == wanted.num_learned
-        assert verdict.difference == pytest.approx(wanted.difference, rel=1e-3, abs=1e-9)
+        assert verdict.difference.estimate == pytest.approx(
+            wanted.difference.estimate, rel=1e-3, abs=1e-9
+        )
         assert verdict.p_value == pytest.approx(wanted.p_value, rel=1e-2)
 
 
@@ -685,5 +687,5 @@ def test_a_perplexity_of_items_is_a_log_likelihood(peer: Written, lora_peer: Wri
         written.results["results"]["last_word"]["perplexity,none"] for written in (peer, lora_peer)
     )
     assert before != after
-    assert (verdict.difference > 0) == (after < before)
+    assert (verdict.difference.estimate > 0) == (after < before)
     assert (verdicts.unit, verdicts.higher_is_better) == ("log-likelihood", True)

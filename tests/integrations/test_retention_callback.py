@@ -97,7 +97,7 @@ def test_the_last_numbers_of_full_fine_tuning_are_those_of_an_audit(
     own = settings_of(tasks_folder, "blues", "hues")
     scores = audit_scores(found, prepared_tasks(found, own), own).scores
     (look,) = watching.looks
-    mean = sum(score.difference for score in scores) / 2
+    mean = sum(score.difference.estimate for score in scores) / 2
     assert look.retention[0].shown.estimate == close(mean)
     assert mean > 5.0
 

@@ -417,9 +417,11 @@ def test_sample_files_name_the_field_and_take_it(tmp_path: Path, sentence: Sente
     row, warnings = only(files, cluster="passage")
     assert warnings == ()
     assert (row.num_examples, row.num_clusters, row.mcnemar_p_value) == (800, 40, None)
-    assert row.difference == pytest.approx(plain.difference)
+    assert row.difference.estimate == pytest.approx(plain.difference.estimate)
     assert (row.num_learned, row.num_forgotten) == (plain.num_learned, plain.num_forgotten)
-    assert row.upper - row.lower > 1.5 * (plain.upper - plain.lower)
+    assert row.difference.upper - row.difference.lower > 1.5 * (
+        plain.difference.upper - plain.difference.lower
+    )
     sentence(row.statement, "second", names=("800", "40"))
     assert row.verdict == "cannot_tell"
     assert "times the items (" in row.statement
@@ -431,10 +433,10 @@ def test_sample_files_name_the_field_and_take_it(tmp_path: Path, sentence: Sente
     clusters = np.repeat(np.arange(40), 20)
     gain = 100.0 * (values[1] - values[0])
     estimate = mean_over_tasks([Items(gain, 100.0, clusters=clusters)])
-    assert (row.lower, row.upper) == pytest.approx(estimate.interval(0.95))
+    assert (row.difference.lower, row.difference.upper) == pytest.approx(estimate.interval(0.95))
     assert row.p_value == pytest.approx(zero_p_value(estimate))
     assert plain.verdict == "better"  # what 800 independent items would say
-    assert (row.verdict == "cannot_tell") == (row.lower < 0.0 < row.upper)
+    assert (row.verdict == "cannot_tell") == (row.difference.lower < 0.0 < row.difference.upper)
 
 
 def lines_of(file: Path) -> list[dict[str, Any]]:

@@ -44,9 +44,9 @@ def test_counts_scores_and_exact_p_values(tmp_path: Path) -> None:
     assert [each.name for each in (a, b, c)] == ["model0", "model1", "model2"]
     assert (a.num_examples, a.base_score, a.candidate_score) == (50, 40.0, 58.0)
     assert (a.num_learned, a.num_forgotten, a.num_kept_right, a.num_kept_wrong) == (12, 3, 17, 18)
-    assert a.difference == pytest.approx(18.0)
-    assert b.difference == pytest.approx(-2.0)
-    assert c.difference == pytest.approx(-34.0)
+    assert a.difference.estimate == pytest.approx(18.0)
+    assert b.difference.estimate == pytest.approx(-2.0)
+    assert c.difference.estimate == pytest.approx(-34.0)
     for row, (learned, forgotten) in zip((a, b, c), ((12, 3), (8, 9), (2, 19)), strict=True):
         exact = stats.binomtest(learned, learned + forgotten).pvalue
         assert row.mcnemar_p_value == pytest.approx(exact, rel=1e-12)
@@ -59,14 +59,14 @@ def test_counts_scores_and_exact_p_values(tmp_path: Path) -> None:
     assert a.holm_p_value == pytest.approx(2 * a.p_value)
     # below 0.05 by itself and above it among three, so not worth a verdict
     assert a.p_value < 0.05 < a.holm_p_value
-    assert a.lower < 0.0 < a.upper
+    assert a.difference.sign() == 0
     levels = [row.interval_confidence for row in (a, b, c)]
     assert levels == pytest.approx([1 - 0.05 / 2, 1 - 0.05 / 2, 1 - 0.05 / 3])
     assert [row.verdict for row in (a, b, c)] == ["cannot_tell", "cannot_tell", "worse"]
     alone = planted(tmp_path, (12, 3, 17, 18)).candidates[0]
     assert (alone.verdict, alone.holm_p_value) == ("better", alone.p_value)
     assert alone.mcnemar_p_value == pytest.approx(0.03515625)
-    assert alone.lower > 0.0
+    assert alone.difference.sign() == 1
 
 
 def test_the_interval_is_that_of_the_study_comparisons(tmp_path: Path) -> None:
@@ -74,11 +74,11 @@ def test_the_interval_is_that_of_the_study_comparisons(tmp_path: Path) -> None:
     row = planted(tmp_path, (12, 3, 17, 18)).candidates[0]
     difference = 100.0 * (np.array(candidate) - np.array(base))
     estimate = crossed_difference(difference, item_size=100.0)
-    assert (row.lower, row.upper) == pytest.approx(estimate.interval(0.95))
+    assert (row.difference.lower, row.difference.upper) == pytest.approx(estimate.interval(0.95))
     assert row.stderr == pytest.approx(estimate.stderr)
     files = [tmp_path / "base.jsonl", tmp_path / "model0.jsonl"]
     wide = compare_samples(files[0], files[1:], confidence=0.99).candidates[0]
-    assert (wide.lower, wide.upper) == pytest.approx(estimate.interval(0.99))
+    assert (wide.difference.lower, wide.difference.upper) == pytest.approx(estimate.interval(0.99))
     assert wide.verdict == "cannot_tell"
 
 
@@ -93,7 +93,9 @@ def test_more_items_are_said_to_decide_as_often_as_they_do(
     # the mean of four times the items lies around that of now, less what is there already
     stderr, reach = row.stderr / 2.0, norm.ppf(1.0 - 0.025 / 2.0) * row.stderr / 2.0
     spread = np.sqrt(row.stderr**2 - stderr**2)
-    shown = norm.sf(reach, row.difference, spread) + norm.cdf(-reach, row.difference, spread)
+    shown = norm.sf(reach, row.difference.estimate, spread) + norm.cdf(
+        -reach, row.difference.estimate, spread
+    )
     assert four.probability == pytest.approx(shown)
     assert four.probability < 0.5 <= ten.probability
     sentence(row.statement, names=("10", "3,000"))
@@ -119,7 +121,13 @@ def test_a_verdict_and_its_interval_never_contradict_each_other(tmp_path: Path, 
         values = np.clip(base + rng.normal(0.015 * place, 0.05, 100), 0.0, 1.0)
         files.append(scored(tmp_path / f"{place}.jsonl", values.tolist(), "f1"))
     for row in compare_samples(files[0], files[1:]).candidates:
-        sign = "better" if row.lower > 0 else "worse" if row.upper < 0 else "cannot_tell"
+        sign = (
+            "better"
+            if row.difference.lower > 0
+            else "worse"
+            if row.difference.upper < 0
+            else "cannot_tell"
+        )
         assert row.verdict == sign
         assert row.holm_p_value is not None
         assert (row.holm_p_value <= 0.05) == (sign != "cannot_tell")
@@ -150,13 +158,13 @@ def test_values_that_are_not_right_or_wrong_get_no_counts(tmp_path: Path) -> Non
     assert row.p_value == pytest.approx(zero_p_value(estimate))
     assert row.p_value > stats.ttest_rel(better, base).pvalue
     assert row.base_score == pytest.approx(base.mean())
-    assert row.difference == pytest.approx((better - base).mean())
+    assert row.difference.estimate == pytest.approx((better - base).mean())
     interval = stats.ttest_1samp(better - base, 0.0).confidence_interval(0.95)
     # never narrower than Student's, which is what it is but for skewness
-    assert row.lower <= interval.low + 1e-9
-    assert row.upper >= interval.high - 1e-9
+    assert row.difference.lower <= interval.low + 1e-9
+    assert row.difference.upper >= interval.high - 1e-9
     assert row.verdict == "better"
-    assert f"+{row.difference:.4g} bleu" in row.statement
+    assert f"+{row.difference.estimate:.4g} bleu" in row.statement
     assert "nats" not in row.statement
 
 
@@ -168,7 +176,7 @@ def test_shares_are_points_and_get_no_counts(tmp_path: Path) -> None:
     verdicts = compare_samples(files[0], files[1:])
     row = verdicts.candidates[0]
     assert (verdicts.unit, row.mcnemar_p_value, row.num_kept_right) == ("points", None, None)
-    assert (row.base_score, row.difference) == (43.75, 25.0)
+    assert (row.base_score, row.difference.estimate) == (43.75, 25.0)
 
 
 def test_true_and_false_are_numbers(tmp_path: Path) -> None:
@@ -190,7 +198,7 @@ def test_less_of_an_error_rate_is_better(tmp_path: Path) -> None:
     ]
     verdicts = compare_samples(files[0], files[1:])
     assert (verdicts.higher_is_better, verdicts.warnings) == (False, ())
-    assert verdicts.candidates[0].difference == pytest.approx(31.25)
+    assert verdicts.candidates[0].difference.estimate == pytest.approx(31.25)
 
 
 def with_results(folder: Path, name: str, values: Sequence[float], higher: Any) -> Path:
@@ -206,7 +214,7 @@ def test_the_results_file_beside_says_which_is_better(tmp_path: Path) -> None:
     other = with_results(tmp_path, "2026-02", [0.0, 0.0, 0.25], None)
     verdicts = compare_samples(base, [other])
     assert verdicts.higher_is_better is False
-    assert verdicts.candidates[0].difference > 0
+    assert verdicts.candidates[0].difference.estimate > 0
     assert verdicts.warnings == ()
     assert (verdicts.base, verdicts.candidates[0].name) == ("2026-01", "2026-02")
 
@@ -261,7 +269,7 @@ def test_a_loss_of_prose_counts_every_token_the_same(tmp_path: Path, sentence: S
     row = verdicts.candidates[0]
     assert row.base_score == pytest.approx((20 + 60 + 280) / 100)
     assert row.candidate_score == pytest.approx((15 + 40 + 315) / 100)
-    assert row.difference == pytest.approx(row.base_score - row.candidate_score)
+    assert row.difference.estimate == pytest.approx(row.base_score - row.candidate_score)
     others = prose(tmp_path / "b.jsonl", [1.5, 2.0, 4.5], [11, 20, 60])
     with pytest.raises(RecordError) as caught:
         compare_samples(base, [others])
@@ -459,7 +467,7 @@ def test_options_are_compared_by_p_right_with_accuracy_beside_it(
     assert (plain.metric, known.accuracy) == ("acc", None)
     assert row.mcnemar_p_value == known.mcnemar_p_value is not None
     assert row.accuracy is not None
-    same = ("base_score", "difference", "lower", "upper")
+    same = ("base_score", "difference")
     assert all(getattr(row.accuracy, name) == getattr(known, name) for name in same)
     assert row.accuracy.adapted_score == known.candidate_score
     assert row.accuracy.is_opposite

@@ -163,13 +163,16 @@ def test_csv_numbers_equal_the_records(
     assert len(rows) == len(recommendation.comparisons)
     for row, record in zip(rows, recommendation.comparisons, strict=True):
         assert (row["run"], row["task"]) == (record.run, record.task)
-        for name in ("base_score", "adapted_score", "difference", "stderr", "lower", "upper"):
+        for name in ("base_score", "adapted_score", "stderr"):
             assert float(row[name]) == getattr(record, name)
+        for end in ("", "_lower", "_upper"):
+            bound = getattr(record.difference, end.removeprefix("_") or "estimate")
+            assert float(row[f"difference{end}"]) == bound
     runs = {row["run"]: row for row in read_csv(folder / "report" / "runs.csv")}
     assert set(runs) == {"base", *(model.name for model in results.runs)}
     for record in recommendation.comparisons:
         if record.relation == "in_domain":
-            assert float(runs[record.run]["gain"]) == record.difference
+            assert float(runs[record.run]["gain"]) == record.difference.estimate
     scores = read_csv(folder / "report" / "scores.csv")
     values = {(row["model"], row["task"], row["metric"]): float(row["value"]) for row in scores}
     for model in (results.base, *results.runs):
@@ -392,14 +395,16 @@ def test_macro_means_count_every_task_the_same() -> None:
         ]
         change = summary.retention_change
         assert change is not None
-        assert change.estimate == pytest.approx(sum(row.difference for row in rows) / len(rows))
+        assert change.estimate == pytest.approx(
+            sum(row.difference.estimate for row in rows) / len(rows)
+        )
         # ranks have the bounds of their verdicts: 1 - 0.04 / 4 for three of them
         quantile = 1.96 if summary.kind == "full" else 2.326
         half = sum(row.stderr**2 for row in rows) ** 0.5 / len(rows) * quantile
         reach = min(change.upper - change.estimate, change.estimate - change.lower)
         # a verdict's quantile is that of 4,096 draws, of which the standard error is 2.5 %
         assert reach == pytest.approx(half, rel=0.02 if summary.kind == "full" else 0.075)
-        assert summary.worst_retention is min(rows, key=lambda row: row.difference)
+        assert summary.worst_retention is min(rows, key=lambda row: row.difference.estimate)
 
 
 def test_what_a_rank_gains_and_keeps_has_one_interval() -> None:
@@ -429,7 +434,7 @@ def test_what_a_rank_gains_and_keeps_has_one_interval() -> None:
                 assert (each.lower, each.upper) == (wanted.lower, wanted.upper)
         # another task has an interval of its own
         (other,) = (r for r in part.comparisons if (r.run, r.task) == (run, "syllogism"))
-        assert rows["syllogism"] == other.interval
+        assert rows["syllogism"] == other.difference
 
 
 def test_the_table_has_the_intervals_of_the_findings() -> None:

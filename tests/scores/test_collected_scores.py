@@ -45,7 +45,7 @@ def test_each_run_gains_and_keeps_what_its_study_recorded(name: str) -> None:
         for task, change in run.tasks.items():
             if (named, task) in found:
                 # its error is another: the study knew which items share a text
-                difference = found[named, task].difference
+                difference = found[named, task].difference.estimate
                 assert difference == pytest.approx(change.estimate, abs=ROUNDED)
 
 

@@ -86,7 +86,7 @@ OF_A_RANK = ("label", "rank", "gain", "retention_loss", "worst_retention_task",
              "worst_retention_loss", "shortfall", "better_than_base", "keeps_enough",
              "near_the_best", "qualifies", "worse_than", "ruled_out_by")  # fmt: skip
 OF_A_TASK = ("task", "relation", "unit", "num_examples", "base_score", "adapted_score",
-             "difference", "stderr", "lower", "upper", "num_learned", "num_forgotten", "p_value",
+             "difference", "stderr", "num_learned", "num_forgotten", "p_value",
              "mcnemar_p_value", "num_clusters")  # fmt: skip
 
 

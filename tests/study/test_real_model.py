@@ -43,7 +43,7 @@ def test_the_default_study_shows_learning_and_could_show_forgetting(tmp_path: Pa
     lora = [c for c in in_domain if "-lora-" in c.run]
     assert len(lora) == 3
     assert len(in_domain) == 4
-    better = [c for c in lora if c.difference > 0 and (c.mcnemar_p_value or 1.0) < 0.01]
+    better = [c for c in lora if c.difference.estimate > 0 and (c.mcnemar_p_value or 1.0) < 0.01]
     assert better
     assert max(c.adapted_score for c in in_domain) <= 0.98 * 100
     for task in results.study.tasks["kinship"]["retention"]:
@@ -78,6 +78,6 @@ evaluation:
         c for c in outcome.recommendation.by_train_task[0].comparisons if c.relation == "in_domain"
     ]
     assert comparison.num_examples == 100
-    assert comparison.difference > 10
+    assert comparison.difference.estimate > 10
     assert comparison.mcnemar_p_value is not None
     assert comparison.mcnemar_p_value < 0.01

@@ -141,7 +141,7 @@ def test_estimates_are_near_what_the_whole_study_finds(
     (mine,), (theirs,) = (each.recommendation.by_train_task for each in (part, whole))
     for own, true in zip(mine.comparisons, theirs.comparisons, strict=True):
         assert (own.run, own.task) == (true.run, true.task)
-        assert own.lower <= true.difference <= own.upper
+        assert own.difference.lower <= true.difference.estimate <= own.difference.upper
     told = [reason for reason in mine.reasons if "is estimated from rank 4" in reason]
     assert len(told) == len(TASKS)
     assert "160 items, 2 runs answered 100" in told[0]

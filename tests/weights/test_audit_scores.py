@@ -49,25 +49,29 @@ def test_an_adapter_and_its_merged_checkpoint_have_the_same_scores(
         for target in (tmp_path / "a", folder)
     )
     for mine, its in zip(own.scores, full.scores, strict=True):
-        rounded = {"accuracy": None} | {
+        one, other = (
+            {**score.model_dump(), **score.difference.model_dump(), "difference": 0, "accuracy": 0}
+            for score in (mine, its)
+        )
+        rounded = {
             name: pytest.approx(value, rel=1e-4, abs=1e-6)
-            for name, value in its.model_dump().items()
+            for name, value in other.items()
             if isinstance(value, float)
         }
-        assert mine.model_dump() | {"accuracy": None} == its.model_dump() | rounded
+        assert one == other | rounded
         assert mine.accuracy == its.accuracy
     assert own.precision == "float32"
     colours, sums = own.scores
     assert (colours.task, colours.num_examples, sums.num_examples) == ("colours", 26, 8)
-    assert colours.difference == pytest.approx(colours.adapted_score - colours.base_score)
+    assert colours.difference.estimate == pytest.approx(colours.adapted_score - colours.base_score)
     assert colours.base_score != colours.adapted_score
-    assert colours.lower < colours.difference < colours.upper
+    assert colours.difference.lower < colours.difference.estimate < colours.difference.upper
     assert colours.base_stderr > 0
     assert colours.num_learned is not None
     assert colours.num_forgotten is not None
     net = 100 * (colours.num_learned - colours.num_forgotten) / 26
     assert colours.accuracy is not None
-    assert net == pytest.approx(colours.accuracy.difference)
+    assert net == pytest.approx(colours.accuracy.difference.estimate)
     assert sums.accuracy is None
     said = [text for text in own.statements if text.startswith("On colours it ")]
     assert "; accuracy " in said[0]
@@ -125,7 +129,7 @@ def test_a_zero_adapter_scores_as_its_base(
 ) -> None:
     adapter(tiny_model_folder, tmp_path / "a", std=0.0)
     record = scored(tiny_model_folder, tmp_path / "a", tmp_path / "out", tasks_folder)
-    assert [each.difference for each in record.scores] == [0.0, 0.0]
+    assert [each.difference.estimate for each in record.scores] == [0.0, 0.0]
 
 
 def test_an_adapter_that_was_not_applied_is_no_result(

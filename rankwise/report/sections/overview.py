@@ -209,7 +209,8 @@ def _panel(study: _Overview, relation: Relation, unit: Unit) -> tuple[BarPanel, 
     num_runs = len({row.run for row in rows})
     worst: dict[str, float] = {}
     for row in rows:
-        worst[row.task] = min(row.difference, worst.get(row.task, row.difference))
+        change = row.difference.estimate
+        worst[row.task] = min(change, worst.get(row.task, change))
     most = min(MOST_TASKS, max(MOST_BARS // max(num_runs, 1), 2))
     kept = sorted(worst, key=lambda task: worst[task])[:most]
     is_prose = relation == "held_out_text"
@@ -220,7 +221,7 @@ def _panel(study: _Overview, relation: Relation, unit: Unit) -> tuple[BarPanel, 
             f"{short[row.task]}\n{quantities.sample_size(row)}",
             summary.label,
             summary.kind,
-            row.interval.negated() if is_prose else study.recommendation.interval_of(row),
+            row.difference.negated() if is_prose else study.recommendation.interval_of(row),
             "" if is_prose else row.task,
         )
         for task in worst
