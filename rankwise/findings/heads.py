@@ -21,7 +21,6 @@ from rankwise.records.heads import (
     HeadChanges,
     HeadMap,
     HeadMode,
-    Screen,
     ShareOf,
     TaskHeadEffects,
 )
@@ -130,14 +129,6 @@ def ablation(mode: HeadMode) -> str:
 def is_selected(effects: TaskHeadEffects) -> bool:
     """Whether a screen skipped heads, so that those scored were chosen by their effects."""
     return effects.screen is not None and len(effects.answers) < effects.num_candidates
-
-
-def screen_correlation(screen: Screen) -> Interval | None:
-    """Spearman's ρ of the expected and the exact effects over the heads that were scored."""
-    rho, lower, upper = screen.rank_correlation, screen.lower, screen.upper
-    if rho is None or lower is None or upper is None:
-        return None
-    return Interval(estimate=rho, lower=lower, upper=upper)
 
 
 def _by_head(values: HeadMap) -> list[float]:

@@ -13,11 +13,14 @@ from rankwise.findings.rows import Row, flat
 from rankwise.records import quantities
 from rankwise.records.base import Record
 from rankwise.records.results import StudyResults
-from rankwise.records.search import Shown, TrainTaskSearch, ValidationMean
-from rankwise.records.study import Unit
+from rankwise.records.search import Shown, TrainTaskSearch
+from rankwise.records.study import Interval, Unit
 
-NOISE_STDERRS = 3.0
-"""The largest of a few equal ranks is about so many standard errors above the smallest."""
+NOISE_REACHES = 1.5
+"""The largest of a few equal ranks is about three standard errors above the smallest.
+
+A bound of a gain is two from its estimate.
+"""
 
 
 SAME_RATE = 0.02
@@ -29,7 +32,7 @@ class RatePoint(Record):
 
     rank: int
     learning_rate: float
-    gain: ValidationMean
+    gain: Interval
 
 
 class TrainTaskRates(Record):
@@ -66,7 +69,7 @@ def _rates(search: TrainTaskSearch) -> TrainTaskRates | None:
     if not shown:
         return None
     share = min(each.share for each in shown)
-    by_rank: dict[int, dict[float, ValidationMean]] = {}
+    by_rank: dict[int, dict[float, Interval]] = {}
     for each in shown:
         if each.share == share and each.rank is not None and each.gain is not None:
             by_rank.setdefault(each.rank, {})[each.learning_rate] = each.gain
@@ -92,7 +95,7 @@ def _rates(search: TrainTaskSearch) -> TrainTaskRates | None:
     )
 
 
-def _common(by_rank: Mapping[int, Mapping[float, ValidationMean]]) -> list[RatePoint]:
+def _common(by_rank: Mapping[int, Mapping[float, Interval]]) -> list[RatePoint]:
     """Every rank at the rate whose mean over the ranks is the largest."""
     candidates: list[tuple[float, list[RatePoint]]] = []
     for rate in sorted(next(iter(by_rank.values()))):
@@ -137,7 +140,8 @@ def _statement(
         f"{after} ranks differ by up to {quantities.amount(_range(common), unit)} where all are "
         f"trained at {rate}, and by up to {own_range} where each has its own rate."
     )
-    noise = NOISE_STDERRS * statistics.median(point.gain.stderr for point in common)
+    reaches = (point.gain.upper - point.gain.estimate for point in common)
+    noise = NOISE_REACHES * statistics.median(reaches)
     if max(_range(common), _range(own)) <= noise:
         return f"{both} Both are too small to detect with so few items."
     if _range(common) <= _range(own):

@@ -7,7 +7,7 @@ from typing import Literal, get_args
 
 from rankwise.records.base import Record
 from rankwise.records.grouping import grouped
-from rankwise.records.study import Relation, StageRecord, Unit
+from rankwise.records.study import Interval, Relation, StageRecord, Unit
 
 HeadMode = Literal["ablate", "ablate-mean"]
 """A head outputs zeros, or its mean over the task's tokens."""
@@ -25,21 +25,15 @@ HeadMap = tuple[tuple[float, ...], ...]
 """A value for each head: layer by layer, head by head."""
 
 
-class HeadEstimate(Record):
-    """Mean effect of an ablation over items; positive is better."""
+class HeadEstimate(Interval):
+    """Mean effect of an ablation over items; positive is better.
 
-    estimate: float
+    The bounds hold for all candidates at once (Bonferroni).
+    """
+
     stderr: float
-    lower: float
-    """With ``upper``, holds for all candidates at once (Bonferroni)."""
-    upper: float
     p_value: float
     """Corrected for all candidates (Holm)."""
-
-    @property
-    def is_shown(self) -> bool:
-        """Whether the bounds exclude zero."""
-        return self.lower > 0.0 or self.upper < 0.0
 
 
 class HeadEffect(Record):
@@ -68,11 +62,9 @@ class Screen(Record):
     """A first-order screen: one backward pass orders the heads, and the first ones are scored."""
 
     heads: tuple[ScreenedHead, ...]
-    rank_correlation: float | None
+    rank_correlation: Interval | None
     """Spearman's, of predicted and exact effects over the scored heads only; None where undefined.
     """
-    lower: float | None
-    upper: float | None
 
 
 class TaskHeadEffects(StageRecord, has_texts=False):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from rankwise.records.base import Record, VersionedRecord
-from rankwise.records.study import Unit
+from rankwise.records.study import Interval, Unit
 
 
 class SearchSetting(Record):
@@ -14,16 +14,12 @@ class SearchSetting(Record):
     """None for full fine-tuning."""
 
 
-class ValidationMean(Record):
-    """A difference from the base on validation items: the mean over tasks, and its error."""
-
-    estimate: float
-    stderr: float
-    """The error from the items alone."""
-
-
 class Shown(Record):
-    """What a training showed on the validation items when it had come so far."""
+    """What a training showed on the validation items when it had come so far.
+
+    Both differences are means over tasks. Their bounds are two standard errors away, by the items
+    alone.
+    """
 
     run: str
     """Name of the run or checkpoint."""
@@ -36,9 +32,9 @@ class Shown(Record):
     """Share of its optimizer steps; 1 at the end."""
     num_tokens: int
     """Trained until here."""
-    gain: ValidationMean | None
+    gain: Interval | None
     """Adapted - base in-domain, positive better; None: the training diverged."""
-    retention_loss: ValidationMean | None
+    retention_loss: Interval | None
     """Base - adapted in points, positive worse; None without retention tasks, or diverged."""
 
 

@@ -14,7 +14,6 @@ from rankwise.findings.rows import column_names
 from rankwise.findings.shares import Share
 from rankwise.records import quantities
 from rankwise.records.axes import Kind
-from rankwise.records.heads import HeadEstimate
 from rankwise.records.recommendation import Recommendation
 from rankwise.records.study import Interval, Unit
 from rankwise.report.parts import EMPTY, Cell
@@ -23,10 +22,6 @@ T = TypeVar("T")
 
 MOST_OPTIONS = 8
 """More options than this are too many for one chart; then one is drawn for each rank."""
-
-
-Bounded = Interval | HeadEstimate
-"""An estimate with its bounds."""
 
 
 def interval(value: Interval | None, unit: Unit, *, signed: bool = True, note: str = "") -> Cell:
@@ -45,19 +40,19 @@ def sized(value: TaskMean | None, *, signed: bool = True) -> Cell:
     return mean(value, signed=signed, note="" if value is None else quantities.sample_size(value))
 
 
-def written(value: Bounded | None, write: Callable[[float], str]) -> Cell:
+def written(value: Interval | None, write: Callable[[float], str]) -> Cell:
     """An estimate with its bounds, each written so; EMPTY for None."""
     if value is None:
         return EMPTY
     return Cell(write(value.estimate), f"{write(value.lower)} to {write(value.upper)}")
 
 
-def formatted(value: Bounded | None, spec: str) -> Cell:
+def formatted(value: Interval | None, spec: str) -> Cell:
     """The same by Python's format."""
     return written(value, lambda number: quantities.formatted(number, spec))
 
 
-def digits(value: Bounded | None) -> Cell:
+def digits(value: Interval | None) -> Cell:
     """The same in three significant digits."""
     return formatted(value, ".3g")
 

@@ -24,9 +24,8 @@ from rankwise.records.search import (
     SearchSetting,
     Shown,
     TrainTaskSearch,
-    ValidationMean,
 )
-from rankwise.records.study import PlannedRun, Relation, StudyRecord, Unit
+from rankwise.records.study import Interval, PlannedRun, Relation, StudyRecord, Unit
 from rankwise.study.planning.chosen import Candidates
 from rankwise.study.planning.plan import StudyPlan
 from rankwise.study.reading import left_of, read_model
@@ -236,10 +235,9 @@ def policy_name(study: StudyRecord) -> str:
     return "grid" if config.is_searched else "none"
 
 
-def _mean(tasks: Sequence[Floats]) -> ValidationMean:
-    """Mean over the tasks' means, each counting the same, with the error by items."""
+def _mean(tasks: Sequence[Floats]) -> Interval:
+    """Mean over the tasks' means, each counting the same, and two standard errors by items."""
     variances = [float(values.var(ddof=1)) / len(values) for values in tasks]
-    return ValidationMean(
-        estimate=float(np.mean([values.mean() for values in tasks])),
-        stderr=float(np.sqrt(np.sum(variances))) / len(tasks),
-    )
+    mean = float(np.mean([values.mean() for values in tasks]))
+    reach = 2.0 * (float(np.sqrt(np.sum(variances))) / len(tasks))
+    return Interval(estimate=mean, lower=mean - reach, upper=mean + reach)

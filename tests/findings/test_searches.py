@@ -8,8 +8,8 @@ from rankwise.records.search import (
     SearchSetting,
     Shown,
     TrainTaskSearch,
-    ValidationMean,
 )
+from rankwise.records.study import Interval
 from tests.support.sentences import Sentences
 
 
@@ -22,7 +22,7 @@ def shown(rank: int, rate: float, gain: float, share: float = 0.25) -> Shown:
         seed=0,
         share=share,
         num_tokens=100,
-        gain=ValidationMean(estimate=gain, stderr=1.0),
+        gain=Interval(estimate=gain, lower=gain - 2.0, upper=gain + 2.0),
         retention_loss=None,
     )
 

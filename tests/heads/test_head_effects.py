@@ -31,10 +31,10 @@ def test_a_planted_effect_is_found_and_its_control_is_not() -> None:
     adapted, base = effects_of({7: -0.5, 20: 0.4}, 0), effects_of({20: 0.4}, 1)
     found = head_effects(HEADS, adapted, base, item_size=0.0, confidence=0.95, num_candidates=40)
     assert [(each.layer, each.head) for each in found] == HEADS
-    assert {n for n, each in enumerate(found) if each.effect.is_shown} == {7, 20}
-    assert {n for n, each in enumerate(found) if each.control.is_shown} == {20}
+    assert {n for n, each in enumerate(found) if each.effect.sign() != 0} == {7, 20}
+    assert {n for n, each in enumerate(found) if each.control.sign() != 0} == {20}
     beyond = [each.beyond_control for each in found]
-    assert {n for n, each in enumerate(beyond) if each.is_shown} == {7}
+    assert {n for n, each in enumerate(beyond) if each.sign() != 0} == {7}
     assert found[7].effect.estimate == pytest.approx(-0.5, abs=0.15)
     assert found[7].effect.stderr == pytest.approx(0.3 / math.sqrt(60), rel=0.3)
 
@@ -42,7 +42,7 @@ def test_a_planted_effect_is_found_and_its_control_is_not() -> None:
 def test_noise_in_many_heads_is_rarely_shown() -> None:
     """Of forty heads without an effect, in one study of twenty at most one head is shown."""
     wrong = sum(
-        any(each.is_shown for each in corrected(effects_of({}, seed), 40)) for seed in range(100)
+        any(each.sign() != 0 for each in corrected(effects_of({}, seed), 40)) for seed in range(100)
     )
     assert wrong <= 12  # 5 expected
 
@@ -53,8 +53,8 @@ def test_heads_that_the_same_items_have_chosen_are_corrected_over_all() -> None:
     for seed in range(100):
         effects = effects_of({}, seed)
         largest = effects[[np.abs(effects.mean(axis=1)).argmax()]]
-        alone += corrected(largest, 1)[0].is_shown
-        among += corrected(largest, 40)[0].is_shown
+        alone += corrected(largest, 1)[0].sign() != 0
+        among += corrected(largest, 40)[0].sign() != 0
     assert alone >= 60
     assert among <= 12
 

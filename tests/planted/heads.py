@@ -22,6 +22,7 @@ from rankwise.records.heads import (
     TaskHeadEffects,
 )
 from rankwise.records.results import ModelResults, StudyResults
+from rankwise.records.study import Interval
 
 LAYERS, HEADS = 5, 8
 
@@ -101,7 +102,7 @@ def effects(
         ScreenedHead(layer=layer, head=head, expected_nats=-sizes[n], is_scored=n in scored)
         for n, (layer, head) in enumerate(places)
     )
-    screen = Screen(heads=screened, rank_correlation=0.9, lower=0.8, upper=0.95)
+    screen = Screen(heads=screened, rank_correlation=Interval(estimate=0.9, lower=0.8, upper=0.95))
     return TaskHeadEffects(
         model=name,
         fingerprint="f",

@@ -12,8 +12,8 @@ from rankwise.records.search import (
     SearchSetting,
     Shown,
     TrainTaskSearch,
-    ValidationMean,
 )
+from rankwise.records.study import Interval
 from rankwise.report.sections.search import search_section
 from tests.planted.results import planted_study
 from tests.support.tables import csv_rows
@@ -28,8 +28,8 @@ def shown(rank: int, rate: float, share: float, gain: float | None) -> Shown:
         seed=0,
         share=share,
         num_tokens=1000,
-        gain=None if gain is None else ValidationMean(estimate=gain, stderr=0.5),
-        retention_loss=None if gain is None else ValidationMean(estimate=1.0, stderr=0.5),
+        gain=None if gain is None else Interval(estimate=gain, lower=gain - 1.0, upper=gain + 1.0),
+        retention_loss=None if gain is None else Interval(estimate=1.0, lower=0.0, upper=2.0),
     )
 
 

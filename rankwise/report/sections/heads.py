@@ -12,7 +12,6 @@ from rankwise.findings.heads import (
     TrainTaskHeads,
     ablation,
     is_selected,
-    screen_correlation,
 )
 from rankwise.findings.options import first_of_options
 from rankwise.records import quantities
@@ -145,7 +144,8 @@ def effect_table(effects: TaskHeadEffects) -> Table:
     """The heads of one run that do most on one task; in the terminal too."""
     scores = {(head.layer, head.head): head.effect for head in effects.scores}
     shown, on_metric = (
-        sum(head.effect.is_shown for head in heads) for heads in (effects.answers, effects.scores)
+        sum(head.effect.sign() != 0 for head in heads)
+        for heads in (effects.answers, effects.scores)
     )
     done, confidence = MODE_NAMES[effects.mode], quantities.percent(effects.confidence)
     bounds = f"Bounds hold for all heads at once at {confidence}."
@@ -164,7 +164,7 @@ def effect_table(effects: TaskHeadEffects) -> Table:
         "On the base: the same ablation.",
     ]
     if effects.screen is not None:
-        rho = screen_correlation(effects.screen)
+        rho = effects.screen.rank_correlation
         words = "" if rho is None else quantities.correlation(rho)
         exact = words and f": rank correlation with the exact effects {words} over those scored"
         caption.append(f"Screened by gradient{exact}.")

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from rankwise.findings.tuning import TrainTaskRates
 from rankwise.records import quantities
 from rankwise.records.results import StudyResults
-from rankwise.records.search import TrainTaskSearch, ValidationMean
+from rankwise.records.search import TrainTaskSearch
 from rankwise.records.study import Interval, Unit
 from rankwise.report import cells
 from rankwise.report.charts.ranks import RankMark, RankPanel, in_unit, rank_chart
@@ -20,9 +20,6 @@ POLICIES = {
     "stop": "every rank, each stopped while it keeps enough",
     "none": "as the study file lists them",
 }
-
-_STDERRS = 2.0
-"""Half the length of a bar, in standard errors."""
 
 OWN = "own rate"
 
@@ -66,7 +63,7 @@ def search_section(results: StudyResults, rates: Sequence[TrainTaskRates]) -> Re
 def _figure(found: TrainTaskRates) -> Figure:
     one = f"all at {quantities.learning_rate(found.common[0].learning_rate)}"
     marks = [
-        RankMark(point.rank, _interval(point.gain), series)
+        RankMark(point.rank, point.gain, series)
         for series, points in ((OWN, found.own), (one, found.common))
         for point in points
     ]
@@ -81,13 +78,6 @@ def _figure(found: TrainTaskRates) -> Figure:
         rank_chart([panel], [OWN, one], "learning rate"),
         f"after {quantities.percent(found.share)} of the steps, one seed, "
         f"{quantities.count(found.num_items)} items; bars are two standard errors",
-    )
-
-
-def _interval(mean: ValidationMean) -> Interval:
-    reach = _STDERRS * mean.stderr
-    return Interval(
-        estimate=mean.estimate, lower=mean.estimate - reach, upper=mean.estimate + reach
     )
 
 
@@ -112,8 +102,8 @@ def _table(search: TrainTaskSearch) -> Table:
     )
 
 
-def _cell(mean: ValidationMean | None, unit: Unit) -> Cell | str:
-    return "diverged" if mean is None else cells.interval(_interval(mean), unit)
+def _cell(mean: Interval | None, unit: Unit) -> Cell | str:
+    return "diverged" if mean is None else cells.interval(mean, unit)
 
 
 def _reasons(search: TrainTaskSearch) -> dict[str, str]:

@@ -20,7 +20,7 @@ from rankwise.heads.scorer import Ablation, HeadScorer
 from rankwise.heads.screen import ScreenedItem, expected_effects
 from rankwise.records.fingerprints import head_effects_fingerprint
 from rankwise.records.heads import HeadEffect, HeadMode, Screen, ScreenedHead, TaskHeadEffects
-from rankwise.records.study import PlannedRun
+from rankwise.records.study import Interval, PlannedRun
 from rankwise.study.context import StudyContext
 from rankwise.study.observer import StageOutline
 from rankwise.study.planning.plan import metric_of
@@ -198,7 +198,7 @@ def _screen(expected: Mapping[Head, float], answers: Sequence[HeadEffect]) -> Sc
     """What the gradient expects of every head, and how that orders the heads that were scored."""
     exact = {Head(each.layer, each.head): each.effect.estimate for each in answers}
     heads = sorted(exact)
-    correlation = rank_correlation([expected[h] for h in heads], [exact[h] for h in heads])
+    rho = rank_correlation([expected[h] for h in heads], [exact[h] for h in heads])
     return Screen(
         heads=tuple(
             ScreenedHead(
@@ -206,7 +206,5 @@ def _screen(expected: Mapping[Head, float], answers: Sequence[HeadEffect]) -> Sc
             )
             for head, value in sorted(expected.items())
         ),
-        rank_correlation=None if correlation is None else correlation.estimate,
-        lower=None if correlation is None else correlation.lower,
-        upper=None if correlation is None else correlation.upper,
+        rank_correlation=None if rho is None else Interval(**rho._asdict()),
     )
