@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from rankwise.findings.options import OptionGains
+from rankwise.findings.options import Decided, OptionGains
 from rankwise.findings.pairs import accuracy_difference, interval_of, trained
 from rankwise.findings.stats.estimates import mean_over_tasks
 from rankwise.records.recommendation import Comparison, FormatEffect
@@ -12,22 +12,25 @@ from rankwise.records.results import ModelResults
 from rankwise.records.study import Interval, Relation
 
 
-def compare(source: OptionGains) -> Iterator[Comparison]:
+def compare(source: OptionGains, decided: Decided | None = None) -> Iterator[Comparison]:
     """Every trained run against the base on every task of the study, in the study's order.
 
-    Exploratory: no p-value is corrected.
+    Exploratory: no p-value is corrected. What is in ``decided`` has its bounds.
     """
     for model, relation, task in _runs_on_tasks(source):
         items = source.results.base.items[task]
         test = own = source.test(model, task)
         if items.accuracy is not None:
             own = source.by_accuracy.test(model, task)
+        values = test.values(Comparison, own)
+        its = (decided or {}).get(((model.name,), (task,)))
+        values["difference"] = test.difference.bounded_by(its)
         yield Comparison(
             run=model.name,
             task=task,
             relation=relation,
             unit=items.unit,
-            **test.values(Comparison, own),
+            **values,
             accuracy=items.accuracy and accuracy_difference(items.accuracy.metric, test, own),
         )
 

@@ -28,7 +28,7 @@ from rankwise.findings.stats.items import Clusters, Floats, Items, Mask, item_si
 from rankwise.records.axes import BesideRank, Kind, beside_rank, run_labels
 from rankwise.records.base import Record
 from rankwise.records.grouping import grouped
-from rankwise.records.recommendation import Recommendation, StudyRecommendation
+from rankwise.records.recommendation import RankVerdict, Recommendation, StudyRecommendation
 from rankwise.records.results import ModelResults, StudyResults, TrainTaskResults
 from rankwise.records.study import Interval, PlannedRun, Relation, Role, RunRecord, Unit
 
@@ -169,6 +169,20 @@ class DecidingTasks(NamedTuple):
         return *self.in_domain, *self.retention
 
 
+Decided = Mapping[tuple[tuple[str, ...], tuple[str, ...]], Interval]
+"""By runs and tasks how much better than the base these runs are there, as a verdict bounds it."""
+
+
+def decided_by(verdicts: Sequence[RankVerdict], tasks: DecidingTasks) -> Decided:
+    """The gains and the changes in retention of verdicts, positive where they are better."""
+    gains = {(verdict.runs, tasks.in_domain): verdict.gain for verdict in verdicts}
+    return gains | {
+        (verdict.runs, tasks.retention): verdict.retention_loss.negated()
+        for verdict in verdicts
+        if verdict.retention_loss is not None
+    }
+
+
 class OverSeeds(NamedTuple):
     """Planned models that differ by seed alone, in the order of their seeds."""
 
@@ -229,15 +243,10 @@ class OptionGains:
         self._pairs: dict[tuple[str, str], Pair] = {}
         self._item_sizes: dict[str, float] = {}
         self._scored: dict[str, Mask | None] = {}
-        # what verdicts bound: how much better these runs are on these tasks
-        self._decided: dict[tuple[tuple[str, ...], tuple[str, ...]], Interval] = {}
+        self._decided: Decided = {}
         if recommendation is not None:
-            in_domain = self.tasks("in_domain", recommendation.unit)
-            kept = recommendation.retention_tasks
-            for verdict in recommendation.verdicts:
-                self._decided[verdict.runs, in_domain] = verdict.gain
-                if verdict.retention_loss is not None:
-                    self._decided[verdict.runs, kept] = verdict.retention_loss.negated()
+            tasks = self.deciding_tasks(recommendation.unit)
+            self._decided = decided_by(recommendation.verdicts, tasks)
 
     @cached_property
     def by_accuracy(self) -> OptionGains:
@@ -245,7 +254,15 @@ class OptionGains:
 
         Both take each other's options and runs.
         """
-        return OptionGains(self.results.by_accuracy, in_accuracy=True)
+        source = OptionGains(self.results.by_accuracy, in_accuracy=True)
+        items = self.results.base.items
+        # a verdict on p(right) bounds nothing of accuracy
+        source._decided = {
+            (runs, tasks): its
+            for (runs, tasks), its in self._decided.items()
+            if all(items[task].accuracy is None for task in tasks)
+        }
+        return source
 
     def in_study_order(self, options: Sequence[Option]) -> tuple[Option, ...]:
         """The same options in the order in which the study plans them."""
@@ -351,9 +368,7 @@ class OptionGains:
         """Adapted - base over tasks of one unit, each counting the same, or each item the same."""
         mean = self.mean([self.gains(runs, task) for task in tasks], tasks, by_items=by_items)
         decided = self._decided.get((tuple(run.name for run in runs), tuple(tasks)))
-        if decided is None or by_items:
-            return mean
-        return mean.model_copy(update={"lower": decided.lower, "upper": decided.upper})
+        return mean if by_items else mean.bounded_by(decided)
 
     def leads(self, runs: Runs, others: Runs, tasks: Sequence[str]) -> list[Floats]:
         """(seeds, items) of each task: some models less others, paired by seed and item.

@@ -352,8 +352,9 @@ def run_card(outcome: StudyOutcome, chosen: ChosenRun) -> str:
         + markdown_text(part.statement),
         "",
         f"The run {markdown_code(planned.name)} of the study {study.config.name}, by rankwise "
-        f"{version}. All changes are against the base, paired item by item, with intervals of "
-        f"{quantities.percent(part.confidence)}, each for itself.",
+        f"{version}. All changes are against the base, paired item by item. Those that the verdict "
+        f"rests on have its bounds; other intervals are of {quantities.percent(part.confidence)}, "
+        "each for itself.",
         "",
         *markdown_table(("setting", "value"), list(_settings(study, planned))),
         "",

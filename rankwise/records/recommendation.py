@@ -24,12 +24,13 @@ class Comparison(Record):
     """One run against the base on one task, paired over the same items.
 
     ``difference`` is signed so that positive is better for the adapted model: points for a
-    score, nats per token for a loss. Its bounds are at the study's confidence, for this comparison
-    alone, and ``p_value`` is theirs: below 1 - confidence where they leave zero out. ``accuracy``
-    is there where p(right) decides; then the counts and ``mcnemar_p_value`` are of accuracy, and
-    the other p-value of p(right). Counts and ``mcnemar_p_value`` are None unless every item is 0
-    or 1. Exploratory: nothing is corrected. Of items that come in ``num_clusters`` clusters (None:
-    every item is its own) McNemar's test is not made.
+    score, nats per token for a loss. Of an option's only run on the only task that decides, it has
+    the bounds of the option's verdict. Others are at the study's confidence, for this comparison
+    alone, and ``p_value`` is always that of such bounds: below 1 - confidence where they leave zero
+    out. ``accuracy`` is there where p(right) decides; then the counts and ``mcnemar_p_value`` are
+    of accuracy, and the other p-value of p(right). Counts and ``mcnemar_p_value`` are None unless
+    every item is 0 or 1. Exploratory: nothing is corrected. Of items that come in ``num_clusters``
+    clusters (None: every item is its own) McNemar's test is not made.
     """
 
     run: str
@@ -198,20 +199,6 @@ class Recommendation(Record):
     """Those that decide."""
     comparisons: tuple[Comparison, ...]
     format_effects: tuple[FormatEffect, ...]
-
-    def interval_of(self, row: Comparison) -> Interval:
-        """A run against the base on a task, by the bounds of the verdict where it says the same.
-
-        That is so of an option's only run on the only task that decides.
-        """
-        for verdict in self.verdicts if row.unit in (self.unit, "points") else ():
-            loss = verdict.retention_loss
-            if verdict.runs == (row.run,):
-                if row.relation == "in_domain" and verdict.gain.estimate == row.difference.estimate:
-                    return verdict.gain
-                if loss is not None and self.retention_tasks == (row.task,):
-                    return loss.negated()
-        return row.difference
 
     @property
     def chosen(self) -> RankVerdict | None:

@@ -669,6 +669,12 @@ class Interval(Record):
         ends = {"estimate": -self.estimate, "lower": -self.upper, "upper": -self.lower}
         return self.model_copy(update=ends)
 
+    def bounded_by(self, other: Interval | None) -> Self:
+        """The estimate with the bounds of another interval of the same number; None: as it is."""
+        if other is None:
+            return self
+        return self.model_copy(update={"lower": other.lower, "upper": other.upper})
+
 
 LARGEST_SCORE = 1e30
 """The largest score of an item: the third moments of a million of them are numbers, and no metric

@@ -219,15 +219,15 @@ def relation_table(
     is_prose = relation == "held_out_text"
 
     def change(row: Comparison) -> Cell:
-        value = recommendation.interval_of(row)
-        return cells.interval(value.negated() if is_prose else value, row.unit)
+        value = row.difference.negated() if is_prose else row.difference
+        return cells.interval(value, row.unit)
 
     def kept(row: Comparison) -> str | None:
         right, wrong = row.num_kept_right, row.num_kept_wrong or 0
         return None if right is None else f"{quantities.count(right)} / {quantities.count(wrong)}"
 
     caption = (
-        "Every run against the base, paired over the same items, "
+        "Every run against the base, paired over the same items, with the bounds of its verdict or "
         f"{cells.intervals(recommendation.confidence)}. Exploratory"
     )
     has_counts = any(row.num_learned is not None for row in rows)

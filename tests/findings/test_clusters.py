@@ -230,7 +230,7 @@ def test_the_test_of_a_clustered_pair_is_that_of_its_interval() -> None:
     assert (test.num_examples, test.num_clusters, unclustered.num_clusters) == (240, 30, None)
     assert test.counts == unclustered.counts
     assert test.p_value == zero_p_value(test.estimate) > unclustered.p_value
-    assert (test.p_value < 0.05) == (test.lower > 0.0 or test.upper < 0.0)
+    assert (test.p_value < 0.05) == (test.difference.sign() != 0)
     single = paired_test(plain._replace(clusters=np.arange(240)), 0.95)
     assert single == unclustered
 

@@ -35,27 +35,23 @@ def outcome() -> StudyOutcome:
 
 
 def intervals(outcome: StudyOutcome) -> Iterator[tuple[str, tuple[str, str], tuple[float, float]]]:
-    """Table, model and task, and the bounds of its change from the base.
-
-    What the verdict is about has the verdict's bounds in every table but that of differences, which
-    are of one comparison by itself; so LoRA's gain is left out.
-    """
+    """Table, model and task, and the bounds of its change from the base."""
     tables = study_tables(*outcome)
     for row in tables["differences"]:
         model = row["run"].rpartition("-")[0]
-        yield "differences", (model, row["task"]), (row["lower"], row["upper"])
+        bounds = row["difference_lower"], row["difference_upper"]
+        yield "differences", (model, row["task"]), bounds
     called = {"rank 4": "r4", "rank 16": "r16", "full fine-tuning": "full"}
     for row in tables["transfer"]:
-        if row["relation"] != "in_domain" or called[row["option"]] == "full":
-            bounds = row["change_lower"], row["change_upper"]
-            yield "transfer", (called[row["option"]], row["test"]), bounds
+        bounds = row["change_lower"], row["change_upper"]
+        yield "transfer", (called[row["option"]], row["test"]), bounds
     for row in tables["retention"]:
         if row["name"] in TASKS:
             bounds = row["change_lower"], row["change_upper"]
             yield "retention", (called[row["label"]], row["name"]), bounds
     for row in tables["runs"]:
         model = row["run"].rpartition("-")[0]
-        if model == "full":
+        if model:  # the base has no gain
             yield "runs", (model, "a"), (row["gain_lower"], row["gain_upper"])
     for row in tables["signatures"]:
         if row["name"] == "negative_transfer":  # a loss

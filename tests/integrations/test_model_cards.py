@@ -10,7 +10,9 @@ from huggingface_hub import ModelCard
 
 from rankwise.errors import ConfigError
 from rankwise.integrations.formats import export_study
+from rankwise.records import quantities
 from rankwise.records.folder import StudyFolder
+from rankwise.study.conclusion import conclude
 from tests.planted.folders import write_study
 from tests.planted.results import planted_study
 
@@ -52,6 +54,9 @@ def test_it_says_how_it_was_trained_and_what_it_changed(folder: StudyFolder) -> 
     # 0.80 after 0.50, planted
     assert "| kinship | in-domain | acc, points | 300 | 50.0 | 80.0 | +30.0 points (" in text
     assert "| capitals | retention | acc, points | 200 | 90.0 | 90.0 | " in text
+    chosen = conclude(folder).recommendation.by_train_task[0].chosen
+    assert chosen is not None
+    assert quantities.with_interval(chosen.gain, "points") in text
 
 
 def test_a_fully_fine_tuned_model_is_no_adapter(folder: StudyFolder) -> None:

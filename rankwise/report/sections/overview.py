@@ -221,7 +221,7 @@ def _panel(study: _Overview, relation: Relation, unit: Unit) -> tuple[BarPanel, 
             f"{short[row.task]}\n{quantities.sample_size(row)}",
             summary.label,
             summary.kind,
-            row.difference.negated() if is_prose else study.recommendation.interval_of(row),
+            row.difference.negated() if is_prose else row.difference,
             "" if is_prose else row.task,
         )
         for task in worst
