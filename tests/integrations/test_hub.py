@@ -25,8 +25,7 @@ from rankwise.integrations.study_files import study_files
 from rankwise.records.files import read_record
 from rankwise.records.folder import StudyFolder
 from rankwise.records.names import WEIGHTS
-from rankwise.records.spectra import SpectraRecord
-from rankwise.records.study import PlannedRun, StageRecord, StudyRecord
+from rankwise.records.study import PlannedRun, RunRecord, StageRecord, StudyRecord
 from tests.support.command_line import rankwise, words
 from tests.support.hub import TOKEN, Hub, Repository, hub
 from tests.support.sentences import Sentences
@@ -292,13 +291,12 @@ def test_what_says_that_it_has_texts_stays_at_home(
     finished: StudyFolder, stand_in: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As a new kind of stage would, whose record nobody knows elsewhere."""
-    names = {each.path.name for each in study_files(finished, finished.read_study())}
-    assert {"spectra.json", "run.json"} <= names
-    monkeypatch.setattr(SpectraRecord, "has_texts", True)
-    assert push(finished, "--run", LORA).exit_code == 0
-    sent = {Path(path).name for path in files_of(stand_in)}
-    assert "run.json" in sent
-    assert "spectra.json" not in sent
+    for has_texts in (False, True):
+        monkeypatch.setattr(RunRecord, "has_texts", has_texts)
+        assert push(finished, "--run", LORA).exit_code == 0
+        sent = {Path(path).name for path in files_of(stand_in)}
+        assert {"study.json", "metrics.jsonl"} <= sent
+        assert ("run.json" in sent) != has_texts
 
 
 @pytest.mark.usefixtures("ends")

@@ -23,8 +23,9 @@ from rankwise.report.parts import (
 )
 from rankwise.report.tables import odds_table, prospect_table
 
-_MOST_ROWS = 7
-"""The most rows of a card: the table of all runs, and ``--json``, have all."""
+_MOST_ROWS, _MOST_IN_TERMINAL = 6, 5
+"""The most rows of a card: the table of all runs, and ``--json``, have all. With five rows a card has
+12 lines in the terminal; that some are left out is a row too."""
 
 
 def card_table(
@@ -36,20 +37,21 @@ def card_table(
 ) -> Table:
     """Every option against the base, or of many the choice and those that gain most.
 
-    The terminal and the page show the same rows, the terminal the scores and the base too, for
-    which a phone has no room (``has_scores``). What only a training knows is left out where nothing
-    was trained here.
+    The terminal shows the scores and the base too (``has_scores``), for which a phone has no room,
+    and fewer rows. What only a training knows is left out where nothing was trained here.
     """
     seconds = {run.name: run.run.train_seconds for run in results.runs if run.run is not None}
     has_base = results.study.has_base
     choice = "use this" if card.is_settled else "best bet"
     unit = recommendation.unit
     all_rows = [row for row in card.rows if has_scores or row.runs]
+    most = _MOST_IN_TERMINAL if has_scores else _MOST_ROWS
+    most -= has_scores and len(all_rows) > most
     rows = sorted(
         all_rows,
         key=lambda row: (row.is_choice, row.gain.estimate if row.gain else math.inf),
         reverse=True,
-    )[: _MOST_ROWS if has_scores else _MOST_ROWS - 1]  # one of them is the base's
+    )[:most]
 
     def time(row: CardRow) -> str | None:
         times = [seconds[run] for run in row.runs if run in seconds]
