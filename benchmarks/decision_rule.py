@@ -263,8 +263,8 @@ def verdict(evidence: StudyEvidence, margins: Margins, about: About, look: int =
 
 
 def level_of_look(num_options: int, look: int) -> float:
-    """One-sided, of the bounds that decide at a look; the first is number 1."""
-    return deciding_level(num_options, alpha_of_look(look, 1.0 - CONFIDENCE))
+    """One-sided, of the bounds that decide at a look; the first, number 1, sees the whole plan."""
+    return deciding_level(num_options, alpha_of_look([1.0] * look, 1.0 - CONFIDENCE))
 
 
 def is_decided(choice: Choice) -> bool:

@@ -167,7 +167,7 @@ def betting_over_looks(
             part = values[:size]
             lower, _ = anytime_interval(part, POINTS, 1.0 - 2.0 * alpha)
             of = crossed_difference(part, item_size=item_size(part, in_points=True))
-            shared, _ = of.interval(1.0 - 2.0 * alpha_of_look(look, alpha))
+            shared, _ = of.interval(1.0 - 2.0 * alpha_of_look([1.0] * look, alpha))
             row.append((of.value - lower) / (of.value - shared))
         ratios.append(row)
     return np.median(ratios, axis=0).tolist()

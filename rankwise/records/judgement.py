@@ -16,6 +16,9 @@ class Look(Record):
 
     number: int
     """1 is the first."""
+    share: float
+    """The share of the planned items that it saw (above 0, at most 1); 1 where nothing was planned,
+    and after the plan."""
     alpha: float
     """The share of wrong recommendations that this look may add (0..1)."""
     metrics: dict[str, str]
