@@ -6,11 +6,8 @@ import itertools
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-import numpy as np
-
 from benchmarks.decision_rule import is_decided, level_of_look, verdict
 from benchmarks.search_policies import (
-    ALPHA,
     COSTS,
     RANKS,
     TRAINING_IN_ITEMS,
@@ -21,11 +18,8 @@ from benchmarks.search_policies import (
 )
 from benchmarks.search_studies import Simulated
 from rankwise.findings.decision import Choice
-from rankwise.findings.looks import alpha_of_look
 from rankwise.findings.odds import ITEM_FACTORS, Growths, chance_of_decision
 from rankwise.findings.stats.blocks import StudyEvidence
-from rankwise.findings.stats.estimates import anytime_interval, crossed_difference
-from rankwise.findings.stats.items import POINTS, Floats, item_size
 from rankwise.findings.stats.truths import truths_of
 from rankwise.records.judgement import Addition, Prospect
 from rankwise.study.growing import Offer, next_growth
@@ -147,33 +141,3 @@ def _offers(
         )  # fmt: skip
         offers.append(Offer(prospect, _cost(then) - _cost(now)))
     return offers
-
-
-def betting_over_looks(
-    num_items: Sequence[int], discordance: float, studies: int, seed: int
-) -> list[float]:
-    """How much wider the betting confidence sequence is than shared looks, at each number of items.
-
-    Median ratio of the reaches below the difference of two equal models' p(right), one seed. Both
-    may be wrong with the same probability over all looks, at one comparison of K + 1.
-    """
-    rng = np.random.default_rng(seed)
-    alpha = ALPHA / (len(RANKS) + 1)
-    ratios: list[list[float]] = []
-    for _ in range(studies):
-        values = _differences(num_items[-1], discordance, rng)
-        row: list[float] = []
-        for look, size in enumerate(num_items, start=1):
-            part = values[:size]
-            lower, _ = anytime_interval(part, POINTS, 1.0 - 2.0 * alpha)
-            of = crossed_difference(part, item_size=item_size(part, in_points=True))
-            shared, _ = of.interval(1.0 - 2.0 * alpha_of_look([1.0] * look, alpha))
-            row.append((of.value - lower) / (of.value - shared))
-        ratios.append(row)
-    return np.median(ratios, axis=0).tolist()
-
-
-def _differences(size: int, discordance: float, rng: np.random.Generator) -> Floats:
-    """(size,) points, as ``search_studies`` draws those of two models that are equally good."""
-    differs = (rng.random(size) < discordance).astype(np.float64)
-    return POINTS / 2.0 * differs * rng.choice(np.array((-1.0, 1.0)), size)
