@@ -229,7 +229,10 @@ def _of_files(
         return cli.OK
     _say_verdict(outcome, output)
     if output is None:
-        cli.say("\nTo keep it, with a report of every item: --output FOLDER")
+        cli.say(
+            "\nThis call counts as one look. --output FOLDER keeps count of looks, and writes a "
+            "report of every item."
+        )
     else:
         cli.say(f"report: {answer['report']}", folded=False)
     return cli.OK
