@@ -53,7 +53,10 @@ def with_look(earlier: Sequence[Look], data: Look, alpha: float) -> tuple[Look, 
         data: this look; its number and its alpha are set here.
         alpha: of all looks together, 0..1.
     """
-    kept = earlier[:-1] if earlier and data.is_of(earlier[-1]) else earlier
-    shares = [look.share for look in (*kept, data)]
-    update = {"number": len(shares), "alpha": alpha_of_look(shares, alpha)}
+    kept, share = earlier, data.share
+    if earlier and data.is_of(earlier[-1]):
+        # what was spent on it stays spent, however much is planned now
+        kept, share = earlier[:-1], max(share, earlier[-1].share)
+    shares = [*(look.share for look in kept), share]
+    update = {"number": len(shares), "share": share, "alpha": alpha_of_look(shares, alpha)}
     return (*kept, data.model_copy(update=update))

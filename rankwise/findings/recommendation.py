@@ -212,7 +212,7 @@ def _look(source: OptionGains, tasks: DecidingTasks, options: Sequence[Option]) 
     results, items = source.results, source.results.base.items
     return Look(
         number=1,
-        share=1.0,
+        share=results.study.share,
         alpha=0.0,
         metrics={task: items[task].metric for task in tasks.all},
         num_items={task: len(items[task].doc_ids) for task in tasks.all},

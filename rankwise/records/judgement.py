@@ -35,9 +35,9 @@ class Look(Record):
     outcome: Outcome
 
     def is_of(self, other: Look) -> bool:
-        """Whether both are of the same data."""
-        update = {"number": other.number, "alpha": other.alpha, "outcome": other.outcome}
-        return self.model_copy(update=update) == other
+        """Whether both are of the same data, whatever was planned."""
+        ours = {"number", "share", "alpha", "outcome"}
+        return self.model_dump(exclude=ours) == other.model_dump(exclude=ours)
 
 
 class TrainTaskLooks(Record):

@@ -55,6 +55,10 @@ RESOLUTION = 100
 _MOST_VALUES = 1 << 22
 """Draws times options, at most: 32 MB."""
 
+_MOST_DRAWS = 1 << 18
+"""Draws, at most: a look at a quarter of a study may spend next to nothing, and with 14 s of draws
+it would not be known better whether it does."""
+
 _SEED = 20260102
 """Fixed, so that the same results always give the same odds."""
 
@@ -79,7 +83,7 @@ def deciding_level(num_options: int, alpha: float, *, has_base: bool = True) -> 
 def num_draws(num_options: int, level: float) -> int:
     """How many draws tell whether a probability is above ``level`` (0.5..1)."""
     wanted = max(FEWEST_DRAWS, math.ceil(BEYOND / (1.0 - level)))
-    return min(wanted, max(_MOST_VALUES // num_options, FEWEST_DRAWS))
+    return min(wanted, _MOST_DRAWS, max(_MOST_VALUES // num_options, FEWEST_DRAWS))
 
 
 def truths_of(
