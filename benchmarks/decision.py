@@ -13,7 +13,7 @@ verdict about these adapters is held against the mean of their runs, one about t
 - ``plausible``: every family on plausible rank curves, from 40 to 3,000 items: how many studies
   are decided, by how many seeds, and is a recommended rank recommended again?
 - ``answers``: truths whole points apart, many items; equal ranks, few items.
-- ``looks``: studies that grow between six looks.
+- ``looks``: studies that are looked at in quarters, and that double twice.
 - ``unequal``: ranks with different numbers of seeds, at the edges; ``second``: how often a second
   seed takes a settled verdict away, where runs are 2.5 points apart.
 - ``texts``: is every sentence of a verdict true, and as often as it says?

@@ -109,7 +109,7 @@ def _study_contradictions(gains: Floats) -> int:
     size = item_size(gains, in_points=True)
     count, margin = len(gains), DIFFERENCE_SD / 5.0
     evidence = StudyEvidence([Items(gains, size)], [Items(-gains, size)], crossed(1, count))
-    level, margins = level_of_look(count, 1), Margins(margin, margin)
+    level, margins = level_of_look(count), Margins(margin, margin)
     truths = truths_of(evidence, "adapters", num_draws(count, level))
     assert truths.losses is not None
     now = odds(truths, margins)

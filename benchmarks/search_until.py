@@ -1,8 +1,7 @@
-"""``until: decided`` on simulated studies: it begins small, and grows by what is worth its cost."""
+"""``until: decided`` on simulated studies: quarters of a plan, then what is worth its cost."""
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -22,7 +21,7 @@ from rankwise.findings.odds import ITEM_FACTORS, Growths, chance_of_decision
 from rankwise.findings.stats.blocks import StudyEvidence
 from rankwise.findings.stats.truths import truths_of
 from rankwise.records.judgement import Addition, Prospect
-from rankwise.study.growing import Offer, next_growth
+from rankwise.study.growing import NUM_LOOKS, Offer, next_growth
 from rankwise.study.searches.policy import Progress, SearchTrial, Terms, TrialResult, evidence
 
 
@@ -56,20 +55,29 @@ def full_grid(study: Simulated, terms: Terms) -> Grown:
 
 
 def until_decided(study: Simulated, terms: Terms, first: Stage = FIRST) -> Grown:
-    """Grow a study until it is decided, or until nothing that can be added is likely to."""
-    stage = first
-    for look in itertools.count(1):
-        of = _evidence(study, stage, terms)
-        choice = verdict(of, margins_of(terms), about(of), look)
+    """Look at quarters of a plan, then grow it, until it is decided or nothing is likely to."""
+    stage, shares = first, list[float]()
+    while True:
+        shares.append(min((len(shares) + 1) / NUM_LOOKS, 1.0))
+        now = stage if shares[-1] == 1.0 else _part(first, shares[-1])
+        of = _evidence(study, now, terms)
+        choice = verdict(of, margins_of(terms), about(of), shares)
         if is_decided(choice):
-            return _grown(of, choice, stage, look, terms)
+            return _grown(of, choice, now, len(shares), terms)
+        if shares[-1] < 1.0:
+            continue
         stages = list(_stages(stage, study))
-        offers = _offers(of, stage, stages, study, terms, level_of_look(len(RANKS), look + 1))
+        level = level_of_look(len(RANKS), [*shares, 1.0])
+        offers = _offers(of, stage, stages, study, terms, level)
         offer, _ = next_growth(offers)
         if offer is None:
-            return _grown(of, choice, stage, look, terms)
+            return _grown(of, choice, stage, len(shares), terms)
         stage = stages[offers.index(offer)][1]
-    raise AssertionError
+
+
+def _part(stage: Stage, share: float) -> Stage:
+    items, retention = (round(share * each) for each in (stage.num_items, stage.num_retention))
+    return stage._replace(num_items=items, num_retention=retention)
 
 
 def _grown(of: StudyEvidence, choice: Choice, stage: Stage, look: int, terms: Terms) -> Grown:
