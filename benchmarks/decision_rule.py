@@ -26,7 +26,7 @@ from rankwise.findings.decision import Choice, Margins, choose, ends, odds
 from rankwise.findings.looks import alpha_of_look
 from rankwise.findings.stats.blocks import StudyEvidence, crossed
 from rankwise.findings.stats.items import Items
-from rankwise.findings.stats.truths import deciding_level, num_draws, truths_of
+from rankwise.findings.stats.truths import deciding_level, num_draws, num_statements, truths_of
 from rankwise.records.config.study import RecommendationConfig
 
 CONFIDENCE = 0.95
@@ -267,7 +267,16 @@ def verdict(
 
 def level_of_look(num_options: int, shares: Sequence[float] = (1.0,)) -> float:
     """One-sided, of the bounds that decide at the last look; without shares, at the whole plan."""
-    return deciding_level(num_options, alpha_of_look(shares, 1.0 - CONFIDENCE))
+    looks = list[_Look]()
+    for share in shares:
+        alpha = alpha_of_look(looks, share, 1.0 - CONFIDENCE, num_statements(num_options))
+        looks.append(_Look(share, alpha))
+    return deciding_level(num_options, looks[-1].alpha)
+
+
+class _Look(NamedTuple):
+    share: float
+    alpha: float
 
 
 def is_decided(choice: Choice) -> bool:

@@ -31,7 +31,7 @@ from rankwise.findings.pairs import run_record, trained
 from rankwise.findings.statements import reasons, statement
 from rankwise.findings.stats.blocks import RunRows, StudyEvidence
 from rankwise.findings.stats.items import Floats, Items
-from rankwise.findings.stats.truths import deciding_level
+from rankwise.findings.stats.truths import deciding_level, num_statements
 from rankwise.records import quantities
 from rankwise.records.axes import SETTING
 from rankwise.records.judgement import BestBet, Look, Outcome, Prospect, StudyLooks, TrainTaskLooks
@@ -102,7 +102,8 @@ def recommend_for(
     margins = _margins(results, tasks)
     look = _look(source, tasks, options)
     alpha = 1.0 - source.confidence
-    looks = with_look(() if earlier is None else earlier.looks, look, alpha)
+    count = num_statements(max(len(options), 1), has_base=margins.has_base)
+    looks = with_look(() if earlier is None else earlier.looks, look, alpha, count)
     judged = _judge(source, tasks, options, margins, looks, alpha) if options else _Conclusions()
     plan = None if judged.chosen is None else judged.chosen.plan
     outcome, enough = judged.outcome, judged.sufficient
@@ -191,7 +192,8 @@ def _judge(
     choice = betting.choice
     prospects: tuple[Prospect, ...] = ()
     if choice.outcome in ("cannot_tell", "no_evidence"):
-        next_alpha = alpha_of_look([*(look.share for look in looks), 1.0], alpha)
+        statements = num_statements(count, has_base=margins.has_base)
+        next_alpha = alpha_of_look(looks, 1.0, alpha, statements)
         later = deciding_level(count, next_alpha, has_base=margins.has_base)
         prospects = tuple(betting.prospects(_sizes(source, tasks, options), later))
     enough = None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -13,17 +15,30 @@ from rankwise.findings.looks import PLANNED, alpha_of_look
 QUARTERS = (0.25, 0.5, 0.75, 1.0)
 
 
-def levels(shares: tuple[float, ...], alpha: float) -> list[float]:
-    """The level of each of these looks."""
-    return [alpha_of_look(shares[: place + 1], alpha) for place in range(len(shares))]
+class Seen(NamedTuple):
+    share: float
+    alpha: float
+
+
+def levels(shares: tuple[float, ...], alpha: float, *statements: int) -> list[float]:
+    """The part of alpha of each of these looks, at which so many statements share it."""
+    looks = list[Seen]()
+    for place, share in enumerate(shares):
+        count = statements[place % len(statements)] if statements else 1
+        looks.append(Seen(share, alpha_of_look(looks, share, alpha, count)))
+    return [look.alpha for look in looks]
 
 
 @settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
-@given(st.lists(st.integers(1, 1000), min_size=1, max_size=12), st.floats(1e-6, 0.5))
+@given(
+    st.lists(st.integers(1, 1000), min_size=1, max_size=12),
+    st.floats(1e-6, 0.5),
+    st.lists(st.integers(1, 40), min_size=1, max_size=3),
+)
 def test_any_sequence_of_looks_spends_no_more_than_alpha(
-    thousandths: list[int], alpha: float
+    thousandths: list[int], alpha: float, statements: list[int]
 ) -> None:
-    spent = levels(tuple(number / 1000 for number in thousandths), alpha)
+    spent = levels(tuple(number / 1000 for number in thousandths), alpha, *statements)
     assert min(spent) >= 0.0
     assert sum(spent) <= alpha * (1.0 + 1e-9)
 
@@ -35,6 +50,14 @@ def test_looks_at_the_plan_spend_four_fifths() -> None:
     assert np.cumsum(quarters)[:3] == pytest.approx([4e-5, 3.68e-3, 1.772e-2], rel=0.02)
     assert sum(quarters) == pytest.approx(0.04)
     assert levels((0.25, 1.0), 0.05) == pytest.approx([quarters[0], 0.04 - quarters[0]])
+
+
+def test_each_of_several_statements_spends_its_own_part() -> None:
+    """As if it alone had a sixth of alpha: more is left to the last look."""
+    six, alone = levels(QUARTERS, 0.05, 6), levels(QUARTERS, 0.05 / 6)
+    assert six == pytest.approx([6 * level for level in alone])
+    assert sum(six) == pytest.approx(0.04)
+    assert six[-1] > 1.3 * levels(QUARTERS, 0.05)[-1]
 
 
 def test_looks_that_see_no_more_of_the_plan_share_the_last_fifth() -> None:

@@ -49,6 +49,10 @@ _LEAST_SPREAD, _MOST_SPREAD = 0.1, 20.0
 _MOST_ENTRIES = 1 << 22
 """Entries of the covariances that are drawn, at most: 32 MB."""
 
+_HIGHEST_LEVEL = 1.0 - 1e-9
+"""An early look may spend less than a float tells from nothing. So many draws as would show
+anything at this level are never made, so nothing is shown at a higher one either."""
+
 RESOLUTION = 100
 """Truths are rounded to this part of a point, as the page keeps them."""
 
@@ -75,9 +79,15 @@ class Truths(NamedTuple):
     worst: Floats | None = None
 
 
+def num_statements(num_options: int, *, has_base: bool = True) -> int:
+    """How many statements about options may be wrong: one of each, and one of the base."""
+    return num_options + has_base
+
+
 def deciding_level(num_options: int, alpha: float, *, has_base: bool = True) -> float:
     """The level that decides, by which ``alpha`` (0..1) of the recommendations may be wrong."""
-    return 1.0 - alpha / (num_options + has_base)
+    level = 1.0 - alpha / num_statements(num_options, has_base=has_base)
+    return min(level, _HIGHEST_LEVEL)
 
 
 def num_draws(num_options: int, level: float) -> int:
