@@ -13,7 +13,7 @@ verdict about these adapters is held against the mean of their runs, one about t
 - ``plausible``: every family on plausible rank curves, from 40 to 3,000 items: how many studies
   are decided, by how many seeds, and is a recommended rank recommended again?
 - ``answers``: truths whole points apart, many items; equal ranks, few items.
-- ``looks``, ``files``: studies and sample files that grow between six looks.
+- ``looks``: studies that are looked at in quarters, and that double twice.
 - ``unequal``: ranks with different numbers of seeds, at the edges; ``second``: how often a second
   seed takes a settled verdict away, where runs are 2.5 points apart.
 - ``texts``: is every sentence of a verdict true, and as often as it says?
@@ -65,7 +65,6 @@ def groups() -> dict[str, Group]:
         "plausible": Group(rule.plausible_families(), rule.simulate_plausible, 0.4),
         "answers": Group(rule.answer_cells(), rule.simulate_answers),
         "looks": Group(rule.look_cells(), rule.simulate_looks, 2.0),
-        "files": Group(samples.files_cells(), samples.simulate_files, 4.0),
         "unequal": Group(seeds.unequal_cells(), seeds.simulate_unequal),
         "second": Group(seeds.second_cells(), seeds.simulate_second),
         "texts": Group(texts.text_cells(), texts.simulate_texts, 0.08),
@@ -160,7 +159,7 @@ def _answers(of: Results) -> dict[str, Any]:
 
 
 def _grown(of: Results) -> dict[str, Any]:
-    rates = [tally.wrong for name in ("looks", "files") for _, tally in of[name]]
+    rates = [tally.wrong for _, tally in of["looks"]]
     return {"worst_error_rate_looks": _worst(rates)}
 
 
@@ -230,7 +229,7 @@ SUMMARIES: tuple[tuple[Callable[[Results], dict[str, Any]], tuple[str, ...]], ..
     (_edges, ("edges",)),
     (_plausible, ("plausible",)),
     (_answers, ("answers",)),
-    (_grown, ("looks", "files")),
+    (_grown, ("looks",)),
     (_unequal, ("unequal",)),
     (_second, ("second",)),
     (_texts, ("texts",)),

@@ -31,6 +31,7 @@ from rankwise.findings.stats.truths import truths_of
 RANKS = {3: (4, 16, 64), 5: (4, 8, 16, 32, 64), 8: (1, 2, 4, 8, 16, 32, 64, 128)}
 FAMILY = Family("rank curves", agreement=0.6)  # two models disagree on 30 % of the items
 MARGINS = Margins(5.0, 3.0, 9.0)
+SECOND = (1.0, 1.0)  # shares of the plan that a look and the second, beyond it, saw
 LARGE = 1000
 """Items of the larger studies, about which the summary speaks."""
 
@@ -173,12 +174,14 @@ def simulate_odds(cell: OddsCell, studies: int, seed: int) -> OddsTally:
         regret.append(_regrets(truth, evidence, bet, ranks.index(16)))
         if is_decided(choice):
             continue
-        level = level_of_look(cell.num_ranks, 2)
+        level = level_of_look(cell.num_ranks, SECOND)
         for factor in ITEM_FACTORS:
             growths = Growths((factor,), (factor,) * NUM_TASKS, 0)
             stated = chance_of_decision(evidence, truths, growths, MARGINS, level)
             then = evidence_of(grown.first(round(factor * cell.num_items), seeds))
-            prospects[factor].append((stated, is_decided(verdict(then, MARGINS, "adapters", 2))))
+            prospects[factor].append(
+                (stated, is_decided(verdict(then, MARGINS, "adapters", SECOND)))
+            )
     return OddsTally(
         Stated(np.concatenate(right), np.concatenate(is_right)),
         cell.curves,

@@ -26,11 +26,12 @@ from rankwise.findings.decision import Choice, Margins, choose, ends, odds
 from rankwise.findings.looks import alpha_of_look
 from rankwise.findings.stats.blocks import StudyEvidence, crossed
 from rankwise.findings.stats.items import Items
-from rankwise.findings.stats.truths import deciding_level, num_draws, truths_of
+from rankwise.findings.stats.truths import deciding_level, num_draws, num_statements, truths_of
 from rankwise.records.config.study import RecommendationConfig
 
 CONFIDENCE = 0.95
-NUM_LOOKS = 6  # at a study, or at sample files, that double from look to look
+LOOKS = (0.25, 0.5, 0.75, 1.0, 2.0, 4.0)
+"""At a study, by the share of the planned items; after the plan it doubles."""
 NUM_RANKS = 5
 BEST_GAIN, BEYOND = 20.0, 1.002  # of a margin
 
@@ -255,16 +256,27 @@ def evidence_of(study: Study) -> StudyEvidence:
     return StudyEvidence(rows(study.gains), rows(study.losses), runs, study.point)
 
 
-def verdict(evidence: StudyEvidence, margins: Margins, about: About, look: int = 1) -> Choice:
-    """The verdict at a look, as the product gives it."""
+def verdict(
+    evidence: StudyEvidence, margins: Margins, about: About, shares: Sequence[float] = (1.0,)
+) -> Choice:
+    """The verdict at the last of some looks, as the product gives it; see ``alpha_of_look``."""
     count = evidence.num_options
-    level = level_of_look(count, look)
+    level = level_of_look(count, shares)
     return choose(odds(truths_of(evidence, about, num_draws(count, level)), margins), level)
 
 
-def level_of_look(num_options: int, look: int) -> float:
-    """One-sided, of the bounds that decide at a look; the first is number 1."""
-    return deciding_level(num_options, alpha_of_look(look, 1.0 - CONFIDENCE))
+def level_of_look(num_options: int, shares: Sequence[float] = (1.0,)) -> float:
+    """One-sided, of the bounds that decide at the last look; without shares, at the whole plan."""
+    looks = list[_Look]()
+    for share in shares:
+        alpha = alpha_of_look(looks, share, 1.0 - CONFIDENCE, num_statements(num_options))
+        looks.append(_Look(share, alpha))
+    return deciding_level(num_options, looks[-1].alpha)
+
+
+class _Look(NamedTuple):
+    share: float
+    alpha: float
 
 
 def is_decided(choice: Choice) -> bool:
@@ -438,7 +450,7 @@ def simulate_answers(cell: AnswerCell, studies: int, seed: int) -> AnswerTally:
 
 
 class LookCell(NamedTuple):
-    """A study as it is at its first look, whose truth is at an edge."""
+    """A study with so many items planned, whose truth is at an edge."""
 
     edge: str
     num_items: int
@@ -456,32 +468,38 @@ class LookTally(NamedTuple):
     decided: Rate
 
     def __str__(self) -> str:
-        return f"wrong at any of {NUM_LOOKS} looks {self.wrong} decided {self.decided}"
+        return f"wrong at any of {len(LOOKS)} looks {self.wrong} decided {self.decided}"
 
 
 def look_cells() -> list[LookCell]:
     """Edges of plain studies."""
     verdicts: tuple[tuple[About, int], ...] = (("adapters", 1), ("rank", 3))
     return [
-        LookCell(edge, 100, *of)
+        LookCell(edge, 400, *of)
         for edge in ("gains of zero", "one rank is best", "losses")
         for of in verdicts
     ]
 
 
+def shares_of_looks() -> list[list[float]]:
+    """The shares that each look and those before it saw."""
+    shares = [min(share, 1.0) for share in LOOKS]
+    return [shares[: place + 1] for place in range(len(shares))]
+
+
 def simulate_looks(cell: LookCell, studies: int, seed: int) -> LookTally:
-    """Every study is looked at, doubled, and looked at again, whatever it said."""
+    """Every study is looked at in quarters, doubled, and looked at again, whatever it said."""
     rng, margins = generator(cell, seed), margins_of(PLAIN)
     family = PLAIN if cell.about == "rank" else PLAIN._replace(run_sd=(0.0, 0.0))
     truth = dict(_edges(PLAIN))[cell.edge]
     able = right_answers(truth, margins)
-    sizes = [cell.num_items * 2**look for look in range(NUM_LOOKS)]
+    sizes = [round(share * cell.num_items) for share in LOOKS]
     wrong = decided = 0
     for _ in range(studies):
         study = draw_study(family, truth, sizes[-1], cell.num_seeds, rng)
         choices = [
-            verdict(evidence_of(study.first(size, cell.num_seeds)), margins, cell.about, look + 1)
-            for look, size in enumerate(sizes)
+            verdict(evidence_of(study.first(size, cell.num_seeds)), margins, cell.about, shares)
+            for size, shares in zip(sizes, shares_of_looks(), strict=True)
         ]
         wrong += any(is_wrong(choice, able) for choice in choices)
         decided += any(map(is_decided, choices))

@@ -1,4 +1,4 @@
-"""Two sample files: does the verdict hold, does it agree with what is printed beside it?"""
+"""Sample files: does the verdict agree with what is printed beside it?"""
 
 from __future__ import annotations
 
@@ -9,62 +9,18 @@ import numpy as np
 from scipy import stats
 from statsmodels.stats.contingency_tables import mcnemar
 
-from benchmarks.decision_rule import CONFIDENCE, NUM_LOOKS, level_of_look
+from benchmarks.decision_rule import CONFIDENCE, level_of_look
 from benchmarks.decision_studies import Rate, generator
 from rankwise.findings.decision import Margins, ends, odds, shortfall, states
 from rankwise.findings.pairs import Pair, paired_test
 from rankwise.findings.stats.blocks import StudyEvidence, crossed
 from rankwise.findings.stats.estimates import (
-    anytime_interval,
-    crossed_difference,
     holm,
     holm_levels,
     mcnemar_exact,
 )
 from rankwise.findings.stats.items import POINTS, Floats, Items, item_size
 from rankwise.findings.stats.truths import num_draws, truths_of
-
-
-class FilesCell(NamedTuple):
-    """Two equally good models, compared again each time their files have doubled."""
-
-    num_items: int
-    discordance: float
-
-    def __str__(self) -> str:
-        return f"looks, sample files            n={self.num_items:<5} d={self.discordance:.2f}"
-
-
-class FilesTally(NamedTuple):
-    """Called better or worse at any look: with ``--anytime``, and without."""
-
-    wrong: Rate
-    wrong_of_one_look: Rate
-
-    def __str__(self) -> str:
-        return f"wrong at any of {NUM_LOOKS} looks {self.wrong} one-look {self.wrong_of_one_look}"
-
-
-def files_cells() -> list[FilesCell]:
-    """By the items at the first look."""
-    return [FilesCell(size, share) for size in (100, 300) for share in (0.05, 0.20)]
-
-
-def simulate_files(cell: FilesCell, studies: int, seed: int) -> FilesTally:
-    """The values of 0/1 items, as two files would have them."""
-    rng = generator(cell, seed)
-    sizes = [cell.num_items * 2**look for look in range(NUM_LOOKS)]
-    wrong = wrong_of_one_look = 0
-    for _ in range(studies):
-        differs = rng.random(sizes[-1]) < cell.discordance
-        gain = POINTS * differs * rng.choice((-1.0, 1.0), sizes[-1])
-        ends = [anytime_interval(gain[:size], POINTS, CONFIDENCE) for size in sizes]
-        wrong += any(map(_excludes_zero, ends))
-        wrong_of_one_look += any(
-            _excludes_zero(crossed_difference(gain[:size], item_size=POINTS).interval(CONFIDENCE))
-            for size in sizes
-        )
-    return FilesTally(Rate(wrong, studies), Rate(wrong_of_one_look, studies))
 
 
 def _excludes_zero(ends: tuple[float, float]) -> bool:
@@ -153,7 +109,7 @@ def _study_contradictions(gains: Floats) -> int:
     size = item_size(gains, in_points=True)
     count, margin = len(gains), DIFFERENCE_SD / 5.0
     evidence = StudyEvidence([Items(gains, size)], [Items(-gains, size)], crossed(1, count))
-    level, margins = level_of_look(count, 1), Margins(margin, margin)
+    level, margins = level_of_look(count), Margins(margin, margin)
     truths = truths_of(evidence, "adapters", num_draws(count, level))
     assert truths.losses is not None
     now = odds(truths, margins)

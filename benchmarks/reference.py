@@ -208,7 +208,7 @@ def _misses(
 ) -> Iterator[tuple[tuple[str, str, float], float]]:
     gain, loss = truth.gain, truth.losses.mean(axis=0)
     pairs = tuple(np.nonzero(~np.eye(len(gain), dtype=bool)))
-    deciding = rule.level_of_look(len(gain), 1)
+    deciding = rule.level_of_look(len(gain))
     drawn = truths_of(evidence, about, num_draws(len(gain), deciding))
     assert drawn.losses is not None
     for level in (SINGLE, deciding):
@@ -314,7 +314,7 @@ def simulate_curves(cell: CurveCell, studies: int, seed: int) -> CurveTally:
 
 
 def simulate_looks(cell: rule.LookCell, studies: int, seed: int) -> rule.LookTally:
-    """Every study is looked at, doubled, and looked at again, whatever it said."""
+    """Every study is looked at in quarters, doubled, and looked at again, whatever it said."""
     rng, margins = generator(cell, seed), rule.margins_of(rule.PLAIN)
     at = At(cell.about, cell.num_seeds, cell.num_items, SHARE)
     family = rule.PLAIN._replace(run_sd=(0.0, 0.0)) if cell.about == "adapters" else rule.PLAIN
@@ -322,7 +322,7 @@ def simulate_looks(cell: rule.LookCell, studies: int, seed: int) -> rule.LookTal
         e.truth for e in rule.edge_cells() if (e.family, e.edge) == (rule.PLAIN, cell.edge)
     )
     able = right_answers(truth, margins)
-    sizes = [cell.num_items * 2**look for look in range(rule.NUM_LOOKS)]
+    sizes = [round(share * cell.num_items) for share in rule.LOOKS]
     wrong = decided = 0
     for _ in range(studies):
         study = draw_study(family, truth, sizes[-1], cell.num_seeds, rng, at.alike)
@@ -331,9 +331,9 @@ def simulate_looks(cell: rule.LookCell, studies: int, seed: int) -> rule.LookTal
                 in_part(study.first(size, cell.num_seeds), family, at, rng),
                 margins,
                 cell.about,
-                look + 1,
+                shares,
             )
-            for look, size in enumerate(sizes)
+            for size, shares in zip(sizes, rule.shares_of_looks(), strict=True)
         ]
         wrong += any(rule.is_wrong(choice, able) for choice in choices)
         decided += any(map(rule.is_decided, choices))

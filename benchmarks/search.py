@@ -17,10 +17,10 @@ delta = epsilon = 4 points, and 500 right or wrong ones, with 5 points.
 
 Groups: ``curves`` (plausible truths, among them fits to published curves; large ranks learn alike,
 start slower, or peak early, in turn), ``stress`` (truths 2 % beyond a margin), ``tuned`` (learning
-rates are searched too), ``until`` (one seed first, up to 4,000 items), ``real`` (per-run results of
-others; skipped without the file) and ``betting`` (widths). A line for each cell goes to stderr; the
-last line of stdout is one JSON object. Of error rates the worst cell counts, by its exact upper
-95 % bound, of agreement and cost the mean over the cells of ``curves``.
+rates are searched too), ``until`` (one seed first, up to 4,000 items) and ``real`` (per-run
+results of others; skipped without the file). A line for each cell goes to stderr; the last line of
+stdout is one JSON object. Of error rates the worst cell counts, by its exact upper 95 % bound, of
+agreement and cost the mean over the cells of ``curves``.
 """
 
 from __future__ import annotations
@@ -36,11 +36,9 @@ from typing import Any, NamedTuple
 from benchmarks import search_cells as cells
 from benchmarks import search_curves as curves
 from benchmarks.search_cells import Cell, Tallies
-from benchmarks.search_until import betting_over_looks
 
 CURVES = Path(__file__).resolve().parents[2] / "shared/data/curves/lora-rank-scaling-glue.csv"
 TINY_STUDIES, TINY_DRAWS = 1, 1
-BETTING_ITEMS = (1000, 2000, 4000)
 
 
 class Group(NamedTuple):
@@ -171,7 +169,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Searches against the grid, simulated.")
     parser.add_argument("--studies", type=int, default=120, help="of each cell of curves")
     parser.add_argument("--draws", type=int, default=10, help="of seeds, for each real curve")
-    parser.add_argument("--only", choices=[*GROUPS, "real", "betting"], help="one group")
+    parser.add_argument("--only", choices=[*GROUPS, "real"], help="one group")
     parser.add_argument("--curves", type=Path, default=CURVES, help="lora-rank-scaling-glue.csv")
     parser.add_argument("--tiny", action="store_true", help="a few studies, for tests")
     parser.add_argument("--seed", type=int, default=0)
@@ -191,9 +189,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.only in (None, "real"):
         draws = TINY_DRAWS if options.tiny else options.draws
         summary |= real_curves(options.curves, draws, options.seed)
-    if options.only in (None, "betting"):
-        widths = betting_over_looks(BETTING_ITEMS, 0.3, studies, options.seed)
-        summary["betting_reach_over_looks"] = [round(width, 3) for width in widths]
     summary |= {"studies_per_cell": studies, "seconds": round(time.monotonic() - started)}
     print(json.dumps(summary))
 

@@ -1,16 +1,12 @@
-"""``until: decided`` on simulated studies: it begins small, and grows by what is worth its cost."""
+"""``until: decided`` on simulated studies: quarters of a plan, then what is worth its cost."""
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-import numpy as np
-
 from benchmarks.decision_rule import is_decided, level_of_look, verdict
 from benchmarks.search_policies import (
-    ALPHA,
     COSTS,
     RANKS,
     TRAINING_IN_ITEMS,
@@ -21,14 +17,11 @@ from benchmarks.search_policies import (
 )
 from benchmarks.search_studies import Simulated
 from rankwise.findings.decision import Choice
-from rankwise.findings.looks import alpha_of_look
 from rankwise.findings.odds import ITEM_FACTORS, Growths, chance_of_decision
 from rankwise.findings.stats.blocks import StudyEvidence
-from rankwise.findings.stats.estimates import anytime_interval, crossed_difference
-from rankwise.findings.stats.items import POINTS, Floats, item_size
 from rankwise.findings.stats.truths import truths_of
 from rankwise.records.judgement import Addition, Prospect
-from rankwise.study.growing import Offer, next_growth
+from rankwise.study.growing import NUM_LOOKS, Offer, next_growth
 from rankwise.study.searches.policy import Progress, SearchTrial, Terms, TrialResult, evidence
 
 
@@ -62,20 +55,29 @@ def full_grid(study: Simulated, terms: Terms) -> Grown:
 
 
 def until_decided(study: Simulated, terms: Terms, first: Stage = FIRST) -> Grown:
-    """Grow a study until it is decided, or until nothing that can be added is likely to."""
-    stage = first
-    for look in itertools.count(1):
-        of = _evidence(study, stage, terms)
-        choice = verdict(of, margins_of(terms), about(of), look)
+    """Look at quarters of a plan, then grow it, until it is decided or nothing is likely to."""
+    stage, shares = first, list[float]()
+    while True:
+        shares.append(min((len(shares) + 1) / NUM_LOOKS, 1.0))
+        now = stage if shares[-1] == 1.0 else _part(first, shares[-1])
+        of = _evidence(study, now, terms)
+        choice = verdict(of, margins_of(terms), about(of), shares)
         if is_decided(choice):
-            return _grown(of, choice, stage, look, terms)
+            return _grown(of, choice, now, len(shares), terms)
+        if shares[-1] < 1.0:
+            continue
         stages = list(_stages(stage, study))
-        offers = _offers(of, stage, stages, study, terms, level_of_look(len(RANKS), look + 1))
+        level = level_of_look(len(RANKS), [*shares, 1.0])
+        offers = _offers(of, stage, stages, study, terms, level)
         offer, _ = next_growth(offers)
         if offer is None:
-            return _grown(of, choice, stage, look, terms)
+            return _grown(of, choice, stage, len(shares), terms)
         stage = stages[offers.index(offer)][1]
-    raise AssertionError
+
+
+def _part(stage: Stage, share: float) -> Stage:
+    items, retention = (round(share * each) for each in (stage.num_items, stage.num_retention))
+    return stage._replace(num_items=items, num_retention=retention)
 
 
 def _grown(of: StudyEvidence, choice: Choice, stage: Stage, look: int, terms: Terms) -> Grown:
@@ -147,33 +149,3 @@ def _offers(
         )  # fmt: skip
         offers.append(Offer(prospect, _cost(then) - _cost(now)))
     return offers
-
-
-def betting_over_looks(
-    num_items: Sequence[int], discordance: float, studies: int, seed: int
-) -> list[float]:
-    """How much wider the betting confidence sequence is than shared looks, at each number of items.
-
-    Median ratio of the reaches below the difference of two equal models' p(right), one seed. Both
-    may be wrong with the same probability over all looks, at one comparison of K + 1.
-    """
-    rng = np.random.default_rng(seed)
-    alpha = ALPHA / (len(RANKS) + 1)
-    ratios: list[list[float]] = []
-    for _ in range(studies):
-        values = _differences(num_items[-1], discordance, rng)
-        row: list[float] = []
-        for look, size in enumerate(num_items, start=1):
-            part = values[:size]
-            lower, _ = anytime_interval(part, POINTS, 1.0 - 2.0 * alpha)
-            of = crossed_difference(part, item_size=item_size(part, in_points=True))
-            shared, _ = of.interval(1.0 - 2.0 * alpha_of_look(look, alpha))
-            row.append((of.value - lower) / (of.value - shared))
-        ratios.append(row)
-    return np.median(ratios, axis=0).tolist()
-
-
-def _differences(size: int, discordance: float, rng: np.random.Generator) -> Floats:
-    """(size,) points, as ``search_studies`` draws those of two models that are equally good."""
-    differs = (rng.random(size) < discordance).astype(np.float64)
-    return POINTS / 2.0 * differs * rng.choice(np.array((-1.0, 1.0)), size)

@@ -1,11 +1,12 @@
 """A whole study, with rankwise and with the script that it replaces: what does it save?
 
-    python -m benchmarks.study [--precision auto] [--repeats 1] [--items 100] [--rows 48] [--tiny]
+    python -m benchmarks.study [--precision auto] [--repeats 1] [--items 100] [--rows 48]
+        [--looks 4] [--tiny]
 
 The study: LoRA ranks 8, 16, 32, 64 and 128 on q/k/v/o and full fine-tuning, trained on Overruling;
 base and all six scored on it, on MMLU by letter with 5 examples, and on ARC-Easy by the options'
 own text; the spectra of every adapted matrix. Sizes are in the default study's proportion: 1,000
-items of all tasks to 160 rows, which are read twice. Ours is one call of ``run_study``
+items of all tasks to 160 rows, which are read twice. Ours is one call of ``run_to_verdict``
 (``study_ours``). The peer is a straight script (``study_peer``): peft and transformers' Trainer for
 one run after another, lm-eval's ``simple_evaluate`` with HFLM for one model after another,
 torch.linalg.svd.
@@ -27,6 +28,14 @@ of its cores (``ratios_of_core_seconds``) say more. Threads of both sides sleep 
 (``OMP_WAIT_POLICY=passive``, as the command ``rankwise`` sets it), unless it is set otherwise.
 ``ratio_to_verdict_narrow`` is the peer's whole time over that of the same study with
 ``search.policy=narrow`` and as many validation items; null with ``--no-narrow``.
+
+With ``--looks 4`` our side does the study once more with ``search.until=decided``: it answers the
+items in quarters and stops at the first look that settles the verdict, and adds nothing after the
+plan. ``ratio_to_verdict_looks`` is the peer's whole time over that; ``ratio_of_fewer_items``, our
+whole time over that, is what of it is due to fewer items and to no faster work.
+``items_share_looks`` is the share of the study's answers that were given, and ``same_choice_looks``
+says whether outcome and rank are those of the one look at all items, in every repeat. All four are
+null without it.
 
 With ``--seeds 3 --reference 0.2`` our LoRA runs besides one answer a fifth of the items, and the
 peer's answer all; answers are compared where ours are there. With ``--peer-seeds 1`` the peer
@@ -54,6 +63,7 @@ from typing import Any
 from benchmarks.study_setting import (
     FLOAT32,
     GRID,
+    LOOKS,
     NARROW,
     PARTS,
     ROOT,
@@ -67,6 +77,7 @@ from benchmarks.study_setting import (
     tiny_setting,
     write_setting,
 )
+from rankwise.study.growing import NUM_LOOKS
 
 
 class Side:
@@ -143,6 +154,15 @@ def measure_narrow(folder: Path, setting: Setting) -> None:
         _run_whole(folder, NARROW)
         seconds = read_json(folder / f"{NARROW}-seconds.json")
         _say(f"{folder.name}, narrow: ours {whole_seconds(seconds):.1f} s")
+
+
+def measure_looks(folder: Path, setting: Setting) -> None:
+    """Our side once more, until a look settles it, in the folder of a repeat."""
+    if not _is_finished(folder, LOOKS):
+        keep_json(folder / f"{LOOKS}.yaml", setting.until_decided())
+        _run_whole(folder, LOOKS)
+        seconds = read_json(folder / f"{LOOKS}-seconds.json")
+        _say(f"{folder.name}, until decided: ours {whole_seconds(seconds):.1f} s")
 
 
 def _is_finished(folder: Path, name: str) -> bool:
@@ -245,6 +265,18 @@ def narrow_ratio(parts: Mapping[str, Sequence[float]], narrow: Mapping[str, Any]
     return sum(theirs for _, theirs in parts.values()) / whole_seconds(narrow)
 
 
+def looks_ratios(
+    parts: Mapping[str, Sequence[float]], looks: Mapping[str, Any]
+) -> dict[str, float | None]:
+    """The peer's seconds, and ours with all items, over ours until decided; None without these."""
+    ours, theirs = (sum(pair[side] for pair in parts.values()) for side in (0, 1))
+    own = whole_seconds(looks) if looks else None
+    return {
+        "ratio_to_verdict_looks": own and theirs / own,
+        "ratio_of_fewer_items": own and ours / own,
+    }
+
+
 def whole_seconds(ours: Mapping[str, Any]) -> float:
     """Of all parts of a study of ours."""
     return sum(seconds for pieces in ours.values() for seconds, _ in pieces.values())
@@ -252,7 +284,12 @@ def whole_seconds(ours: Mapping[str, Any]) -> float:
 
 def summarise(folders: Sequence[Path], setting: Setting) -> dict[str, Any]:
     """All figures; the ratios are medians over the repeats."""
-    from benchmarks.study_outputs import compare_scores, compare_spectra, max_loss_difference
+    from benchmarks.study_outputs import (
+        compare_looks,
+        compare_scores,
+        compare_spectra,
+        max_loss_difference,
+    )
 
     found: list[dict[str, Any]] = []
     by_part: list[dict[str, list[float]]] = []
@@ -264,7 +301,8 @@ def summarise(folders: Sequence[Path], setting: Setting) -> dict[str, Any]:
         by_part.append(seconds_by_part(ours, peer))
         of_cores.append(ratios(seconds_by_part(ours, peer, of_cores=True)))
         narrowed = narrow_ratio(by_part[-1], narrow)
-        found.append({**ratios(by_part[-1]), "ratio_to_verdict_narrow": narrowed})
+        looks = looks_ratios(by_part[-1], read_json(folder / f"{LOOKS}-seconds.json", {}))
+        found.append({**ratios(by_part[-1]), "ratio_to_verdict_narrow": narrowed, **looks})
     scores = [compare_scores(folder, GRID) for folder in folders]
     exact = scores
     if setting.precision != "float32":
@@ -275,6 +313,7 @@ def summarise(folders: Sequence[Path], setting: Setting) -> dict[str, Any]:
             name: None if found[0][name] is None else round(_median(found, name), 3)
             for name in found[0]
         },
+        **compare_looks(folders),
         "max_score_difference": max(each.max_score_difference for each in exact),
         "mismatched_decisions_float32": sum(e.tally.num_decision_mismatches for e in exact),
         "seconds_ours_and_peer": by_part,
@@ -299,6 +338,10 @@ LAST_LINE = (
     "ratio_scoring",
     "ratio_spectra",
     "ratio_to_verdict_narrow",
+    "ratio_to_verdict_looks",
+    "ratio_of_fewer_items",
+    "items_share_looks",
+    "same_choice_looks",
     "max_score_difference",
     "mismatched_decisions_float32",
 )
@@ -398,9 +441,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--narrow", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument(
+        "--looks", type=int, choices=(1, NUM_LOOKS), default=1, help="at the items of our study"
+    )
     parser.add_argument("--tiny", action="store_true", help="a random model, for the tests")
     parser.add_argument("--out", type=Path, help="where finished parts are kept")
-    parser.add_argument("--worker", choices=("peer", GRID, NARROW, FLOAT32), help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--worker", choices=("peer", GRID, NARROW, LOOKS, FLOAT32), help=argparse.SUPPRESS
+    )
     options = parser.parse_args(arguments)
     if options.worker:
         _work(options)
@@ -417,6 +465,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             measure(folder, setting)
             if options.narrow:
                 measure_narrow(folder, setting)
+            if options.looks > 1:
+                measure_looks(folder, setting)
         figures = summarise(folders, setting)
         print(json.dumps({**figures, "regime": regime(folders[0], setting)}, indent=1))
     print(json.dumps({name: figures[name] for name in LAST_LINE}))

@@ -1,4 +1,4 @@
-"""Our side of ``benchmarks.study``: one call of ``run_study``, whose observer keeps the time.
+"""Our side of ``benchmarks.study``: one call of ``run_to_verdict``, whose observer keeps the time.
 
 Every second belongs to a part: to the stages between whose start and end it passed, or to
 planning, to what lies between stages, or to the conclusion. Between two parts the observer waits
@@ -16,9 +16,9 @@ from benchmarks.study_setting import Stopwatch, keep_json, read_json
 from rankwise.records.folder import StudyFolder
 from rankwise.records.study import StudyRecord
 from rankwise.records.study_file import load_config
+from rankwise.study import growing
 from rankwise.study.observer import StageOutline
 from rankwise.study.planning.plan import StudyPlan, plan_study
-from rankwise.study.run import run_study
 from rankwise.study.stages.graph import stages
 from rankwise.study.stages.scoring import Score
 from rankwise.study.stages.spectra import AnalyseWeights
@@ -124,11 +124,13 @@ def serve(folder: Path, name: str, answers: TextIO, orders: TextIO | None) -> No
     clock = Clock(folder / f"{name}-seconds.json")
     clock.seconds.pop(PLAN, None)  # the newest counts: one planning is what a study needs
     study = StudyFolder(folder / name)
-    plan = plan_study(load_config(folder / f"{name}.yaml"))
+    config = load_config(folder / f"{name}.yaml")
+    plan = plan_study(config)
     require_seconds(plan.record, study, clock.seconds)
     clock.charge(PLAN, PLAN)
     pace = Pace(plan, clock, answers, orders)
-    outcome = run_study(plan, study, pace)
+    growing.LEAST_CHANCE = 1.1  # the peer has a plan alone, so nothing is added after ours
+    outcome = growing.run_to_verdict(config, lambda _: plan, study, pace)
     if outcome.failures:
         raise SystemExit("\n".join(failure.message for failure in outcome.failures))
     clock.charge(CONCLUDE, CONCLUDE)

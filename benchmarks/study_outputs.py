@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterator, Mapping
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks.parity_tally import Scores, Tally, compare
-from benchmarks.study_setting import GRID, read_json
+from benchmarks.study_setting import GRID, LOOKS, read_json
 from rankwise.records.folder import BASE, StudyFolder
+from rankwise.records.recommendation import StudyRecommendation
 from rankwise.records.spectra import MatrixSpectrum, SpectraRecord
 from rankwise.records.study import TaskEvaluation
 from rankwise.study.stages.spectra import AnalyseWeights
+from rankwise.study.stages.stage import model_name
 
 
 class Agreement(NamedTuple):
@@ -74,6 +77,35 @@ def _with_pairs(line: Mapping[str, Any]) -> dict[str, Any]:
     """A line of a file with its answers as lm-eval has them: pairs of nats and greedy flag."""
     answers = [[tuple(a) if isinstance(a, list) else a for a in given] for given in line["resps"]]
     return {**line, "resps": answers}
+
+
+def compare_looks(repeats: Sequence[Path]) -> dict[str, Any]:
+    """What a study until it is decided answered of the items of one look, and if it chose alike.
+
+    Args:
+        repeats: their folders; both values are None where the first has no such study.
+    """
+    if not read_json(repeats[0] / f"{LOOKS}-seconds.json"):
+        return {"items_share_looks": None, "same_choice_looks": None}
+
+    def answered(study: StudyFolder) -> int:
+        record = study.read_study()
+        return sum(
+            study.read(study.evaluation_file(model_name(model), task), TaskEvaluation).num_examples
+            for model in (None, *record.runs)
+            for task in record.tasks_of(model)
+        )
+
+    def choices(study: StudyFolder) -> list[tuple[str, int | None]]:
+        parts = study.read(study.recommendation_file, StudyRecommendation).by_train_task
+        return [(part.outcome, part.rank) for part in parts]
+
+    pairs = [(StudyFolder(repeat / LOOKS), StudyFolder(repeat / GRID)) for repeat in repeats]
+    shares = [answered(until) / answered(once) for until, once in pairs]
+    return {
+        "items_share_looks": round(statistics.median(shares), 3),
+        "same_choice_looks": all(choices(until) == choices(once) for until, once in pairs),
+    }
 
 
 def max_loss_difference(repeat: Path) -> float:

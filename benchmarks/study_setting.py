@@ -30,8 +30,9 @@ PARTS = (
     "spectra",
 )
 """What both sides do, in our side's order."""
-GRID, NARROW, FLOAT32 = "grid", "narrow", "float32"
-"""The studies of our side: the measured one, the same as a search, and its models in float32."""
+GRID, NARROW, LOOKS, FLOAT32 = "grid", "narrow", "looks", "float32"
+"""The studies of our side: the measured one, the same as a search, the same until it is decided,
+and its models in float32."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,6 +118,10 @@ class Setting:
         """The same study as a search, which decides on as many validation items as are scored."""
         study = dataclasses.replace(self, reference=None).study()
         return study | {"search": {"policy": "narrow", "validation_items": self.items}}
+
+    def until_decided(self) -> dict[str, Any]:
+        """The same study, whose items are answered in quarters until a look settles it."""
+        return self.study() | {"search": {"until": "decided"}}
 
     def decisions(self, weights: dict[str, tuple[str, Path]]) -> dict[str, Any]:
         """Models that are trained already, scored in float32.

@@ -481,11 +481,10 @@ def verdict(
     from rankwise.scores.reading import read_scores, rows_given
     from rankwise.scores.study import scored_study
 
-    known = [each for each in Asked._fields if each != "anytime"]
     problems = [
-        f"{each}: no such setting; {did_you_mean(each, known) or 'see its documentation'}"
+        f"{each}: no such setting; {did_you_mean(each, Asked._fields) or 'see its documentation'}"
         for each in settings
-        if each not in known
+        if each not in Asked._fields
     ]
     if problems:
         raise ConfigError("rankwise.verdict", problems)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from benchmarks import study, study_ours, study_outputs, study_setting
-from benchmarks.study_setting import GRID, PARTS, keep_json, read_json
+from benchmarks.study_setting import GRID, LOOKS, PARTS, keep_json, read_json
 from rankwise.records.folder import BASE, StudyFolder
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -46,7 +46,7 @@ def finished(out: Path, *options: str) -> Done:
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory: pytest.TempPathFactory) -> Done:
-    return finished(tmp_path_factory.mktemp("study"))
+    return finished(tmp_path_factory.mktemp("study"), "--looks", "4")
 
 
 @pytest.fixture
@@ -78,6 +78,16 @@ def test_both_sides_did_every_part(done: Done) -> None:
     assert [each["train_task"] for each in verdict["by_train_task"]] == ["colours"]
 
 
+def test_looks_say_what_is_due_to_fewer_items(done: Done) -> None:
+    """Eight items settle nothing, so all are answered, and the choice is that of one look."""
+    looks = read_json(done.out / "repeat-1" / LOOKS / "looks.json")
+    (of,) = looks["by_train_task"]
+    assert [look["share"] for look in of["looks"]] == [0.25, 0.5, 0.75, 1.0]
+    assert (done.last["items_share_looks"], done.last["same_choice_looks"]) == (1.0, True)
+    both = done.last["ratio_end_to_end"] * done.last["ratio_of_fewer_items"]
+    assert done.last["ratio_to_verdict_looks"] == pytest.approx(both, rel=0.01)
+
+
 def test_the_sides_agree(done: Done) -> None:
     """Base, two ranks and full fine-tuning, 8 items of each of three tasks."""
     assert done.last["mismatched_decisions_float32"] == 0
@@ -96,7 +106,7 @@ def test_the_sides_agree(done: Done) -> None:
 
 def test_calling_again_does_nothing_again(done: Done) -> None:
     before = {path: path.stat().st_mtime_ns for path in done.out.glob("repeat-1/**/*.json")}
-    again = finished(done.out)
+    again = finished(done.out, "--looks", "4")
     assert again.last == done.last
     assert again.progress.count("ours") == 0
     assert {path: path.stat().st_mtime_ns for path in before} == before

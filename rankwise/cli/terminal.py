@@ -209,13 +209,13 @@ def as_shown(shown: ReportTable, title: str | None = None) -> Table:
 def models_verdict(verdicts: ModelVerdicts) -> Iterator[RenderableType]:
     """Every model against the base: a table, and a sentence for each."""
     unit, confidence = verdicts.unit, percent(verdicts.confidence)
-    holds = "at any number of items" if verdicts.anytime else "where p, Holm, is small enough"
     direction = "higher" if verdicts.higher_is_better else "lower"
     table = Table(
         title=Text(f"against {verdicts.base}: {verdicts.metric}, {verdicts.filter}"),
         caption=Text(
             f"{unit}, {direction} is better; a positive difference is better; the verdict is that "
-            f"of the interval, which leaves zero out {holds}; all verdicts together: {confidence}"
+            "of the interval, which leaves zero out where p, Holm, is small enough; all verdicts "
+            f"together: {confidence}"
         ),
     )
     size = "n" if verdicts.cluster is None else "n\nclusters"
@@ -239,9 +239,7 @@ def models_verdict(verdicts: ModelVerdicts) -> Iterator[RenderableType]:
             f"{sample_amount(found.estimate, unit, signed=True)}\n({lower} to {upper})",
             f"{learned}\n{forgotten}",
             f"{right}\n{wrong}",
-            "\n".join(
-                NOT_MEASURED if p is None else p_value(p) for p in (row.p_value, row.holm_p_value)
-            ),
+            "\n".join(map(p_value, (row.p_value, row.holm_p_value))),
             row.verdict.replace("_", " "),
         )
     yield table

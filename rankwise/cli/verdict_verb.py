@@ -128,12 +128,6 @@ def verdict(
             "Probability that no verdict is wrong, all together (files only; default: 0.95).",
         ),
     ] = None,
-    anytime: Annotated[
-        bool,
-        cli.option(
-            "--anytime", "Verdicts stay valid under repeated looks at growing files (files only)."
-        ),
-    ] = False,
     output: Annotated[
         Path | None,
         cli.path_option(
@@ -168,8 +162,7 @@ def verdict(
         "item": item, "score": score, "model": model, "task": task, "base": base, "name": name,
         "in_domain": in_domain, "retention": retention, "out_of_domain": out_of_domain,
         "lower_is_better": lower_is_better or None, "slice": by_slice, "metric": metric,
-        "filter": filter_name, "confidence": confidence, "anytime": anytime or None,
-        "missing": missing,
+        "filter": filter_name, "confidence": confidence, "missing": missing,
     }  # fmt: skip
     given = {field: value for field, value in only_files.items() if value is not None}
     from rankwise.scores.asked import Asked
@@ -215,7 +208,7 @@ def _of_files(
         scored = scored_study(read_scores(paths, asked), asked, study_name(paths[0].stem))
         results = scored.results()
         (part,) = results.by_train_task
-        beside = against_base(part, anytime=asked.anytime)
+        beside = against_base(part)
         is_judged = beside is None or output is not None or has_margin(part)
         outcome = conclusion.concluded(results) if is_judged else None
     cli.warn(scored.record.warnings if beside is None else beside.warnings)
@@ -236,7 +229,10 @@ def _of_files(
         return cli.OK
     _say_verdict(outcome, output)
     if output is None:
-        cli.say("\nTo keep it, with a report of every item: --output FOLDER")
+        cli.say(
+            "\nThis call counts as one look. --output FOLDER keeps count of looks, and writes a "
+            "report of every item."
+        )
     else:
         cli.say(f"report: {answer['report']}", folded=False)
     return cli.OK

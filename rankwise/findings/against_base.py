@@ -8,7 +8,6 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from rankwise.errors import ConfigError
 from rankwise.findings.notes import suspect, suspicion, too_few
 from rankwise.findings.options import OptionGains
 from rankwise.findings.pairs import (
@@ -18,8 +17,8 @@ from rankwise.findings.pairs import (
     paired_test,
     run_record,
 )
-from rankwise.findings.stats.estimates import anytime_interval, holm, holm_levels
-from rankwise.findings.stats.items import POINTS, Clusters, Floats, Items, num_clusters
+from rankwise.findings.stats.estimates import holm, holm_levels
+from rankwise.findings.stats.items import Clusters, Floats, Items, num_clusters
 from rankwise.findings.stats.prospects import chance_of_sign
 from rankwise.records import quantities
 from rankwise.records.axes import run_labels
@@ -57,8 +56,8 @@ class ModelVerdict(Record):
     better for the candidate. The counts and McNemar's exact test are None unless every item is 0
     or 1; where p(right) is compared, ``accuracy`` has the difference in accuracy by itself, and
     they are of it. ``num_clusters`` is None where every item is its own. ``p_value`` is the
-    interval's own test, ``holm_p_value`` corrected for the number of models; both are None where
-    the interval holds at any time. ``interval_confidence`` is the level at which the interval
+    interval's own test, ``holm_p_value`` corrected for the number of models.
+    ``interval_confidence`` is the level at which the interval
     leaves zero out exactly where ``verdict`` is better or worse. ``with_more_items`` says what
     more items would do; empty where the verdict is there.
     """
@@ -76,8 +75,8 @@ class ModelVerdict(Record):
     num_forgotten: int | None
     num_kept_right: int | None
     num_kept_wrong: int | None
-    p_value: float | None
-    holm_p_value: float | None
+    p_value: float
+    holm_p_value: float
     mcnemar_p_value: float | None
     interval_confidence: float
     verdict: Verdict
@@ -100,58 +99,34 @@ class ModelVerdicts(VersionedRecord, has_texts=False):
     unit: str
     higher_is_better: bool
     confidence: float
-    anytime: bool
-    """Whether the verdicts hold however often growing tables are compared."""
     cluster: str | None = None
     warnings: tuple[str, ...]
     candidates: tuple[ModelVerdict, ...]
 
 
-def against_base(results: TrainTaskResults, *, anytime: bool = False) -> ModelVerdicts | None:
+def against_base(results: TrainTaskResults) -> ModelVerdicts | None:
     """Is each model better than the base? Of scores that were given, on the task that decides.
 
     None where more than one task decides, a model has several seeds, or there is no base.
 
     Args:
         results: of scores that were made elsewhere.
-        anytime: keep the promise, that with the confidence of the study no "better" or "worse" is
-            wrong, over any number of comparisons of tables to which items are added at the end.
 
     Raises:
-        ConfigError: ``anytime`` with a metric that is not a share, or with a cluster.
         RecordError: the models are not scored on the same items.
     """
     study, deciding = results.study, (*results.tasks["in_domain"], *results.tasks["retention"])
     labels = run_labels(results.planned)
     is_plain = len(deciding) == 1 and len({*labels.values()}) == len(results.runs)
     if study.scores is None or study.scores.base is None or not is_plain:
-        if anytime:
-            problem = "anytime: it compares models with a base on one task, each of one seed"
-            raise ConfigError("verdict", [problem])
         return None
     (task,) = deciding
     base, cluster = results.base.items[task], study.config.evaluation.clusters.get(task)
-    if anytime and (cluster is not None or base.unit != "points"):
-        problem = f"{base.metric} is not between 0 and 1 on every item, as it must be"
-        if cluster is not None:
-            problem = "it treats items as independent, so it cannot go with --cluster; drop one"
-        raise ConfigError("verdict", [f"anytime: {problem}"])
     source, confidence = OptionGains(results), study.config.recommendation.confidence
     gains = [source.pair(run, task).gain for run in results.runs]
-    clusters = None if anytime else source.clusters(task)
+    clusters = source.clusters(task)
     tests = _tests(source, results.runs, task, clusters)
-    notes = study.warnings
-    if anytime:
-        judged = _judged_at_any_time(gains, tests, confidence, base.doc_ids)
-        if list(base.doc_ids) == sorted(base.doc_ids):
-            notes = (
-                *notes,
-                f"the items of {study.scores.base} are in the order of the data set. --anytime "
-                "holds where that order is random: shuffle a data set that is sorted, by subject "
-                "or by length",
-            )
-    else:
-        judged = _judged(tests, confidence)
+    judged = _judged(tests, confidence)
     in_accuracy: list[PairedTest | None] = [None] * len(tests)
     if base.accuracy is not None:
         own = _tests(source.by_accuracy, results.runs, task, clusters)
@@ -169,8 +144,7 @@ def against_base(results: TrainTaskResults, *, anytime: bool = False) -> ModelVe
         higher_is_better=base.higher_is_better,
         confidence=confidence,
         cluster=cluster,
-        anytime=anytime,
-        warnings=(*notes, *_cluster_notes(np.stack(gains), clusters, base, cluster)),
+        warnings=(*study.warnings, *_cluster_notes(np.stack(gains), clusters, base, cluster)),
         candidates=tuple(map(verdict, results.runs, judged, in_accuracy)),
     )
 
@@ -205,8 +179,8 @@ class _CorrectedTest(NamedTuple):
     """The test of one model, at the level at which it decides, and corrected for all models."""
 
     test: PairedTest
-    p_value: float | None
-    holm_p_value: float | None
+    p_value: float
+    holm_p_value: float
     level: float
 
 
@@ -215,28 +189,6 @@ def _judged(tests: Sequence[Test], confidence: float) -> list[_CorrectedTest]:
     levels = [1.0 - alpha for alpha in holm_levels(p_values, 1.0 - confidence)]
     found = [test(level) for test, level in zip(tests, levels, strict=True)]
     return list(map(_CorrectedTest, found, p_values, holm(p_values), levels))
-
-
-def _judged_at_any_time(
-    gains: Sequence[Floats], tests: Sequence[Test], confidence: float, doc_ids: Sequence[int]
-) -> list[_CorrectedTest]:
-    """Tests whose intervals hold at any number of items, at alpha over the number of models.
-
-    ``doc_ids`` are in the order in which the items came; those of the gains are sorted.
-    """
-    level = 1.0 - (1.0 - confidence) / len(tests)
-    arrival = np.searchsorted(np.sort(doc_ids), doc_ids)
-    judged: list[_CorrectedTest] = []
-    for gain, test_at in zip(gains, tests, strict=True):
-        lower, upper = anytime_interval(gain[arrival], POINTS, level)
-        test = test_at(level)
-        # early items count more than late ones: in an order that is not random the mean may lie
-        # outside, and then nothing is shown
-        mean = test.estimate.value
-        bounds = {"lower": min(lower, mean), "upper": max(upper, mean)}
-        test = test._replace(difference=test.difference.model_copy(update=bounds))
-        judged.append(_CorrectedTest(test, None, None, level))
-    return judged
 
 
 class _Found(NamedTuple):
@@ -263,7 +215,7 @@ def _verdict(
     verdict: Verdict = ("worse", "cannot_tell", "better")[test.difference.sign() + 1]
     more: tuple[MoreItems, ...] = ()
     # nothing was observed where all answers are the same
-    if verdict == "cannot_tell" and judged.p_value is not None and test.has_differences:
+    if verdict == "cannot_tell" and test.has_differences:
         alpha = (1.0 - judged.level) / NEXT_LOOK
         more = tuple(
             MoreItems(
@@ -317,9 +269,8 @@ def _statement(of: _Found, base: str, unit: str, num_models: int) -> str:
             f"; right on {quantities.count(counts.learned)} that {base} has wrong, "
             f"wrong on {quantities.count(counts.forgotten)} that it has right"
         )
-    if of.judged.p_value is not None:
-        text += f"; p = {quantities.p_value(of.judged.p_value)}"
-    if of.judged.holm_p_value is not None and num_models > 1:
+    text += f"; p = {quantities.p_value(of.judged.p_value)}"
+    if num_models > 1:
         corrected = quantities.p_value(of.judged.holm_p_value)
         text += f", {corrected} corrected for {num_models} models"
     text += "."

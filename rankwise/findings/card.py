@@ -47,6 +47,9 @@ ADVICE = (
 MOST_DRAWN = 12
 """Of more options the page has no sliders: their draws would be megabytes."""
 
+MOST_VALUES = 1 << 19
+"""Draws times options, at most, for the same reason: an early look is judged by many draws."""
+
 
 class Alternative(Record):
     """Another option beside the choice: the other less the choice, paired, positive is better."""
@@ -130,7 +133,7 @@ class VerdictCard(Record):
     alternatives: tuple[Alternative, ...] = ()
     advice: tuple[CheckedAdvice, ...] = ()
     draws: RuleDraws | None = None
-    """None of more than ``MOST_DRAWN`` options."""
+    """None of more than ``MOST_DRAWN`` options, or ``MOST_VALUES`` draws of them."""
 
 
 def verdict_card(source: OptionGains, recommendation: Recommendation) -> VerdictCard | None:
@@ -219,7 +222,10 @@ def _rule_draws(
     evidence = evidence_of(source, tasks, options, margins)
     alpha = recommendation.looks[-1].alpha
     level = deciding_level(len(options), alpha, has_base=margins.has_base)
-    truths = truths_of(evidence, "adapters", num_draws(len(options), level))
+    number = num_draws(len(options), level)
+    if number * len(options) > MOST_VALUES:
+        return None
+    truths = truths_of(evidence, "adapters", number)
     step = evidence.point / RESOLUTION
     whole = [
         None if draws is None else np.round(draws * scale)

@@ -31,7 +31,7 @@ from rankwise.findings.pairs import run_record, trained
 from rankwise.findings.statements import reasons, statement
 from rankwise.findings.stats.blocks import RunRows, StudyEvidence
 from rankwise.findings.stats.items import Floats, Items
-from rankwise.findings.stats.truths import deciding_level
+from rankwise.findings.stats.truths import deciding_level, num_statements
 from rankwise.records import quantities
 from rankwise.records.axes import SETTING
 from rankwise.records.judgement import BestBet, Look, Outcome, Prospect, StudyLooks, TrainTaskLooks
@@ -102,10 +102,9 @@ def recommend_for(
     margins = _margins(results, tasks)
     look = _look(source, tasks, options)
     alpha = 1.0 - source.confidence
-    looks = with_look(() if earlier is None else earlier.looks, look, alpha)
-    judged = (
-        _judge(source, tasks, options, margins, looks[-1], alpha) if options else _Conclusions()
-    )
+    count = num_statements(max(len(options), 1), has_base=margins.has_base)
+    looks = with_look(() if earlier is None else earlier.looks, look, alpha, count)
+    judged = _judge(source, tasks, options, margins, looks, alpha) if options else _Conclusions()
     plan = None if judged.chosen is None else judged.chosen.plan
     outcome, enough = judged.outcome, judged.sufficient
     first = None if enough is None else options[enough.option]
@@ -184,16 +183,17 @@ def _judge(
     tasks: DecidingTasks,
     options: Sequence[Option],
     margins: Margins,
-    look: Look,
+    looks: Sequence[Look],
     alpha: float,
 ) -> _Conclusions:
     count = len(options)
-    level = deciding_level(count, look.alpha, has_base=margins.has_base)
+    level = deciding_level(count, looks[-1].alpha, has_base=margins.has_base)
     betting = Betting(evidence_of(source, tasks, options, margins), options, margins, level)
     choice = betting.choice
     prospects: tuple[Prospect, ...] = ()
     if choice.outcome in ("cannot_tell", "no_evidence"):
-        next_alpha = alpha_of_look(look.number + 1, alpha)
+        statements = num_statements(count, has_base=margins.has_base)
+        next_alpha = alpha_of_look(looks, 1.0, alpha, statements)
         later = deciding_level(count, next_alpha, has_base=margins.has_base)
         prospects = tuple(betting.prospects(_sizes(source, tasks, options), later))
     enough = None
@@ -214,6 +214,7 @@ def _look(source: OptionGains, tasks: DecidingTasks, options: Sequence[Option]) 
     results, items = source.results, source.results.base.items
     return Look(
         number=1,
+        share=results.study.share,
         alpha=0.0,
         metrics={task: items[task].metric for task in tasks.all},
         num_items={task: len(items[task].doc_ids) for task in tasks.all},

@@ -527,12 +527,9 @@ def _margins_used(numbers: Recommendation) -> Iterator[str]:
     wrong = quantities.formatted(100 * look.alpha, ".2g")
     over_all = quantities.formatted(100 * (1 - numbers.confidence), ".2g")
     first = "First verdict" if look.number == 1 else f"Verdict {look.number}"
-    kept = f"({over_all} % over all its verdicts)"
-    if numbers.is_of_scores:
-        kept = f"({over_all} % over all its verdicts, which count together only with --output)"
     yield (
         f"{first} on this study: it recommends a wrong option in at most {wrong} % of studies "
-        f"{kept}."
+        f"({over_all} % over all its verdicts)."
     )
     if numbers.epsilon_points is None:
         yield "Forgetting was not measured: the study has no retention task that decides."

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from rankwise.findings.deployment import LossRule, verdict_of
-from rankwise.findings.looks import alpha_of_look
 from rankwise.findings.pairs import interval_of, pair_items
 from rankwise.findings.stats.estimates import mean_over_tasks
 from rankwise.records import quantities
@@ -85,8 +84,10 @@ def training_look(
 ) -> TrainingLook:
     """Compare a model with its base after some steps.
 
-    The looks share 1 - confidence as those at a growing study do. The number of a look follows
-    from its step, so that a training that was resumed does not begin to count again.
+    Nobody knows how many looks a training gets, so they share 1 - confidence without a plan: the
+    first may spend four fifths of it, look k the share 1 / (k (k - 1)) of the last fifth. The
+    number of a look follows from its step, so that a training that was resumed does not begin to
+    count again.
 
     Args:
         step: at least 1.
@@ -99,7 +100,8 @@ def training_look(
         RecordError: a task has fewer than two items, or a score is not finite.
     """
     number = -(-step // every)
-    alpha = alpha_of_look(number, 1.0 - confidence)
+    share = 0.8 if number == 1 else 0.2 / (number * (number - 1))
+    alpha = share * (1.0 - confidence)
     changes: dict[str, tuple[MeanChange, ...]] = dict.fromkeys(base, ())
     for relation, before in base.items():
         for unit, tasks in before.tasks_by_unit(before.items).items():

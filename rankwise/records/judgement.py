@@ -16,6 +16,9 @@ class Look(Record):
 
     number: int
     """1 is the first."""
+    share: float
+    """The share of the planned items that it saw (above 0, at most 1); 1 where nothing was planned,
+    and after the plan."""
     alpha: float
     """The share of wrong recommendations that this look may add (0..1)."""
     metrics: dict[str, str]
@@ -32,9 +35,9 @@ class Look(Record):
     outcome: Outcome
 
     def is_of(self, other: Look) -> bool:
-        """Whether both are of the same data."""
-        update = {"number": other.number, "alpha": other.alpha, "outcome": other.outcome}
-        return self.model_copy(update=update) == other
+        """Whether both are of the same data, whatever was planned."""
+        ours = {"number", "share", "alpha", "outcome"}
+        return self.model_dump(exclude=ours) == other.model_dump(exclude=ours)
 
 
 class TrainTaskLooks(Record):

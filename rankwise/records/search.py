@@ -88,8 +88,12 @@ class GrowthDecision(Record):
     """Items of each task, at most, after the growth; None: all."""
     num_seeds: int
     """Seeds after the growth."""
+    share: float = 1.0
+    """The share of each task's planned items that is scored after the growth (above 0, at most 1);
+    below 1, the study is looked at before its plan is done."""
     probability: float | None
-    """Predicted, that the grown study is decided; None where nothing is added any more."""
+    """Predicted, that the grown study is decided; None where nothing is added, and where it goes on
+    with its plan."""
     seconds_spent: float
     """The seconds of training and scoring before this was decided."""
     seconds_expected: float | None
@@ -98,7 +102,7 @@ class GrowthDecision(Record):
     @property
     def is_last(self) -> bool:
         """Whether nothing is added."""
-        return self.probability is None
+        return self.seconds_expected is None
 
 
 class SearchRecord(VersionedRecord, has_texts=False):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Collection, Iterable, Sequence
-from typing import Any, Literal, Protocol, Self, get_args
+from typing import Annotated, Any, Literal, Protocol, Self, get_args
 
 from pydantic import Field, model_validator
 
@@ -438,6 +438,9 @@ class StudyRecord(StudyTasks, FileRecord, has_texts=False):
     """What the stages read."""
     references: References = References()
     """Empty where all models answer all items."""
+    share: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """The share of each task's planned items that all models answer by now: the first of the fixed
+    order. Validation items are always answered whole."""
     models: tuple[PlannedRun, ...]
     """Everything that has weights of its own, role by role; a name is in it once."""
     passes: tuple[PlannedPass, ...] = ()

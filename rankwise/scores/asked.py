@@ -34,7 +34,6 @@ class Asked(NamedTuple):
         epsilon: points.
         worst_task: points.
         confidence: that nothing wrong is recommended.
-        anytime: "better" and "worse" hold however often growing tables are compared.
     """
 
     item: str | None = None
@@ -56,7 +55,6 @@ class Asked(NamedTuple):
     epsilon: float | None = None
     worst_task: float | None = None
     confidence: float | None = None
-    anytime: bool = False
 
     @property
     def columns(self) -> dict[str, str]:

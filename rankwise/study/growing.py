@@ -1,11 +1,9 @@
 """A study that grows: what to pay for next, when to stop, and the settings with more in them.
 
-The looks after each growth share alpha (``findings.looks``), so any number of growths may follow
-each other, chosen by whatever was seen.
-
-Every judgement is a look, and looks share the error (``findings.looks``), so it may be looked at
-after every growth. Growths are written into ``search.json``: a study that was stopped goes on with
-them.
+Its planned items are scored in quarters, until a look settles the verdict; then items and seeds are
+added. Every judgement is a look, and looks share the error (``findings.looks``), so any number of
+growths may follow each other, chosen by whatever was seen. They are written into ``search.json``: a
+study that was stopped goes on with them.
 """
 
 from __future__ import annotations
@@ -14,7 +12,7 @@ import itertools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from rankwise.errors import ConfigError
+from rankwise.errors import ConfigError, PlanError
 from rankwise.findings.costs import StudyCost
 from rankwise.records import quantities
 from rankwise.records.config.study import StudyConfig
@@ -23,6 +21,7 @@ from rankwise.records.files import unless_damaged
 from rankwise.records.folder import StudyFolder
 from rankwise.records.judgement import Prospect
 from rankwise.records.search import GrowthDecision, SearchRecord
+from rankwise.records.study import StudyRecord
 from rankwise.records.study_file import validated
 from rankwise.study.conclusion import StudyOutcome
 from rankwise.study.observer import Decided, Observer
@@ -98,6 +97,10 @@ def _scaled(rate: float | RateRuleConfig, factor: float) -> float | RateRuleConf
     return float(f"{rate * factor:.6g}")
 
 
+NUM_LOOKS = 4
+"""Looks at the planned items, each at as many more of them. With Lan and DeMets' spending a fifth
+look saves little."""
+
 LEAST_CHANCE = 0.1
 """A growth that decides with a smaller probability is not paid for."""
 
@@ -153,6 +156,9 @@ def run_to_verdict(
 ) -> StudyOutcome:
     """Plan and run a study; with ``search.until`` or a budget, go on until nothing is to be gained.
 
+    Such a study answers the items of its plan in ``NUM_LOOKS`` equal parts, and is judged after
+    each; it ends with the first judgement that settles the verdict.
+
     Args:
         config: of the study, as it was written or as it has grown.
         plan: makes the plan of a config.
@@ -163,14 +169,23 @@ def run_to_verdict(
     Raises:
         RankwiseError: see ``run_study``; a study that could be concluded once stays so.
     """
-    asked, config, is_last = config, _grown_before(config, folder), not config.search.grows
+    asked, is_last = config, not config.search.grows
+    config, share = (config, 1.0) if is_last else _grown_before(config, folder)
     planned = plan(config)  # a study that cannot be planned leaves no folder
     with folder.lock():
         while True:
-            outcome = lead(planned, folder, observer, terms or RunTerms(), is_last=is_last)
+            try:
+                outcome = lead(
+                    planned, folder, observer, terms or RunTerms(), share=share, is_last=is_last
+                )
+            except PlanError:
+                if share == 1.0:
+                    raise
+                share += 1.0 / NUM_LOOKS  # by so few items, the base can do nothing of a set
+                continue
             if is_last or outcome.failures:
                 break
-            decision = _decide(config, outcome)
+            decision = _decide(config, share, outcome)
             observer(Decided(decision.statement))
             record = outcome.results.search or SearchRecord(
                 policy=policy_name(outcome.results.study), by_train_task=()
@@ -181,21 +196,29 @@ def run_to_verdict(
             is_last = decision.is_last
             if is_last and not config.deploy:
                 break
-            config = _grown(config, decision)
-            planned = plan(config)
+            before, config, share = config, _grown(config, decision), decision.share
+            planned = planned if config == before else plan(config)
         if not outcome.failures:
             remember(folder, asked)
         return outcome
 
 
-def _grown_before(config: StudyConfig, folder: StudyFolder) -> StudyConfig:
-    """A config as it is after all growths that are decided in its folder."""
+def _grown_before(config: StudyConfig, folder: StudyFolder) -> tuple[StudyConfig, float]:
+    """A config as it is after all growths that are decided in its folder, and the items' share.
+
+    What is scored already is not taken back: a study that was whole stays so.
+    """
     record: SearchRecord | None = None
+    study: StudyRecord | None = None
     with unless_damaged():
         record = folder.read_if_there(folder.search_file, SearchRecord)
-    for growth in () if record is None or not config.search.grows else record.growths:
+    with unless_damaged():
+        study = folder.read_if_there(folder.study_file, StudyRecord)
+    shares = [1.0 / NUM_LOOKS, *([] if study is None else [study.share])]
+    for growth in () if record is None else record.growths:
         config = _grown(config, growth)
-    return config
+        shares.append(growth.share)
+    return config, max(shares)
 
 
 def _grown(config: StudyConfig, growth: GrowthDecision) -> StudyConfig:
@@ -208,22 +231,32 @@ def _grown(config: StudyConfig, growth: GrowthDecision) -> StudyConfig:
     return extended(config, extension) if any(extension) else config
 
 
-def _decide(config: StudyConfig, outcome: StudyOutcome) -> GrowthDecision:
-    """What to add next, or why nothing."""
+def _decide(config: StudyConfig, share: float, outcome: StudyOutcome) -> GrowthDecision:
+    """What to add next, or why nothing; ``share`` of the planned items is scored."""
     results, cost = outcome.results, StudyCost.of(outcome.results)
     spent = cost.training + cost.scoring
     spent += 0.0 if results.search is None else results.search.seconds
     limit, num_seeds = config.evaluation.limit, len(config.seeds)
+    budget = config.search.budget_seconds
+    left = None if budget is None else max(budget - spent, 0.0)
     open_parts = [part for part in outcome.recommendation.by_train_task if part.prospects]
     offer, statement = None, "The study is decided."
-    if open_parts:
+    expected: float | None = None
+    if open_parts and share < 1.0:
+        following = min(share + 1.0 / NUM_LOOKS, 1.0)
+        needed = max(cost.scoring * (following / share - 1.0), 1e-9)
+        if left is None or needed <= left:
+            share, expected = following, needed
+            statement = f"Next: {quantities.percent(share)} of the planned items."
+        else:
+            why = f"{quantities.seconds(left)} left, {quantities.seconds(needed)} needed."
+            statement = f"Not decided. The budget is spent: {why}"
+    elif open_parts:
         offers = [
             Offer(prospect, max(cost.of_growth(prospect), 1e-9))
             for prospect in open_parts[0].prospects
             if _can_be_added(config, prospect)
         ]
-        budget = config.search.budget_seconds
-        left = None if budget is None else max(budget - spent, 0.0)
         offer, statement = next_growth(offers, left, written=quantities.seconds)
         if offer is None:
             statement = f"Not decided. {statement}"
@@ -234,9 +267,10 @@ def _decide(config: StudyConfig, outcome: StudyOutcome) -> GrowthDecision:
         statement=statement,
         limit=limit,
         num_seeds=num_seeds if chosen is None else chosen.num_seeds,
+        share=share,
         probability=None if chosen is None else chosen.probability,
         seconds_spent=spent,
-        seconds_expected=None if offer is None else offer.cost,
+        seconds_expected=expected if offer is None else offer.cost,
     )
 
 

@@ -96,6 +96,7 @@ def lead(
     observer: Observer,
     terms: RunTerms,
     *,
+    share: float = 1.0,
     is_last: bool = True,
 ) -> StudyOutcome:
     """Run a study whose folder is held; see ``run_study``.
@@ -105,11 +106,12 @@ def lead(
         folder: of the study.
         observer: is told the progress.
         terms: on which it is run.
+        share: of each task's planned items that is scored, see ``StudyPlan.in_part``.
         is_last: whether the runs that the verdict names are checked in their deployed forms.
     """
     context = StudyContext.of(plan, folder, observer)
     with quick_collections(), context.signals.listening():
-        leader = _Leader(context, terms, is_last=is_last)
+        leader = _Leader(context, terms, share, is_last=is_last)
         try:
             return leader.to_verdict()
         finally:
@@ -122,8 +124,11 @@ def lead(
 class _Leader:
     """Takes one study from plan to verdict; see ``run_study``."""
 
-    def __init__(self, context: StudyContext, terms: RunTerms, *, is_last: bool) -> None:
+    def __init__(
+        self, context: StudyContext, terms: RunTerms, share: float, *, is_last: bool
+    ) -> None:
         self._context, self._terms, self._is_last = context, terms, is_last
+        self._share = share
         self._folder = context.folder
         self._search: Search | None = None
         self._earlier: StudyRecord | None = None
@@ -135,9 +140,9 @@ class _Leader:
         damages = find_damage(folder, models_of(plan.record, folder))
         set_damaged_aside(folder, damages, self._context.tell)
         record = with_settled_references(plan.record, folder)
-        plan = changed(plan, record=record)
+        plan = changed(plan, record=record).in_part(self._share)
         failures: Sequence[StageFailure] = ()
-        if with_able_tasks(record, folder) is None:
+        if with_able_tasks(plan.record, folder) is None:
             failures = self._do(plan, is_of_base=True)
         following = None if failures else self._first_plan(plan)
         while following is not None:
@@ -173,8 +178,12 @@ class _Leader:
         plan = self._on_able_tasks(plan)
         if plan.record.config.is_searched:
             self._search = Search(plan, self._folder)
-            plan = self._on_able_tasks(self._search.plan())
+            plan = self._wanted(self._search)
         return self._to_deploy(plan)
+
+    def _wanted(self, search: Search) -> StudyPlan:
+        """What a search wants by now."""
+        return self._on_able_tasks(search.plan().in_part(self._share))
 
     def _on_able_tasks(self, plan: StudyPlan) -> StudyPlan:
         return changed(plan, record=with_able_tasks(plan.record, self._folder) or plan.record)
@@ -229,7 +238,7 @@ class _Leader:
         """What a search goes on with, whole tasks, or the forms of the runs that are named."""
         study = self._context.study
         if self._search is not None:
-            plan = self._on_able_tasks(self._search.plan())
+            plan = self._wanted(self._search)
             if _names(plan.record) != _names(study):
                 return plan
             self._search.tidy(plan)

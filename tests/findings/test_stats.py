@@ -27,7 +27,6 @@ from rankwise.findings.stats.estimates import (
     SMALLEST_P_VALUE,
     Estimate,
     Spread,
-    anytime_interval,
     crossed_difference,
     holm,
     holm_levels,
@@ -406,28 +405,6 @@ def test_the_deciding_level_is_bonferronis_for_one_more_than_the_options() -> No
     assert deciding_level(1, 0.05) == pytest.approx(0.975)
     # without a base it cannot be preferred by mistake
     assert deciding_level(5, 0.05, has_base=False) == pytest.approx(0.99)
-
-
-def test_an_anytime_interval_holds_at_every_look() -> None:
-    rng = np.random.default_rng(10)
-    wrong, wide = 0, []
-    for _ in range(150):
-        differences = 100.0 * rng.choice([-1, 0, 1], p=[0.1, 0.8, 0.1], size=1500)
-        looks = [anytime_interval(differences[:n], 100.0, 0.95) for n in range(50, 1501, 50)]
-        wrong += any(not lower <= 0.0 <= upper for lower, upper in looks)
-        plain = crossed_difference(differences, item_size=100.0).interval(0.95)
-        wide.append((looks[-1][1] - looks[-1][0]) / (plain[1] - plain[0]))
-    assert wrong / 150 <= 0.05
-    assert 1.2 < np.median(wide) < 2.5
-    with pytest.raises(ValueError, match="beyond 1"):
-        anytime_interval(np.array([0.5, 2.0]), 1.0, 0.95)
-
-
-def test_an_anytime_interval_finds_a_difference() -> None:
-    rng = np.random.default_rng(11)
-    differences = 100.0 * rng.choice([-1, 0, 1], p=[0.02, 0.83, 0.15], size=800)
-    lower, upper = anytime_interval(differences, 100.0, 0.95)
-    assert 0.0 < lower < differences.mean() < upper
 
 
 def test_what_is_detectable_follows_its_formula() -> None:

@@ -117,7 +117,7 @@ SETTINGS = st.fixed_dictionaries(
         "cluster": st.lists(st.sampled_from(["passage", "id", "\x00"]), max_size=2),
         **dict.fromkeys(("delta", "epsilon", "worst_task"), NUMBERS),
         "confidence": st.sampled_from([0.8, 0.9999, 0.9999999999999999, 0.5, 1.0, -1.0]),
-        **dict.fromkeys(("lower_is_better", "anytime", "as_json"), st.booleans()),
+        **dict.fromkeys(("lower_is_better", "as_json"), st.booleans()),
         "metric": st.sampled_from(["acc", "f1", "match", "exact_match", "nothing", "\n"]),
     },
 )  # fmt: skip

@@ -72,7 +72,6 @@ def passages(folder: Path) -> list[Path]:
 
 CASES: dict[str, tuple[Any, dict[str, Any]]] = {
     "right and wrong": (right_and_wrong, {}),
-    "right and wrong, at any time": (right_and_wrong, {"anytime": True}),
     "right and wrong, at 80 %": (right_and_wrong, {"confidence": 0.8}),
     "options": (options, {}),
     "options, accuracy": (options, {"metric": "acc"}),

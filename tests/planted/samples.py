@@ -82,13 +82,12 @@ def compare_samples(
     candidates: Sequence[Path],
     *,
     filter_name: str | None = None,
-    anytime: bool = False,
     **settings: Any,
 ) -> ModelVerdicts:
     """What ``rankwise verdict BASE.jsonl A.jsonl`` says of each model against the base."""
     asked = Asked(filter=filter_name, **settings)
     scored = scored_study(samples_given([base, *candidates], asked), asked, "samples")
     (part,) = scored.results().by_train_task
-    verdicts = against_base(part, anytime=anytime)
+    verdicts = against_base(part)
     assert verdicts is not None
     return verdicts

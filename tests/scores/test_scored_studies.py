@@ -211,6 +211,14 @@ def test_what_is_kept_is_a_study_like_any_other(tmp_path: Path, sentence: Senten
     assert len(list((out / "runs").iterdir())) == len(results.runs)
 
 
+def test_a_call_says_once_that_it_counts_as_one_look(tmp_path: Path, sentence: Sentences) -> None:
+    path = write_csv(tmp_path / "s.csv", scores(base=[0, 1] * 20, r8=[1, 1, 0, 1] * 10))
+    said = words(rankwise("verdict", path).stdout)
+    assert said.count(" look") == 2  # one, and that looks are counted
+    sentence(said[said.index("This call") :])
+    assert "look" not in words(rankwise("verdict", path, "--output", tmp_path / "kept").stdout)
+
+
 def test_a_model_whose_record_is_gone_takes_no_part(tmp_path: Path) -> None:
     """Its table says no seed, so none of its seeds is missing."""
     rows = scores(base=[0, 1] * 20, r8=[1, 1, 0, 1] * 10, r16=[1, 1, 1, 0] * 10)

@@ -75,14 +75,16 @@ def test_items_are_added_and_only_new_ones_are_scored(
     folder = StudyFolder(tmp_path)
     observer = Recorder()
     outcome = run_to_verdict(load_config(study_file), plan_study, folder, observer)
-    first, last = growths_of(folder)
+    *quarters, first, last = growths_of(folder)
+    assert [growth.share for growth in quarters] == [0.5, 0.75, 1.0]
     assert (first.limit, first.num_seeds, first.probability) == (12, 1, 0.9)
     assert last.is_last
     assert outcome.results.study.config.evaluation.limit == 12
     assert [stage for _, stage in observer.stages].count("training") == 1
     (part,) = outcome.recommendation.by_train_task
-    assert len(part.looks) == 2  # each judgement is a look, and they share the error
-    assert part.looks[1].alpha < part.looks[0].alpha
+    # each judgement is a look, and they share the error
+    assert [look.num_items["colours"] for look in part.looks] == [2, 3, 5, 6, 12]
+    assert part.looks[4].alpha == pytest.approx(0.005)
 
 
 def test_a_stopped_growth_goes_on_with_it(
@@ -90,7 +92,7 @@ def test_a_stopped_growth_goes_on_with_it(
 ) -> None:
     class Stopping(Recorder):
         def decided(self, text: str) -> None:
-            if text.startswith("Next"):
+            if text.startswith("Next: 2 times"):
                 self.is_next = True
 
         def stage_started(self, *arguments) -> None:
@@ -102,7 +104,7 @@ def test_a_stopped_growth_goes_on_with_it(
         run_to_verdict(load_config(study_file), plan_study, folder, Stopping())
     outcome = run_to_verdict(load_config(study_file), plan_study, folder, Recorder())
     assert outcome.results.study.config.evaluation.limit == 12
-    assert [growth.is_last for growth in growths_of(folder)] == [False, True]
+    assert [growth.is_last for growth in growths_of(folder)] == [*[False] * 4, True]
 
 
 def test_a_budget_that_is_spent_ends_it(study_file: Path, tmp_path: Path, promising: None) -> None:

@@ -14,6 +14,7 @@ from typing import Any, Literal
 from rankwise.records.folder import StudyFolder
 from rankwise.records.study_file import load_config
 from rankwise.study.conclusion import StudyOutcome
+from rankwise.study.growing import run_to_verdict
 from rankwise.study.planning.plan import StudyPlan, plan_study
 from rankwise.study.run import run_study
 from tests.support.file_events import FileEvent, file_events
@@ -57,15 +58,13 @@ def run_until_path(study_file: Path, root: Path, parts: tuple[str, ...], count: 
 
     Unlike the number of an event of all, it does not depend on what is written by the clock.
     """
-    seen: list[FileEvent] = []
+    _run_with(study_file, root, "before", _killing(parts, count))
 
-    def kill(event: FileEvent) -> None:
-        if all(part in event.path for part in parts):
-            if len(seen) == count:
-                os.kill(os.getpid(), signal.SIGKILL)
-            seen.append(event)
 
-    _run_with(study_file, root, "before", kill)
+def grow_until_path(study_file: Path, root: Path, parts: tuple[str, ...], count: int) -> None:
+    """The same for a study that is run until it is decided."""
+    with file_events(root, before=_killing(parts, count)):
+        run_to_verdict(load_config(study_file), plan_study, StudyFolder(root), Silent())
 
 
 def run_and_wait(study_file: Path, root: Path, number: int, waiting: Path) -> None:
@@ -77,6 +76,18 @@ def run_and_wait(study_file: Path, root: Path, number: int, waiting: Path) -> No
             time.sleep(600)
 
     _run_with(study_file, root, "before", wait)
+
+
+def _killing(parts: tuple[str, ...], count: int) -> Callable[[FileEvent], None]:
+    seen: list[FileEvent] = []
+
+    def kill(event: FileEvent) -> None:
+        if all(part in event.path for part in parts):
+            if len(seen) == count:
+                os.kill(os.getpid(), signal.SIGKILL)
+            seen.append(event)
+
+    return kill
 
 
 def _run_with(

@@ -49,11 +49,19 @@ _LEAST_SPREAD, _MOST_SPREAD = 0.1, 20.0
 _MOST_ENTRIES = 1 << 22
 """Entries of the covariances that are drawn, at most: 32 MB."""
 
+_HIGHEST_LEVEL = 1.0 - 1e-9
+"""An early look may spend less than a float tells from nothing. So many draws as would show
+anything at this level are never made, so nothing is shown at a higher one either."""
+
 RESOLUTION = 100
 """Truths are rounded to this part of a point, as the page keeps them."""
 
 _MOST_VALUES = 1 << 22
 """Draws times options, at most: 32 MB."""
+
+_MOST_DRAWS = 1 << 18
+"""Draws, at most: a look at a quarter of a study may spend next to nothing, and with 14 s of draws
+it would not be known better whether it does."""
 
 _SEED = 20260102
 """Fixed, so that the same results always give the same odds."""
@@ -71,15 +79,21 @@ class Truths(NamedTuple):
     worst: Floats | None = None
 
 
+def num_statements(num_options: int, *, has_base: bool = True) -> int:
+    """How many statements about options may be wrong: one of each, and one of the base."""
+    return num_options + has_base
+
+
 def deciding_level(num_options: int, alpha: float, *, has_base: bool = True) -> float:
     """The level that decides, by which ``alpha`` (0..1) of the recommendations may be wrong."""
-    return 1.0 - alpha / (num_options + has_base)
+    level = 1.0 - alpha / num_statements(num_options, has_base=has_base)
+    return min(level, _HIGHEST_LEVEL)
 
 
 def num_draws(num_options: int, level: float) -> int:
     """How many draws tell whether a probability is above ``level`` (0.5..1)."""
     wanted = max(FEWEST_DRAWS, math.ceil(BEYOND / (1.0 - level)))
-    return min(wanted, max(_MOST_VALUES // num_options, FEWEST_DRAWS))
+    return min(wanted, _MOST_DRAWS, max(_MOST_VALUES // num_options, FEWEST_DRAWS))
 
 
 def truths_of(

@@ -245,8 +245,9 @@ class SearchConfig(Section):
     validation_items: Annotated[Count, Field(ge=2)] = 200
     """The number of validation items of the trained task, and of all retention tasks together."""
     until: Literal["decided"] | None = None
-    """When a study stops growing. ``decided``: it trains more seeds and scores more items until the
-    verdict is settled, or cannot be."""
+    """When a study stops. ``decided``: it scores its items in quarters and stops at the first that
+    settles the verdict; after the plan it adds items and seeds until that is settled, or cannot
+    be."""
     budget: Duration | None = None
     """The time that training and scoring may take, such as ``2h``; implies ``until: decided``."""
 

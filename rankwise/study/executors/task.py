@@ -95,7 +95,7 @@ def do_task(
         )
         relay = Relay(copy)
         context = StudyContext.of(
-            changed(plan, record=job.study),
+            changed(plan.in_part(job.study.share), record=job.study),
             folder,
             relay,
             state_saved=None if is_shared else copy.send_state,

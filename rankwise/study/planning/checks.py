@@ -68,8 +68,8 @@ def check_settings(config: StudyConfig, issues: Issues) -> None:
     if config.search.grows and config.evaluation.limit is None:
         more = "nothing" if config.is_searched else "seeds alone"
         issues.warnings.append(
-            f"search: all items are scored at once, so {more} can be added until the study is "
-            "decided; set evaluation.limit to begin with fewer items"
+            f"search: all items are planned, so {more} can be added after the plan; set "
+            "evaluation.limit to plan fewer items"
         )
     if len(config.seeds) == 2:
         issues.warnings.append(

@@ -6,6 +6,7 @@ Checks the config against tasks and model and collects every problem; loads no w
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
@@ -18,6 +19,7 @@ from rankwise.engine.scoring.tree.prefixes import PrefixTree
 from rankwise.engine.training.memory import PassMemory, TrainingSetting
 from rankwise.engine.training.micro_batches import training_lanes
 from rankwise.errors import DataError
+from rankwise.findings.stats.reference import MIN_SCORED
 from rankwise.records import p_right
 from rankwise.records.config.methods import FullConfig
 from rankwise.records.config.mitigations import RowsConfig
@@ -25,6 +27,7 @@ from rankwise.records.config.study import StudyConfig
 from rankwise.records.files import unless_damaged
 from rankwise.records.fingerprints import answers_fingerprint, fingerprint, study_fingerprint
 from rankwise.records.folder import StudyFolder
+from rankwise.records.results import MIN_ITEMS
 from rankwise.records.study import (
     FirstItems,
     PlannedRun,
@@ -126,6 +129,40 @@ class StudyPlan:
         """A task with the items that a model (None: the base) answers."""
         part = self.record.part_of(model, name)
         return self.tasks[name] if part is None else self.tasks[name].first(part.num_items)
+
+    def in_part(self, share: float) -> StudyPlan:
+        """The plan in which a share of each task's items is answered, base and models alike.
+
+        They are the first of the random order, as under a smaller limit; so the next share adds
+        items to these. Validation items are answered whole, and right answers are compared on all
+        items at once. What is estimated from references keeps its share, with as many answers as
+        these estimates need at least.
+
+        Args:
+            share: above 0, at most 1: the whole plan, which is returned as it is.
+        """
+        if share == 1.0:
+            return self
+        study = self.record
+        whole = {name for source in study.tasks for name in study.validation_tasks(source)}
+        tasks: dict[str, PreparedTask] = {}
+        for name, task in self.tasks.items():
+            number = max(math.ceil(share * task.num_items), MIN_ITEMS)
+            is_part = name not in whole and number < task.num_items
+            tasks[name] = task.first(number)._replace(limit=number) if is_part else task
+        scored = {name: task.num_distinct_tokens for name, task in tasks.items()}
+        parts: dict[str, FirstItems] = {}
+        for name, part in study.references.parts.items():
+            number = max(math.ceil(share * part.num_items), MIN_SCORED)
+            if number < tasks[name].num_items:
+                parts[name] = _first_items(study.config, study.precision, tasks[name], number)
+        update: dict[str, Any] = {
+            "share": share,
+            "task_fingerprints": _task_fingerprints(study.config, study.precision, tasks),
+            "num_tokens": study.num_tokens.model_copy(update={"scored": scored}),
+            "references": study.references.model_copy(update={"parts": parts}),
+        }
+        return replace(self, tasks=tasks, record=study.model_copy(update=update))
 
     @property
     def step_tokens(self) -> int:
@@ -367,10 +404,7 @@ class Planner:
             config=config,
             base_model_fingerprint=model.base.fingerprint,
             precision=model.precision,
-            task_fingerprints={
-                name: _task_fingerprint(config, model.precision, task, task.digest, task.limit)
-                for name, task in self._prepared.items()
-            },
+            task_fingerprints=_task_fingerprints(config, model.precision, self._prepared),
             answers_fingerprints={
                 source: answers_fingerprint(model.precision, its) for source, its in answers.items()
             },
@@ -477,13 +511,7 @@ class Planner:
             number = num_answered(task.num_items, reference.share)
             if number is None or task.loaded.output_type in _TEXTS:
                 continue
-            part = task.first(number)
-            parts[name] = FirstItems(
-                num_items=number,
-                num_all=task.num_items,
-                num_tokens=part.num_distinct_tokens,
-                fingerprint=_task_fingerprint(config, precision, part, part.digest, part.limit),
-            )
+            parts[name] = _first_items(config, precision, task, number)
         return parts
 
 
@@ -501,6 +529,28 @@ def _task_fingerprint(
             "limit": limit,
             "metric": metric_of(config, task.name),
         }
+    )
+
+
+def _task_fingerprints(
+    config: StudyConfig, precision: str, tasks: Mapping[str, PreparedTask]
+) -> dict[str, str]:
+    return {
+        name: _task_fingerprint(config, precision, task, task.digest, task.limit)
+        for name, task in tasks.items()
+    }
+
+
+def _first_items(
+    config: StudyConfig, precision: str, task: PreparedTask, number: int
+) -> FirstItems:
+    """The first ``number`` of a task's items, which most runs answer."""
+    part = task.first(number)
+    return FirstItems(
+        num_items=number,
+        num_all=task.num_items,
+        num_tokens=part.num_distinct_tokens,
+        fingerprint=_task_fingerprint(config, precision, part, part.digest, part.limit),
     )
 
 
