@@ -24,8 +24,8 @@ from rankwise.report.parts import (
 from rankwise.report.tables import odds_table, prospect_table
 
 _MOST_ROWS, _MOST_IN_TERMINAL = 6, 5
-"""The most rows of a card: the table of all runs, and ``--json``, have all. With five rows a card has
-12 lines in the terminal; that some are left out is a row too."""
+"""The most rows of a card: the table of all runs, and ``--json``, have all. With five a card has 12
+lines in the terminal; that some are left out is a row too."""
 
 
 def card_table(
