@@ -82,7 +82,7 @@ def _edges(of: Results) -> dict[str, Any]:
     plain = [
         tally.worst
         for cell, tally in of["edges"]
-        if cell.family != rule.LOST and not (cell.family.collapse or cell.family.fails)
+        if cell.family != rule.LOST and "adapters" in cell.family.about
     ]
     dependent = [tally.worst for cell, tally in of["edges"] if cell.family in rule.DEPENDENT]
     lost = [tally.worst for cell, tally in of["edges"] if cell.family == rule.LOST]
@@ -99,11 +99,7 @@ def _edges(of: Results) -> dict[str, Any]:
         "worst_task_lost_recommended": round(max(lost), 4),
         "worst_error_rate_collapse_3seeds": _worst(collapsed),
         "interval_coverage_min": round(
-            min(
-                _covered(of, family)
-                for family in rule.FAMILIES
-                if not (family.collapse or family.fails)
-            ),
+            min(_covered(of, family) for family in rule.FAMILIES if "adapters" in family.about),
             4,
         ),
     }
