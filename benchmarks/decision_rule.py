@@ -253,7 +253,8 @@ def evidence_of(study: Study) -> StudyEvidence:
         ]
 
     runs = crossed(*study.gains[0].values.shape[:2])
-    return StudyEvidence(rows(study.gains), rows(study.losses), runs, study.point)
+    gains, losses = rows(study.gains), rows(study.losses)
+    return StudyEvidence(gains, losses, runs, study.point, is_share=study.point == 1.0)
 
 
 def verdict(

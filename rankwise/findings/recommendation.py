@@ -175,7 +175,8 @@ def evidence_of(
     seeds = [next(unknown) if seed is None else seed for seed in known.values()]
     rows = RunRows(np.repeat(np.arange(len(options)), counts), np.array(seeds))
     point = point_in(tasks.unit, margins.delta)
-    return StudyEvidence(of(tasks.in_domain, 1.0), of(tasks.retention, -1.0), rows, point)
+    gains, losses = of(tasks.in_domain, 1.0), of(tasks.retention, -1.0)
+    return StudyEvidence(gains, losses, rows, point, is_share=tasks.unit == "points")
 
 
 def _judge(

@@ -32,7 +32,7 @@ from rankwise.findings.stats.blocks import (
     TaskPart,
     crossed,
 )
-from rankwise.findings.stats.estimates import crossed_difference
+from rankwise.findings.stats.estimates import crossed_difference, mean_over_tasks
 from rankwise.findings.stats.items import Floats, Items
 from rankwise.findings.stats.truths import Truths, deciding_level, num_draws, truths_of
 
@@ -79,6 +79,27 @@ def test_these_adapters_are_known_but_for_their_items() -> None:
     lead = crossed_difference(values[1] - values[0], item_size=size)
     ahead = (truths.gains[:, 1] > truths.gains[:, 0]).mean()
     assert ahead == pytest.approx(stats.norm.cdf(lead.value / lead.stderr), abs=0.006)
+
+
+def test_a_loss_that_is_rarely_large_has_a_longer_side_as_its_interval_has() -> None:
+    """Two items of a hundred lose 3 nats; of shares nothing is corrected."""
+    values = np.array([[0.06] * 980 + [-2.94] * 20])
+    parts = [Items(values, 0.0)]
+    truths = {
+        is_share: truths_of(
+            StudyEvidence(parts, [], crossed(1, 1), 0.01, is_share=is_share), "adapters", MANY
+        ).gains
+        for is_share in (False, True)
+    }
+    estimate = mean_over_tasks(parts)
+    assert estimate.skewness < -0.1
+    wanted = estimate.interval(0.98)
+    found = ends(truths[False], 0.99)
+    assert [found.lower[0], found.upper[0]] == pytest.approx(wanted, abs=0.1 * estimate.stderr)
+    plain = ends(truths[True], 0.99)
+    assert plain.upper[0] == found.upper[0]
+    assert found.lower[0] < plain.lower[0] - 0.2 * estimate.stderr
+    assert plain.upper[0] + plain.lower[0] == pytest.approx(0.0, abs=0.1 * estimate.stderr)
 
 
 @pytest.mark.parametrize(("question", "more"), [("rank", 0.0), ("next_run", 1.0)])
@@ -346,7 +367,7 @@ def test_the_bounds_are_draws_by_their_order() -> None:
 def part_of(errors: Floats) -> TaskPart:
     """A task whose means have these standard errors, independent of each other."""
     nothing = np.zeros(len(errors))
-    return TaskPart(np.diag(errors**2), nothing, np.diag(nothing), (0,), 100_000)
+    return TaskPart(np.diag(errors**2), nothing, np.diag(nothing), (0,), 100_000, 0.0 * errors)
 
 
 def test_who_scores_more_and_who_rules_out() -> None:

@@ -116,6 +116,7 @@ class TaskPart(NamedTuple):
     pseudo-items'. All are of the mean over runs and items, times the task's share squared. Items in
     clusters are one value for each cluster; ``places`` are the tasks', several where they share
     clusters. ``freedom`` are the degrees of freedom of ``items``: the answered items less 1.
+    ``cubes`` (K,) are the third central moments of the means over items.
     """
 
     items: Floats
@@ -123,6 +124,7 @@ class TaskPart(NamedTuple):
     pseudo: Floats
     places: tuple[int, ...]
     freedom: int
+    cubes: Floats
 
 
 class Block(NamedTuple):
@@ -152,6 +154,13 @@ class Block(NamedTuple):
         return sum(by_part) ** 2 / rest if rest > 0.0 else least
 
     @property
+    def skewness(self) -> Floats:
+        """(K,) of the means, by items: third central moments over cubed standard errors."""
+        cubes = np.sum([part.cubes for part in self.parts], axis=0)
+        cubed = np.diagonal(self.covariance) ** 1.5
+        return np.divide(cubes, cubed, out=np.zeros_like(cubes), where=cubed > 0.0)
+
+    @property
     def interaction(self) -> Floats:
         """(K,): the part of the variances that is interaction of run and item."""
         return np.sum([part.interaction for part in self.parts], axis=0)
@@ -178,6 +187,7 @@ class StudyEvidence:
         rows: the option of each run.
         point: what a point of the prior of runs is in the unit of the gains.
         priors: of the runs' gains, and of their losses, in points.
+        is_share: whether gains are of shares, in points; a loss has no bound.
 
     Raises:
         ValueError: no in-domain task, shapes that do not agree, or a task with one item.
@@ -190,10 +200,12 @@ class StudyEvidence:
         rows: RunRows,
         point: float = 1.0,
         priors: tuple[RunPrior, RunPrior] = (GAIN_RUNS, LOSS_RUNS),
+        *,
+        is_share: bool = True,
     ) -> None:
         if not gains or {len(task.values) for task in (*gains, *losses)} != {len(rows.option)}:
             raise ValueError("every task needs the same runs, and one must be in-domain")
-        self.rows, self.point = rows, point
+        self.rows, self.point, self.is_share = rows, point, is_share
         self.in_domain = block(gains, rows, priors[0].in_unit(point))
         self.retention = block(losses, rows, priors[1]) if losses else None
         self._losses, self._of_losses = losses, priors[1]
@@ -245,6 +257,7 @@ def block(tasks: Sequence[Items], rows: RunRows, prior: RunPrior) -> Block:
                 pseudo=(share / num_items) ** 2 * pseudo,
                 places=tuple(places),
                 freedom=task.num_scored - 1,
+                cubes=(centred**3).mean(axis=1) / num_items**2,
             )
         )
     return Block(averaging @ by_run, by_run, rows, tuple(parts), prior)

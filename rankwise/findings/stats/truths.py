@@ -114,12 +114,13 @@ def truths_of(
     rng = np.random.default_rng(_SEED)
     of_runs = 1.0 if is_repeatable is None else is_repeatable.astype(np.float64)
 
-    def draws(of: Block, scale: float) -> Floats:
+    def draws(of: Block, scale: float, *, is_share: bool = True) -> Floats:
         if question == "adapters":
             # Student's t: how large the error is is known from so many items, or clusters, only
             half = 2.0 * special.gammaincinv(of.freedom / 2.0, rng.random(((number + 1) // 2, 1)))
             wider = np.sqrt(of.freedom / np.concatenate([half, half])[:number])
-            return of.mean + wider * normal_draws(of.covariance, rng, number)
+            errors = wider * normal_draws(of.covariance, rng, number)
+            return of.mean + (errors if is_share else _skewed(errors, of))
         truths, variances = _of_options(of, of_runs, scale, rng, number)
         if question == "rank":
             return truths
@@ -127,7 +128,9 @@ def truths_of(
         of_seed, own = rng.standard_normal((number, 1)), rng.standard_normal(truths.shape)
         return truths + sd * (np.sqrt(shared) * of_seed + np.sqrt(1.0 - shared) * own)
 
-    gains = _rounded(draws(evidence.in_domain, GAIN_SCALE * evidence.point), evidence.point)
+    scale = GAIN_SCALE * evidence.point
+    gains = draws(evidence.in_domain, scale, is_share=evidence.is_share)
+    gains = _rounded(gains, evidence.point)
     if evidence.retention is None:
         return Truths(gains)
     losses = draws(evidence.retention, LOSS_SCALE)
@@ -136,6 +139,18 @@ def truths_of(
     else:
         worst = _worst(evidence.tasks, losses, rng)
     return Truths(gains, _rounded(losses, 1.0), _rounded(worst, 1.0))
+
+
+def _skewed(errors: Floats, of: Block) -> Floats:
+    """(N, K) errors of means whose items are skewed: a rare large loss may not have been seen.
+
+    The first term of the Edgeworth expansion, as in ``estimates.skewed_quantiles``, and as there
+    only where it widens.
+    """
+    stderr = np.sqrt(np.diagonal(of.covariance))
+    scaled = np.divide(errors, stderr, out=np.zeros_like(errors), where=stderr > 0.0)
+    shift = of.skewness * (2.0 * scaled**2 + 1.0) / 6.0
+    return errors + stderr * np.where(shift * scaled > 0.0, shift, 0.0)
 
 
 def _of_options(

@@ -181,7 +181,9 @@ def evidence(shown: Sequence[Sequence[TrialResult]], terms: Terms) -> StudyEvide
 
     losses = [] if terms.epsilon is None else stacked("losses", True)
     rows = crossed(len(shown), len(shown[0]))
-    return StudyEvidence(stacked("gains", terms.unit == "points"), losses, rows, terms.point)
+    is_share = terms.unit == "points"
+    gains = stacked("gains", is_share)
+    return StudyEvidence(gains, losses, rows, terms.point, is_share=is_share)
 
 
 def worth(shown: TrialResult, terms: Terms) -> float:
