@@ -37,10 +37,10 @@ from rankwise.records.files import require_room, writing
 from rankwise.records.grouping import grouped
 from rankwise.records.study import PlannedPass, PlannedRun, RunRecord, is_rslora
 from rankwise.study.context import StudyContext
-from rankwise.study.damage import set_aside
 from rankwise.study.observer import TrainingStep
 from rankwise.study.planning.imports import import_adapter, weights_bytes
 from rankwise.study.planning.passes import shares_a_pass
+from rankwise.study.quarantine import set_aside
 from rankwise.study.times import TRAINING_WORK
 from rankwise.study.work.derived import rows_beside
 from rankwise.tasks.training_rows import Example
