@@ -59,7 +59,7 @@ def test_reading_recommending_and_reporting_reach_no_torch() -> None:
 
 
 def test_the_check_above_would_see_torch() -> None:
-    assert "torch" in loaded_by("import rankwise.engine.models.base")
+    assert "torch" in loaded_by("import rankwise.engine.models.loading")
 
 
 def test_tables_for_the_terminal_load_no_charts_and_no_distributions() -> None:
