@@ -52,8 +52,10 @@ from benchmarks.evaluation_answers import (
     mismatched,
     num_different,
 )
-from rankwise.engine.models import base as models
+from rankwise.engine.models.base_folder import find_base_model
 from rankwise.engine.models.devices import DTYPES, STEP_TOKENS, choose_device
+from rankwise.engine.models.loading import load_tokenizer
+from rankwise.engine.models.start import fetch_weights
 from rankwise.records.config.study import BaseModelConfig
 
 UPDATE_SIZE = 0.03
@@ -162,7 +164,7 @@ def peer_with_itself(
 ) -> list[int]:
     """Items that the peer decides differently in other batches, and how many there are."""
     count = min(dict(zip(sides.WORKLOADS, options.items, strict=True))[workload], TRIAL_ITEMS)
-    tokenizer = models.load_tokenizer(Path(options.tokenizer))
+    tokenizer = load_tokenizer(Path(options.tokenizer))
     task = sides.prepared(workload, tokenizer, sides.LONGEST, count)
     return [num_different(decided(task, one), decided(task, other)), count]
 
@@ -193,8 +195,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options.max_batch_tokens = options.max_batch_tokens or STEP_TOKENS[options.device]
     name = "random 8B" if options.random_8b else Path(options.model).name
     # random weights are asked in the embedded model's tokens
-    base = models.find_base_model(BaseModelConfig(name=options.model))
-    options.model = options.tokenizer = str(models.fetch_weights(base).resolve())
+    base = find_base_model(BaseModelConfig(name=options.model))
+    options.model = options.tokenizer = str(fetch_weights(base).resolve())
     with tempfile.TemporaryDirectory() as work:
         folders = {f"r{rank}": str(Path(work) / f"r{rank}") for rank in options.ranks}
         summary = compare(options, folders)

@@ -19,7 +19,7 @@ from benchmarks.margins import (
     spread,
     winner,
 )
-from rankwise.engine.models import base as models
+from rankwise.engine.models.loading import load_tokenizer
 from rankwise.tasks.judgement import judge
 from rankwise.tasks.requests import PreparedTask
 
@@ -44,7 +44,7 @@ class Answers:
         names: Sequence[str],
         found: Mapping[str, tuple[Any, Any]],
     ) -> None:
-        self.tokenizer: Any = models.load_tokenizer(Path(options.tokenizer))
+        self.tokenizer: Any = load_tokenizer(Path(options.tokenizer))
         self.tasks: dict[str, PreparedTask] = {
             workload: sides.prepared(workload, self.tokenizer, sides.LONGEST, count)
             for workload, count in items.items()

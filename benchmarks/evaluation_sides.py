@@ -24,9 +24,10 @@ import torch
 from lm_eval.models.huggingface import HFLM
 
 from benchmarks.training_peer import ROOT, SCALING, TARGETS, load_model, new_adapter, now
-from rankwise.engine.models import base as models
 from rankwise.engine.models.devices import device_name
+from rankwise.engine.models.loading import load_tokenizer
 from rankwise.engine.models.peft_adapters import save_adapter
+from rankwise.engine.models.structure import context_length
 from rankwise.engine.scoring.resident import ResidentScorer
 from rankwise.tasks.questions import Continuation, Prompt
 from rankwise.tasks.requests import PreparedTask, RequestEncoder, prepare_task
@@ -66,7 +67,7 @@ def prepared(workload: str, tokenizer: Any, max_length: int, items: int) -> Prep
 
 def max_length_of(model: Any, tokenizer: Any) -> int:
     """Context of the model in tokens."""
-    return min(models.context_length(model.config, tokenizer), LONGEST)
+    return min(context_length(model.config, tokenizer), LONGEST)
 
 
 class Ours:
@@ -75,7 +76,7 @@ class Ours:
     def __init__(self, options: argparse.Namespace, device: torch.device) -> None:
         self._device = device
         self._model = load_model(options, device, None)
-        self._tokenizer = models.load_tokenizer(Path(options.tokenizer))
+        self._tokenizer = load_tokenizer(Path(options.tokenizer))
         self._max_length = max_length_of(self._model, self._tokenizer)
         self._scorer = ResidentScorer(
             self._model, self._tokenizer, max_batch_tokens=options.max_batch_tokens
@@ -154,7 +155,7 @@ class Peer:
     def __init__(self, options: argparse.Namespace, device: torch.device) -> None:
         self._device = device
         self._model = load_model(options, device, "sdpa")
-        self._tokenizer = models.load_tokenizer(Path(options.tokenizer))
+        self._tokenizer = load_tokenizer(Path(options.tokenizer))
         self._max_length = max_length_of(self._model, self._tokenizer)
         self._folders: dict[str, str] = {}
 

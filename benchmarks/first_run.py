@@ -30,9 +30,11 @@ from typing import Any
 
 import torch
 
-from rankwise.engine.models.base import adaptable_shapes, fetch_weights, load_frozen
 from rankwise.engine.models.devices import limit_kernel_cache
 from rankwise.engine.models.lanes import num_lanes
+from rankwise.engine.models.loading import load_frozen
+from rankwise.engine.models.start import fetch_weights
+from rankwise.engine.models.structure import adaptable_shapes
 from rankwise.engine.models.trained_adapters import adapted
 from rankwise.engine.training.loop import TrainingResult, train_pass
 from rankwise.engine.training.trainees import AdapterTrainee, StepMetrics, Trainee, lora_adapter

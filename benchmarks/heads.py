@@ -33,8 +33,10 @@ from numpy.typing import NDArray
 
 from benchmarks.evaluation_sides import LONGEST, TASKS_PATH
 from benchmarks.training_peer import now
-from rankwise.engine.models import base as models
+from rankwise.engine.models.base_folder import find_base_model
 from rankwise.engine.models.devices import DTYPES, STEP_TOKENS, choose_device, device_name
+from rankwise.engine.models.loading import load_frozen, load_tokenizer
+from rankwise.engine.models.start import fetch_weights
 from rankwise.heads.interventions import Head
 from rankwise.heads.layouts import HeadLayout
 from rankwise.heads.scorer import Ablation, HeadScorer
@@ -189,9 +191,9 @@ def differences(
 def compare(options: argparse.Namespace) -> dict[str, Any]:
     """Measure both sides and compare what they found."""
     device = torch.device(options.device)
-    folder = models.fetch_weights(models.find_base_model(BaseModelConfig(name=options.model)))
-    model: Any = models.load_frozen(folder, options.dtype, device)
-    tokenizer = models.load_tokenizer(folder)
+    folder = fetch_weights(find_base_model(BaseModelConfig(name=options.model)))
+    model: Any = load_frozen(folder, options.dtype, device)
+    tokenizer = load_tokenizer(folder)
     items = questions(tokenizer, options.items)
     count = options.peer_items or options.items
     chosen = [

@@ -52,8 +52,9 @@ from benchmarks.parity_sides import (
     score_theirs,
 )
 from benchmarks.parity_tally import TOLERANCE_NATS, Scores, Tally, compare
-from rankwise.engine.models import base as models
+from rankwise.engine.models.base_folder import find_base_model
 from rankwise.engine.models.devices import ResolvedPrecision
+from rankwise.engine.models.start import fetch_weights
 from rankwise.records.config.study import BaseModelConfig
 
 SHARED_TASKS = Path(__file__).resolve().parents[2] / "shared" / "tasks"
@@ -197,10 +198,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--tasks-path", type=Path, default=SHARED_TASKS)
     options = parser.parse_args(arguments)
     started = time.monotonic()
-    base = models.find_base_model(BaseModelConfig(name=options.model))
+    base = find_base_model(BaseModelConfig(name=options.model))
     with tempfile.TemporaryDirectory() as work:
         outcomes = check(
-            models.fetch_weights(base),
+            fetch_weights(base),
             options.tasks_path,
             Path(work),
             Scale(options.limit),

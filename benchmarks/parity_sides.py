@@ -22,8 +22,8 @@ from transformers import AutoModelForCausalLM
 
 from benchmarks.parity_regimes import Regime
 from benchmarks.parity_tally import Scores
-from rankwise.engine.models import base as models
 from rankwise.engine.models.devices import DTYPES, ResolvedPrecision
+from rankwise.engine.models.loading import load_frozen, load_tokenizer
 from rankwise.engine.scoring.resident import ResidentScorer
 from rankwise.tasks.evaluation import ScoredModel, evaluate
 from rankwise.tasks.requests import prepare_task
@@ -45,7 +45,7 @@ def save_random_adapter(model_folder: Path, folder: Path, size: float) -> None:
         task_type="CAUSAL_LM",
     )
     torch.manual_seed(ADAPTER_SEED)
-    base: Any = models.load_frozen(model_folder, "float32", CPU)
+    base: Any = load_frozen(model_folder, "float32", CPU)
     adapted: Any = peft.get_peft_model(base, settings)
     generator = torch.Generator().manual_seed(ADAPTER_SEED)
     with torch.no_grad():
@@ -64,8 +64,8 @@ def load_ours(
     model_folder: Path, adapter: Path, precision: ResolvedPrecision = "float32"
 ) -> tuple[ResidentScorer, Any]:
     """The engine with base and adapter as a study holds them, and the tokenizer."""
-    tokenizer = models.load_tokenizer(model_folder)
-    model = models.load_frozen(model_folder, precision, CPU)
+    tokenizer = load_tokenizer(model_folder)
+    model = load_frozen(model_folder, precision, CPU)
     scorer = ResidentScorer(model, tokenizer, max_batch_tokens=MAX_BATCH_TOKENS)
     scorer.put_on(ADAPTER, adapter)
     return scorer, tokenizer

@@ -51,8 +51,10 @@ from benchmarks.training_peer import (
     target_shapes,
     with_adapter,
 )
-from rankwise.engine.models import base as models
+from rankwise.engine.models.base_folder import find_base_model
 from rankwise.engine.models.devices import DTYPES, choose_device, device_name
+from rankwise.engine.models.loading import load_tokenizer
+from rankwise.engine.models.start import fetch_weights
 from rankwise.engine.models.trained_adapters import adapted
 from rankwise.engine.training.loop import train_pass
 from rankwise.engine.training.micro_batches import base_readings
@@ -182,7 +184,7 @@ def train_peer(
                 disable_tqdm=True,
             ),
             train_dataset=Dataset.from_list(tokens),
-            processing_class=models.load_tokenizer(Path(options.model)),
+            processing_class=load_tokenizer(Path(options.model)),
             callbacks=[timer],
         )
         trainer.remove_callback(transformers.PrinterCallback)
@@ -227,8 +229,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         measure = measure_ours if options.worker == "ours" else measure_peer
         print(json.dumps(measure(options, torch.device(options.device))._asdict()))
         return
-    base = models.find_base_model(BaseModelConfig(name=options.model))
-    options.model = str(models.fetch_weights(base).resolve())
+    base = find_base_model(BaseModelConfig(name=options.model))
+    options.model = str(fetch_weights(base).resolve())
     found = [(ask(options, "ours"), ask(options, "peer")) for _ in range(options.repeats)]
     settings = {"dtype": options.dtype, "pairs": options.pairs, "ranks": options.ranks}
     print(json.dumps(compared(found) | settings | {"device": found[0][0].device}))

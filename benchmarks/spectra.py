@@ -33,7 +33,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rankwise.engine.models.base import fetch_weights, find_base_model
+from rankwise.engine.models.base_folder import find_base_model
+from rankwise.engine.models.start import fetch_weights
 from rankwise.engine.models.weights import weight_matrices
 from rankwise.records.folder import StudyFolder
 from rankwise.records.spectra import EPSILONS

@@ -47,8 +47,8 @@ from benchmarks.study_setting import (
     read_json,
     read_setting,
 )
-from rankwise.engine.models import base as models
 from rankwise.engine.models.devices import DTYPES, choose_device
+from rankwise.engine.models.structure import adaptable_shapes, target_shapes
 from rankwise.engine.models.trained_adapters import Adapter
 from rankwise.engine.training.trainees import effective_batches
 from rankwise.records.folder import BASE, StudyFolder
@@ -274,7 +274,7 @@ class Peer:
         assert run.rank is not None
         assert run.scaling is not None
         assert run.seed is not None
-        shapes = models.target_shapes(models.adaptable_shapes(model), run.target_modules)
+        shapes = target_shapes(adaptable_shapes(model), run.target_modules)
         return Adapter(
             shapes,
             rank=run.rank,

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from rankwise.engine.models import base as models
+from rankwise.engine.models.base_folder import find_base_model
+from rankwise.engine.models.start import fetch_weights
 from rankwise.records.config.study import BaseModelConfig
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -149,11 +150,11 @@ def real_setting(work: Path, model: str, tasks_path: Path, **sizes: Any) -> Sett
         tasks_path: the shared tasks.
         sizes: the other fields of the setting.
     """
-    base = models.find_base_model(BaseModelConfig(name=model))
+    base = find_base_model(BaseModelConfig(name=model))
     letters, num_fewshot = sizes.pop("letters_task"), sizes.pop("num_fewshot")
     own = _write_fewshot(work / "tasks", tasks_path / f"{letters}.yaml", num_fewshot)
     return Setting(
-        model=str(models.fetch_weights(base).resolve()),
+        model=str(fetch_weights(base).resolve()),
         tasks_paths=(str(tasks_path.resolve()), str(own)),
         letters_task=FEWSHOT_TASK,
         **sizes,

@@ -59,8 +59,10 @@ from benchmarks.training_peer import (
     planned,
     target_shapes,
 )
-from rankwise.engine.models import base as models
+from rankwise.engine.models.base_folder import find_base_model
 from rankwise.engine.models.devices import DTYPES, PeakMemory, choose_device, device_name
+from rankwise.engine.models.start import fetch_weights
+from rankwise.engine.models.structure import adaptable_shapes
 from rankwise.engine.models.trained_adapters import adapted
 from rankwise.engine.training.loop import TrainingResult, train_pass
 from rankwise.engine.training.trainees import AdapterTrainee, StepMetrics, Trainee
@@ -156,7 +158,7 @@ def product_rate(device: torch.device, dtype: torch.dtype) -> float:
 
 def num_operations(model: Any, examples: Sequence[Example], ranks: Sequence[int]) -> int:
     """Floating-point operations of an epoch of every rank, as the module says."""
-    config, shapes = model.config.get_text_config(), models.adaptable_shapes(model)
+    config, shapes = model.config.get_text_config(), adaptable_shapes(model)
     frozen = sum(shape.in_features * shape.out_features for shape in shapes.values())
     per_rank = sum(s.in_features + s.out_features for s in target_shapes(model).values())
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
@@ -309,8 +311,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     options.name = Path(options.model).name
     if not options.random_8b:
-        base = models.find_base_model(BaseModelConfig(name=options.model))
-        options.model = str(models.fetch_weights(base).resolve())
+        base = find_base_model(BaseModelConfig(name=options.model))
+        options.model = str(fetch_weights(base).resolve())
     pairs: dict[str, list[tuple[Measured, Measured]]] = {}
     attentions: dict[str, str] = {}
     repeats = {"bfloat16": options.repeats, "float32": options.float32_repeats}

@@ -30,8 +30,9 @@ from transformers import (
     TrainingArguments,
 )
 
-from rankwise.engine.models import base as models
 from rankwise.engine.models.devices import DTYPES, PeakMemory, device_name
+from rankwise.engine.models.loading import load_frozen, load_tokenizer
+from rankwise.engine.models.structure import LinearShape, adaptable_shapes, target_shapes
 from rankwise.engine.models.trained_adapters import Adapter
 from rankwise.engine.training.trainees import effective_batches
 from rankwise.records.config.training import TrainConfig
@@ -98,7 +99,7 @@ def load_model(options: argparse.Namespace, device: torch.device, attention: str
             model: Any = AutoModelForCausalLM.from_config(config, dtype=dtype, **chosen)
         return model.requires_grad_(False).eval()
     if attention is None:
-        return models.load_frozen(Path(options.model), options.dtype, device)
+        return load_frozen(Path(options.model), options.dtype, device)
     model = AutoModelForCausalLM.from_pretrained(options.model, dtype=dtype, **chosen)
     return model.to(device)
 
@@ -111,7 +112,7 @@ def load_examples(options: argparse.Namespace) -> tuple[list[Example], str]:
             config = AutoConfig.from_pretrained(options.model, trust_remote_code=False)
         drawn = random_examples(options.examples, config.get_text_config().vocab_size)
         return drawn, "random tokens of GSM8K's lengths"
-    tokenizer = models.load_tokenizer(Path(options.model))
+    tokenizer = load_tokenizer(Path(options.model))
     examples: list[Example] = []
     with DATA.open(encoding="utf-8") as lines:
         for text, _ in zip(lines, range(options.examples), strict=False):
@@ -159,15 +160,15 @@ def planned(rank: int, num_examples: int) -> PlannedRun:
     )
 
 
-def target_shapes(model: Any) -> dict[str, models.LinearShape]:
+def adapted_shapes(model: Any) -> dict[str, LinearShape]:
     """The adapted layers."""
-    return models.target_shapes(models.adaptable_shapes(model), TARGETS)
+    return target_shapes(adaptable_shapes(model), TARGETS)
 
 
 def new_adapter(model: Any, rank: int, device: torch.device, dtype: torch.dtype) -> Adapter:
     """Ours, untrained."""
     return Adapter(
-        target_shapes(model),
+        adapted_shapes(model),
         rank=rank,
         scaling=SCALING,
         dropout=0.0,

@@ -37,9 +37,16 @@ from transformers import PreTrainedTokenizerFast
 from benchmarks import zoo_checks
 from benchmarks.zoo_checks import Subject
 from benchmarks.zoo_configs import MODEL_TYPES, VOCABULARY, random_model, tiny_config
-from rankwise.engine.models import base as models
 from rankwise.engine.models.attention import refuse_unpackable
+from rankwise.engine.models.loading import load_frozen
 from rankwise.engine.models.peft_adapters import misloaded
+from rankwise.engine.models.structure import (
+    LinearShape,
+    adaptable_shapes,
+    model_skeleton,
+    resolved_targets,
+    target_shapes,
+)
 from rankwise.engine.scoring.resident import ResidentScorer
 from rankwise.errors import ModelError, RankwiseError
 
@@ -81,16 +88,16 @@ def examined(model_type: str, work: Path) -> Outcome:
     config.save_pretrained(folder)
     tokenizer = _tokenizer()
     try:
-        skeleton = models.model_skeleton(folder)
+        skeleton = model_skeleton(folder)
         refuse_unpackable(skeleton)
-        shapes = models.adaptable_shapes(skeleton)
+        shapes = adaptable_shapes(skeleton)
         targets, left_out = _targets(skeleton, shapes)
     except RankwiseError as error:
         return Outcome(model_type, "refused", "plan", _sentence(error, folder))
     random_model(config).save_pretrained(folder)
     config.save_pretrained(folder)  # a model with a part for text alone writes that part's
     try:
-        model: Any = models.load_frozen(folder, "float32", torch.device("cpu"))
+        model: Any = load_frozen(folder, "float32", torch.device("cpu"))
         scorer = ResidentScorer(model, tokenizer, max_batch_tokens=48)
     except RankwiseError as error:
         return Outcome(model_type, "refused", "loading", _sentence(error, folder))
@@ -100,9 +107,7 @@ def examined(model_type: str, work: Path) -> Outcome:
     return outcome._replace(left_out=left_out)
 
 
-def _targets(
-    skeleton: Any, shapes: Mapping[str, models.LinearShape]
-) -> tuple[list[str], tuple[str, ...]]:
+def _targets(skeleton: Any, shapes: Mapping[str, LinearShape]) -> tuple[list[str], tuple[str, ...]]:
     """All linear layers but those of which a plan says that PEFT would load others; and these.
 
     Raises:
@@ -110,9 +115,9 @@ def _targets(
     """
 
     def is_misloaded(targets: Sequence[str]) -> bool:
-        return bool(misloaded(skeleton, models.target_shapes(shapes, targets), targets))
+        return bool(misloaded(skeleton, target_shapes(shapes, targets), targets))
 
-    every = models.resolved_targets(shapes, ("all-linear",))
+    every = resolved_targets(shapes, ("all-linear",))
     if not is_misloaded(every):
         return list(every), ()
     left_out = tuple(target for target in every if is_misloaded([target]))

@@ -21,8 +21,9 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
-from rankwise.engine.models import base as models
+from rankwise.engine.models.loading import load_frozen
 from rankwise.engine.models.peft_adapters import save_adapter
+from rankwise.engine.models.structure import LinearShape, target_shapes
 from rankwise.engine.models.trained_adapters import Adapter, adapted
 from rankwise.engine.scoring.resident import ResidentScorer
 from rankwise.engine.training.loop import train_pass
@@ -55,7 +56,7 @@ class Subject(NamedTuple):
     folder: Path
     model: Any
     tokenizer: Any
-    shapes: Mapping[str, models.LinearShape]
+    shapes: Mapping[str, LinearShape]
     targets: Sequence[str]
 
     def plain(self) -> Any:
@@ -117,7 +118,7 @@ def _trainee(subject: Subject, rank: int) -> _Trainee:
     rows = _rows()[: rank + 1]
     run = planned(1, rank=rank, scaling=_SCALING, name=f"rank {rank}", learning_rate=_RATE)
     adapter = Adapter(
-        models.target_shapes(subject.shapes, subject.targets),
+        target_shapes(subject.shapes, subject.targets),
         rank=rank,
         scaling=_SCALING,
         dropout=0.0,
@@ -244,7 +245,7 @@ def check_bfloat16(subject: Subject) -> list[str]:
     """Scores in bfloat16 are as near to those of the same weights in float32 as the plain ones."""
     items = questions()  # of few, the medians are noise themselves
     exact = plainly(subject.plain().bfloat16().float(), items)
-    model: Any = models.load_frozen(subject.folder, "bfloat16", CPU)
+    model: Any = load_frozen(subject.folder, "bfloat16", CPU)
     try:
         scorer = ResidentScorer(model, subject.tokenizer, max_batch_tokens=_STEP_TOKENS)
     except ModelError as error:

@@ -8,7 +8,8 @@ import re
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -59,7 +60,7 @@ def test_reading_recommending_and_reporting_reach_no_torch() -> None:
 
 
 def test_the_check_above_would_see_torch() -> None:
-    assert "torch" in loaded_by("import rankwise.engine.models.base")
+    assert "torch" in loaded_by("import rankwise.engine.models.loading")
 
 
 def test_tables_for_the_terminal_load_no_charts_and_no_distributions() -> None:
@@ -128,6 +129,71 @@ def test_a_package_file_holds_its_docstring_only() -> None:
         if path.name == "__init__.py" and path.parent != ROOT:
             (node,) = source.tree.body
             assert isinstance(node, ast.Expr), path
+
+
+def _run_imports(node: ast.AST) -> Iterator[ast.Import | ast.ImportFrom]:
+    """Imports that run, inside functions too; those under ``if TYPE_CHECKING`` do not."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.Import | ast.ImportFrom):
+            yield child
+        elif isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING":
+            yield from _run_imports(ast.Module(child.orelse, []))
+        else:
+            yield from _run_imports(child)
+
+
+def _imported(tree: ast.Module, modules: Iterable[str]) -> set[str]:
+    """Which of the modules a module imports."""
+    names: set[str] = set()
+    for node in _run_imports(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        else:
+            assert node.module is not None
+            assert node.level == 0, "a relative import"
+            full = {f"{node.module}.{alias.name}" for alias in node.names}
+            submodules = full & set(modules)
+            names |= submodules if submodules == full else {node.module, *submodules}
+    return names & set(modules)
+
+
+def _import_circle(trees: Mapping[str, ast.Module]) -> list[str]:
+    """Modules each of which is imported by the next, the first again at the end; or none."""
+    try:
+        TopologicalSorter({name: _imported(tree, trees) for name, tree in trees.items()}).prepare()
+    except CycleError as error:
+        circle: list[str] = error.args[1]
+        return circle
+    return []
+
+
+def test_no_files_import_each_other_in_a_circle() -> None:
+    trees: dict[str, ast.Module] = {}
+    for path, source in package_sources().items():
+        parts = path.relative_to(ROOT.parent).with_suffix("").parts
+        trees[".".join(parts).removesuffix(".__init__")] = source.tree
+    assert _import_circle(trees) == []
+
+
+IN_A_FUNCTION = "def f():\n    from p import a\n"
+FOR_TYPES_ONLY = "if TYPE_CHECKING:\n    from p import a\n"
+
+
+@pytest.mark.parametrize(
+    ("last", "is_circle"),
+    [
+        ("import p.a", True),
+        ("from p.a import f", True),
+        (IN_A_FUNCTION, True),
+        (FOR_TYPES_ONLY, False),
+        (f"{FOR_TYPES_ONLY}else:\n    import p.a", True),
+        ("from p import f", False),
+    ],
+)
+def test_a_circle_of_imports_is_seen(last: str, *, is_circle: bool) -> None:
+    planted = {"p": "", "p.a": "from p.b import f", "p.b": "from p import c", "p.c": last}
+    circle = _import_circle({name: ast.parse(code) for name, code in planted.items()})
+    assert set(circle) == ({"p.a", "p.b", "p.c"} if is_circle else set())
 
 
 def test_one_module_names_fsspec() -> None:

@@ -116,11 +116,11 @@ def test_other_answers_are_held_against_their_first_other_token(
 
 
 def test_items_and_filters_of_real_tasks(shared_tasks: Path, tiny_model_folder: Path) -> None:
-    from rankwise.engine.models import base as models
+    from rankwise.engine.models.loading import load_tokenizer
 
     def prepared(name: str) -> Any:
         loaded = load_tasks([name], [shared_tasks], allow_code=True)[name][0]
-        tokenizer = models.load_tokenizer(tiny_model_folder)
+        tokenizer = load_tokenizer(tiny_model_folder)
         return prepare_task(
             loaded, tokenizer, max_length=4096, num_fewshot=0, limit=3, chat_template=False
         )

@@ -14,7 +14,9 @@ import torch
 from benchmarks import parity, parity_sides
 from benchmarks.parity_regimes import JOINS, Regime, Scale
 from benchmarks.parity_tally import TOLERANCE_NATS, Tally, compare
-from rankwise.engine.models import base as models
+from rankwise.engine.models.base_folder import find_base_model
+from rankwise.engine.models.loading import load_tokenizer
+from rankwise.engine.models.start import fetch_weights
 from rankwise.records.config.study import BaseModelConfig
 from rankwise.tasks.training_rows import TextEncoder
 from tests.support.tiny_models import tiny
@@ -290,13 +292,13 @@ def test_a_tokenizer_that_adds_its_beginning_of_text(
     from tokenizers.processors import TemplateProcessing
 
     folder = shutil.copytree(tiny_model_folder, tmp_path / "model")
-    tokenizer = models.load_tokenizer(folder)
+    tokenizer = load_tokenizer(folder)
     start = tokenizer.bos_token
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
         single=f"{start} $A", special_tokens=[(start, tokenizer.bos_token_id)]
     )
     tokenizer.save_pretrained(folder)
-    again = models.load_tokenizer(folder)
+    again = load_tokenizer(folder)
     assert again.encode("a") == [tokenizer.bos_token_id, *tokenizer.encode("a")[-1:]]
     outcomes = parity.check(
         folder,
@@ -318,8 +320,8 @@ def learnt_from_joins() -> Any:
 
 
 def of_the_embedded_model() -> Any:
-    base = models.find_base_model(BaseModelConfig(name="smollm2-135m-instruct"))
-    return models.load_tokenizer(models.fetch_weights(base))
+    base = find_base_model(BaseModelConfig(name="smollm2-135m-instruct"))
+    return load_tokenizer(fetch_weights(base))
 
 
 @pytest.mark.parametrize(
@@ -344,7 +346,7 @@ def test_tokens_that_straddle_prompt_and_answer(
     assert parity.total(outcomes).num_requests == 14 * 18
     for outcome in outcomes:
         assert outcome.tally.is_equal, parity.line(outcome)
-    encoder = TextEncoder(models.load_tokenizer(tmp_path / "model"))
+    encoder = TextEncoder(load_tokenizer(tmp_path / "model"))
     for kind, rows in JOINS.items():
         pairs = [(prompt, option) for prompt, options in rows.items() for option in options]
         assert sum(encoder.split(*pair).is_merged for pair in pairs) > 2, kind
@@ -352,9 +354,9 @@ def test_tokens_that_straddle_prompt_and_answer(
 
 @pytest.mark.slow
 def test_the_embedded_model_equals_lm_eval(tmp_path: Path, shared_tasks: Path) -> None:
-    base = models.find_base_model(BaseModelConfig(name="smollm2-135m-instruct"))
+    base = find_base_model(BaseModelConfig(name="smollm2-135m-instruct"))
     outcomes = parity.check(
-        models.fetch_weights(base), shared_tasks, tmp_path, Scale(3, max_new_tokens=96)
+        fetch_weights(base), shared_tasks, tmp_path, Scale(3, max_new_tokens=96)
     )
     for outcome in outcomes:
         assert outcome.tally.is_equal, parity.line(outcome)

@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 import torch
 
 from rankwise.engine.models.adapter_folder import ScaledFactors
-from rankwise.engine.models.base import LinearShape, adaptable_shapes, target_shapes
 from rankwise.engine.models.frozen_adapters import FrozenAdapter
+from rankwise.engine.models.structure import LinearShape, adaptable_shapes, target_shapes
 from rankwise.tasks.questions import Continuation
 from tests.support.tiny_models import tiny
 

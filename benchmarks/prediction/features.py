@@ -13,7 +13,7 @@ from benchmarks.prediction.margins import choices
 from benchmarks.prediction.matrices import read_matrices
 from benchmarks.prediction.probe import ProbeSetting, Reference, probe_features, train_probe
 from benchmarks.prediction.rows import NUM_ROWS, as_examples
-from rankwise.engine.models.base import LinearShape, adaptable_shapes, target_shapes
+from rankwise.engine.models.structure import LinearShape, adaptable_shapes, target_shapes
 from rankwise.engine.scoring.resident import ResidentScorer
 from rankwise.engine.training.trainees import effective_batches
 from rankwise.errors import DivergedError

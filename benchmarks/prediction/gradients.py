@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from benchmarks.prediction.matrices import GROUP_BYTES, in_groups, means_by_kind
 from benchmarks.prediction.rows import as_memory_allows, hidden_states, micro_batches
-from rankwise.engine.models.base import LinearShape
 from rankwise.engine.models.head import CompletionHead, backward_losses
 from rankwise.engine.models.packed_attention import packed_attention
+from rankwise.engine.models.structure import LinearShape
 from rankwise.tasks.training_rows import Example
 from rankwise.weights.spectra import Svd, cosines, energy_rank, subspace_overlap
 

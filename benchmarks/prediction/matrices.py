@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterator, Mapping
 
-from rankwise.engine.models.base import MODULE_KINDS, LinearShape
+from rankwise.engine.models.structure import MODULE_KINDS, LinearShape
 from rankwise.weights.matrix import layer_number
 
 NUM_LAYERS = 8

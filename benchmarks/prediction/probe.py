@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from benchmarks.prediction.feature_table import TRUNCATED_RANKS
 from benchmarks.prediction.matrices import means_by_kind
-from rankwise.engine.models.base import adaptable_shapes
 from rankwise.engine.models.devices import ResolvedPrecision
 from rankwise.engine.models.frozen_adapters import wearing
+from rankwise.engine.models.structure import adaptable_shapes
 from rankwise.engine.models.trained_adapters import adapted
 from rankwise.engine.scoring.divergence import ItemDivergence, divergences, log_probabilities
 from rankwise.engine.training.loop import TrainingResult, train_pass

@@ -7,7 +7,9 @@ from typing import Any, NamedTuple
 
 from benchmarks.prediction.features import Untrained, features_of
 from benchmarks.prediction.probe import ProbeSetting
-from rankwise.engine.models import base as models
+from rankwise.engine.models.loading import load_frozen
+from rankwise.engine.models.start import fetch_weights
+from rankwise.engine.models.structure import context_length
 from rankwise.errors import ConfigError
 from rankwise.records.config.study import StudyConfig
 from rankwise.records.study import COMPARED, PlannedRun
@@ -105,13 +107,13 @@ def _untrained(plan: StudyPlan, model: PlannedRun) -> Untrained:
         [plan.tasks[name] for name in relations.get(relation, ())]
         for relation in ("in_domain", "retention")
     )
-    base: Any = models.load_frozen(
-        models.fetch_weights(plan.base),
+    base: Any = load_frozen(
+        fetch_weights(plan.base),
         record.precision,
         plan.device,
         record.config.train.base_precision,
     )
-    max_length = models.context_length(base.config, plan.tokenizer)
+    max_length = context_length(base.config, plan.tokenizer)
     planned = next(each for each in record.passes if model.name in each.runs)
     gauged, in_domain = plan.gauged.get(train_task, ()), {task.name for task in own}
     vocabulary_size: int = base.config.get_text_config().vocab_size

@@ -110,7 +110,7 @@ def audit(
     the page audit.html.
     """
     quiet_libraries()
-    from rankwise.engine.models.base import trained_folder
+    from rankwise.engine.models.base_folder import trained_folder
     from rankwise.report.page import AUDIT_PAGE, AUDIT_RECORD, target_name, write_audit
     from rankwise.weights.audit import audit as look
     from rankwise.weights.audit import find_audited
@@ -301,7 +301,7 @@ def check(
         if output is not None:
             refuse_replacing(output)
         quiet_libraries()
-        from rankwise.engine.models.base import trained_folder
+        from rankwise.engine.models.base_folder import trained_folder
         from rankwise.findings.deployment import LossRule, check_report
         from rankwise.weights.audit import find_adapter
         from rankwise.weights.deployment import Question, check_deployment, check_retention

@@ -117,7 +117,7 @@ def repair(
         if problems or output is None:
             raise ConfigError("repair", problems)
         quiet_libraries()
-        from rankwise.engine.models.base import trained_folder
+        from rankwise.engine.models.base_folder import trained_folder
         from rankwise.weights.audit import find_adapter
         from rankwise.weights.session import ScoreSettings
 

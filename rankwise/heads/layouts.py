@@ -14,7 +14,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from rankwise.engine.models.attention import INSTEAD, decoder_layers, decoder_of
-from rankwise.engine.models.base import LinearShape, linear_shape, text_part
+from rankwise.engine.models.structure import LinearShape, linear_shape, text_part
 from rankwise.errors import ModelError
 
 # names of output projections in transformers

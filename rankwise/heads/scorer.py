@@ -20,11 +20,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from rankwise.engine.models.attention import decoder_of
-from rankwise.engine.models.base import layers_replaced
 from rankwise.engine.models.devices import free_bytes, in_smaller_steps
 from rankwise.engine.models.frozen_adapters import FrozenAdapter, FrozenBank, carrying
 from rankwise.engine.models.head import CompletionHead
 from rankwise.engine.models.packed_attention import check_packable
+from rankwise.engine.models.structure import layers_replaced
 from rankwise.engine.scoring.resident import CACHE_SHARE
 from rankwise.engine.scoring.tree.answers import LogLikelihoodSums, Targets, add_answers
 from rankwise.engine.scoring.tree.prefixes import PrefixTree

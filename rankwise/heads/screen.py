@@ -17,11 +17,11 @@ from torch import Tensor, nn
 
 from rankwise.engine.models.adapter_folder import ScaledFactors
 from rankwise.engine.models.attention import decoder_of
-from rankwise.engine.models.base import layers_replaced
 from rankwise.engine.models.frozen_adapters import FrozenAdapter
 from rankwise.engine.models.head import CompletionHead
 from rankwise.engine.models.packed_attention import packed_attention, packed_states, within_budget
 from rankwise.engine.models.packed_layout import PackedLayout
+from rankwise.engine.models.structure import layers_replaced
 from rankwise.heads.interventions import Head
 from rankwise.heads.layouts import HeadLayout, LayerSlice
 from rankwise.tasks.questions import Continuation

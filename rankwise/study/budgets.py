@@ -13,9 +13,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
-from rankwise.engine.models.base import fetch_weights, load_frozen
 from rankwise.engine.models.devices import give_back_memory
 from rankwise.engine.models.lanes import lanes_of
+from rankwise.engine.models.loading import load_frozen
+from rankwise.engine.models.start import fetch_weights
 from rankwise.engine.scoring.resident import ResidentScorer
 from rankwise.findings.stats.detectable import Detectable, TaskSize, detectable
 from rankwise.records import p_right

@@ -10,7 +10,6 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from rankwise.engine.models import base as models
 from rankwise.engine.models import peft_adapters as adapters
 from rankwise.engine.models.devices import DTYPES, PeakMemory, give_back_memory
 from rankwise.engine.models.frozen_adapters import (
@@ -19,7 +18,9 @@ from rankwise.engine.models.frozen_adapters import (
     wearing,
 )
 from rankwise.engine.models.lanes import lanes_of
+from rankwise.engine.models.loading import load_frozen
 from rankwise.engine.models.placed import load_over_cards
+from rankwise.engine.models.start import fetch_weights
 from rankwise.engine.models.variants import VARIANTS
 from rankwise.engine.scoring.resident import ResidentScorer
 from rankwise.errors import ModelError
@@ -72,14 +73,14 @@ class ResidentModels:
             plan = self._plan
             # planning needed the small files only; now the weights
             base_precision = plan.record.config.train.base_precision
-            self._base = self._load(models.fetch_weights(plan.base), base_precision)
+            self._base = self._load(fetch_weights(plan.base), base_precision)
         return self._base
 
     def _load(self, folder: Path, base_precision: BasePrecision = "auto") -> nn.Module:
         plan, precision = self._plan, self._plan.record.precision
         if plan.cards and base_precision == "auto":
             return load_over_cards(folder, precision, plan.cards)
-        return models.load_frozen(folder, precision, plan.device, base_precision)
+        return load_frozen(folder, precision, plan.device, base_precision)
 
     def release(self, *, base: bool = False) -> None:
         """Give back the memory of everything but the base; ``base``: of that too."""

@@ -1,12 +1,7 @@
-"""What of a study folder is not as it was written, and what it takes to make it again.
-
-Files that are not to be used any more go into ``quarantine/``, with the reason.
-"""
+"""What of a study folder is not as it was written, and what it takes to make it again."""
 
 from __future__ import annotations
 
-import itertools
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -16,7 +11,7 @@ from rankwise.errors import NewerRecordError, RecordError
 from rankwise.findings.study import StudyFindings
 from rankwise.records.base import Record
 from rankwise.records.deployment import FormRecord
-from rankwise.records.files import FileDigest, without_remedy, write_atomically, writing
+from rankwise.records.files import FileDigest, without_remedy
 from rankwise.records.folder import BASE, StudyFolder
 from rankwise.records.forms import model_in_form
 from rankwise.records.heads import TaskHeadEffects
@@ -30,6 +25,7 @@ from rankwise.records.repairs import AdapterRepair
 from rankwise.records.search import SearchRecord
 from rankwise.records.study import RunRecord, StageFailure, StudyRecord, TaskEvaluation
 from rankwise.study.observer import Teller
+from rankwise.study.quarantine import set_aside
 from rankwise.study.stages.graph import KINDS
 from rankwise.study.stages.stage import Written
 
@@ -82,35 +78,6 @@ def find_damage(
         damages += _of_model(folder, misfit, model)
     folder.checked.save()
     return damages
-
-
-def set_aside(folder: StudyFolder, paths: Sequence[Path], why: str) -> Path:
-    """Move files and folders of a study into a new folder below ``quarantine/``.
-
-    Args:
-        folder: of the study.
-        paths: what to move; keeps its place below the new folder.
-        why: written beside them.
-
-    Returns:
-        The new folder.
-
-    Raises:
-        StorageError: they cannot be moved.
-    """
-    quarantine = folder.root / "quarantine"
-    with writing(quarantine):
-        places = (quarantine / f"{number:03d}" for number in itertools.count(1))
-        target = next(place for place in places if not place.exists())
-        target.mkdir(parents=True)
-    write_atomically(target / "why.txt", f"{why}\n")
-    for path in paths:
-        if path.exists() and path.is_relative_to(folder.root):
-            moved = target / path.relative_to(folder.root)
-            with writing(moved):
-                moved.parent.mkdir(parents=True, exist_ok=True)
-                shutil.move(path, moved)  # also where ``runs`` is a link to another disk
-    return target
 
 
 def set_damaged_aside(folder: StudyFolder, damages: Sequence[Damage], tell: Teller) -> None:

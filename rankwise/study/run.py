@@ -18,10 +18,11 @@ from rankwise.study.acceptance import replaced_scores, require_disk
 from rankwise.study.agenda import Agenda
 from rankwise.study.conclusion import StudyOutcome, conclude, keep, with_deployed
 from rankwise.study.context import StudyContext
-from rankwise.study.damage import find_damage, models_of, set_aside, set_damaged_aside
+from rankwise.study.damage import find_damage, models_of, set_damaged_aside
 from rankwise.study.executors.local import work_here
 from rankwise.study.observer import Observer
 from rankwise.study.planning.plan import StudyPlan
+from rankwise.study.quarantine import set_aside
 from rankwise.study.reading import read_results
 from rankwise.study.references import with_settled_references, with_whole_tasks
 from rankwise.study.searching import Search

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rankwise.engine.models import base as models
+from rankwise.engine.models.base_folder import find_base_model
+from rankwise.engine.models.loading import load_tokenizer
 from rankwise.errors import DataError
 from rankwise.records import quantities
 from rankwise.records.config.own_rows import ColumnsConfig, JudgeName
@@ -124,8 +125,8 @@ def recognised(
     """
     if os.path.isdir(Path(model).expanduser()):
         model = str(Path(model).expanduser().resolve())
-    base = models.find_base_model(BaseModelConfig(name=model), report, weights=False)
-    tokenizer = models.load_tokenizer(base.folder)
+    base = find_base_model(BaseModelConfig(name=model), report, weights=False)
+    tokenizer = load_tokenizer(base.folder)
     has_chat = bool(tokenizer.chat_template)
     if os.path.exists(data):
         data = data.resolve()

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from rankwise.engine.models.adapter_folder import CONFIG_FILE, WEIGHTS_FILE
-from rankwise.engine.models.base import BaseModel
+from rankwise.engine.models.base_folder import BaseModel
 from rankwise.engine.models.devices import ResolvedPrecision, choose_device, provenance_on
 from rankwise.engine.models.frozen_adapters import FrozenAdapter, load_frozen_adapter
 from rankwise.errors import TaskError

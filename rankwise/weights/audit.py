@@ -10,19 +10,24 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from rankwise.engine.models import base as models
 from rankwise.engine.models.adapter_config import (
     CONFIG_FILE,
     layers_without_factors,
     refuse_other_base,
 )
 from rankwise.engine.models.adapter_folder import check_fit
-from rankwise.engine.models.base import BaseModel, LinearShape
+from rankwise.engine.models.base_folder import BaseModel, find_base_model
 from rankwise.engine.models.devices import (
     ResolvedPrecision,
     choose_device,
     float64_device,
     provenance_on,
+)
+from rankwise.engine.models.structure import (
+    LinearShape,
+    adaptable_shapes,
+    model_skeleton,
+    refuse_other_architecture,
 )
 from rankwise.engine.models.weights import ModelWeights, model_weights
 from rankwise.errors import ModelError, UnchangedOutputsError
@@ -105,9 +110,9 @@ def find_audited(
     """
     if not base:
         raise ModelError("BASE is empty. Name an embedded model, a folder or a hub repository.")
-    base_model = models.find_base_model(BaseModelConfig(name=base), report)
-    skeleton: Any = models.model_skeleton(base_model.folder)
-    shapes = models.adaptable_shapes(skeleton, beside_text=True)
+    base_model = find_base_model(BaseModelConfig(name=base), report)
+    skeleton: Any = model_skeleton(base_model.folder)
+    shapes = adaptable_shapes(skeleton, beside_text=True)
     if not target.is_dir():
         raise ModelError(f"{target} is not a folder; check the path.")
     if os.path.lexists(target / CONFIG_FILE):  # a broken one is refused as what it is
@@ -123,8 +128,8 @@ def find_audited(
         warnings = (*other, *_missing(layers_without_factors(target, shapes, updates)))
         return Audited(base_model, target, "adapter", updates, adapted, warnings)
     if (target / "config.json").is_file():
-        models.find_base_model(BaseModelConfig(name=str(target)))  # has safetensors
-        models.refuse_other_architecture(target, skeleton.config)
+        find_base_model(BaseModelConfig(name=str(target)))  # has safetensors
+        refuse_other_architecture(target, skeleton.config)
         return Audited(base_model, target, "checkpoint", {}, shapes)
     raise ModelError(
         f"{target} holds neither {CONFIG_FILE} (a PEFT adapter) nor config.json (a checkpoint). "

@@ -9,10 +9,10 @@ from typing import NamedTuple
 
 import torch
 
-from rankwise.engine.models import base as models
 from rankwise.engine.models.adapter_folder import WEIGHTS_FILE
 from rankwise.engine.models.devices import DTYPES, choose_device, provenance_on
 from rankwise.engine.models.files import weights_files
+from rankwise.engine.models.loading import load_frozen, load_tokenizer
 from rankwise.errors import ConfigError, ModelError
 from rankwise.findings.deployment import FormWeights, LossRule, field_changes, judged_form
 from rankwise.findings.item_table import changed_answers
@@ -81,8 +81,8 @@ def check_deployment(
         )
         raise ConfigError("check", [problem])
     # whole, as its weights are changed
-    model = models.load_frozen(folder, precision, choose_device())
-    session = ScoringSession(model, models.load_tokenizer(folder), advance)
+    model = load_frozen(folder, precision, choose_device())
+    session = ScoringSession(model, load_tokenizer(folder), advance)
     samples: Samples = {}
     base, adapter = session.results(question.tasks, BASE, {ADAPTER: found}, samples)
     warnings: list[str] = []

@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rankwise.engine.models.base import require_bitsandbytes
+from rankwise.engine.models.loading import require_bitsandbytes
 from rankwise.errors import ConfigError, ModelError
 from rankwise.records.files import require_room, writing
 from rankwise.records.forms import (

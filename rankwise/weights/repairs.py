@@ -16,12 +16,12 @@ import torch
 from peft.utils import merge_utils
 from torch import Tensor, nn
 
-from rankwise.engine.models import base as models
 from rankwise.engine.models.adapter_folder import ScaledFactors
 from rankwise.engine.models.devices import choose_device, float64_device
 from rankwise.engine.models.frozen_adapters import FrozenAdapter
 from rankwise.engine.models.placed import layer_devices
 from rankwise.engine.models.seeds import seed_of
+from rankwise.engine.models.structure import adaptable_shapes, model_skeleton
 from rankwise.errors import ModelError
 from rankwise.heads.changes import heads_by_delta
 from rankwise.heads.interventions import Head, without_heads
@@ -83,8 +83,8 @@ class RepairSources:
         Raises:
             ModelError: the base's config cannot be read, or as the class.
         """
-        skeleton: Any = models.model_skeleton(base)
-        numbers = [layer_number(name) for name in models.adaptable_shapes(skeleton)]
+        skeleton: Any = model_skeleton(base)
+        numbers = [layer_number(name) for name in adaptable_shapes(skeleton)]
         depth = 1 + max((number for number in numbers if number is not None), default=0)
         layouts, reason = (), None
         try:

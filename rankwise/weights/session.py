@@ -11,8 +11,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from rankwise.engine.models import base as models
-from rankwise.engine.models.base import BaseModel
+from rankwise.engine.models.base_folder import BaseModel
 from rankwise.engine.models.devices import (
     STEP_TOKENS,
     ResolvedPrecision,
@@ -20,7 +19,9 @@ from rankwise.engine.models.devices import (
     give_back_memory,
     resolve_precision,
 )
+from rankwise.engine.models.loading import load_tokenizer
 from rankwise.engine.models.placed import load_to_score
+from rankwise.engine.models.structure import context_length, model_skeleton
 from rankwise.engine.scoring.resident import ResidentScorer
 from rankwise.errors import ConfigError, DataError, ModelError, TaskError
 from rankwise.findings.pairs import accuracy_difference, pair_items, paired_test
@@ -82,7 +83,7 @@ class ScoreSettings(NamedTuple):
             TaskError: as ``requests.prepared_tasks``; or a set has the name of a task.
             DataError: likewise, or the rows of a set cannot be scored.
         """
-        length = models.context_length(model_config, tokenizer)
+        length = context_length(model_config, tokenizer)
         settings = EvaluationConfig(
             num_fewshot=self.num_fewshot, limit=self.limit, chat_template=self.chat_template
         )
@@ -117,13 +118,13 @@ def prepared_tasks(audited: Audited, settings: ScoreSettings) -> list[PreparedTa
         TaskError: as ``requests.prepared_tasks``.
         DataError: likewise.
     """
-    tokenizer = models.load_tokenizer(audited.base.folder)
+    tokenizer = load_tokenizer(audited.base.folder)
     if settings.chat_template and not tokenizer.chat_template:
         problem = f"--chat-template: the tokenizer of {audited.base.name} has none; leave it out"
         raise ConfigError("rankwise", [problem])
-    skeleton: Any = models.model_skeleton(audited.base.folder)
+    skeleton: Any = model_skeleton(audited.base.folder)
     if audited.kind == "checkpoint":  # which reads the base's tokens, and may have more
-        checkpoint: Any = models.model_skeleton(audited.target)
+        checkpoint: Any = model_skeleton(audited.target)
         of_base, size = (
             int(each.get_input_embeddings().weight.shape[0]) for each in (skeleton, checkpoint)
         )
@@ -198,7 +199,7 @@ class ScoringSession:
             ModelError: it cannot be loaded or scored.
         """
         model = load_to_score(weights or base.folder, precision, choose_device())
-        return cls(model, models.load_tokenizer(base.folder), advance)
+        return cls(model, load_tokenizer(base.folder), advance)
 
     def reopened(self) -> ScoringSession:
         """The same model, whose weights have changed: whether it can be read is tried again."""

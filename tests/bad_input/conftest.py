@@ -12,7 +12,7 @@ from rankwise.tasks import resolution
 
 @pytest.fixture(scope="session")
 def tokenizer(tiny_model_folder: Path) -> Any:
-    from rankwise.engine.models.base import load_tokenizer
+    from rankwise.engine.models.loading import load_tokenizer
 
     return load_tokenizer(tiny_model_folder)
 

@@ -18,9 +18,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from rankwise.engine.models import base as models
+from rankwise.engine.models.base_folder import find_base_model
 from rankwise.engine.models.files import check_stored
+from rankwise.engine.models.loading import load_frozen, load_model, load_tokenizer
 from rankwise.engine.models.packed_attention import check_packable
+from rankwise.engine.models.structure import model_skeleton
 from rankwise.errors import ModelError
 from rankwise.records.config.study import BaseModelConfig
 from rankwise.weights.audit import check_weights, find_audited
@@ -204,9 +206,9 @@ BAD = [
 
 def use(folder: Path) -> None:
     """What a study does with its base, in that order."""
-    models.find_base_model(BaseModelConfig(name=str(folder)))
-    models.model_skeleton(folder)
-    check_packable(models.load_frozen(folder, "float32", CPU))
+    find_base_model(BaseModelConfig(name=str(folder)))
+    model_skeleton(folder)
+    check_packable(load_frozen(folder, "float32", CPU))
 
 
 @pytest.mark.parametrize("bad", BAD, ids=lambda bad: bad.name)
@@ -238,7 +240,7 @@ def test_most_is_said_when_a_study_is_planned(
     (bad,) = (bad for bad in BAD if bad.name == name)
     bad.damage(folder)
     with pytest.raises(ModelError) as caught:
-        check_stored(folder, models.model_skeleton(folder))
+        check_stored(folder, model_skeleton(folder))
     assert all(name in str(caught.value) for name in bad.names)
 
 
@@ -262,7 +264,7 @@ def test_a_tokenizer_of_no_use_is_refused(
     content |= entries or {"model": content["model"] | {"vocab": {}, "merges": []}}
     (folder / name).write_text(json.dumps(content))
     with pytest.raises(ModelError) as caught:
-        models.load_tokenizer(folder)
+        load_tokenizer(folder)
     named = [f"{key} is {value!r}" for key, value in (entries or {}).items()]
     sentence(caught.value, names=(folder, *named))
 
@@ -283,7 +285,7 @@ def test_a_library_that_is_missing_is_named(
     shutil.copytree(tiny_model_folder, folder)
     config(quantization_config=quantised)(folder)
     with pytest.raises(ModelError) as caught:
-        models.load_model(folder, torch.float32)
+        load_model(folder, torch.float32)
     assert library in str(caught.value)
     sentence(caught.value)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from rankwise.engine.models.base import find_base_model
+from rankwise.engine.models.base_folder import find_base_model
 from rankwise.engine.training.states import read_state
 from rankwise.errors import ModelError, RankwiseError, StorageError
 from rankwise.integrations.sources import read_source

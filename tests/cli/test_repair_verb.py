@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rankwise.engine.models.base import load_tokenizer
+from rankwise.engine.models.loading import load_tokenizer
 from rankwise.findings.options import option_gains
 from rankwise.findings.recommendation import recommend
 from rankwise.findings.signatures.found import failure_signatures

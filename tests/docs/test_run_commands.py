@@ -15,7 +15,8 @@ import peft
 import pytest
 import torch
 
-from rankwise.engine.models import base as models
+from rankwise.engine.models import base_folder
+from rankwise.engine.models.loading import load_frozen
 from rankwise.records.study_file import preset_text
 from tests.planted import tool_configs
 from tests.support.command_line import rankwise
@@ -56,7 +57,7 @@ def stage(
 ) -> Path:
     """What the pages take for granted: a model, an adapter, rows, two studies, sample files."""
     root = tmp_path_factory.mktemp("stage")
-    patch.setattr(models, "embedded_model_folder", lambda *_: tiny_model_folder)
+    patch.setattr(base_folder, "embedded_model_folder", lambda *_: tiny_model_folder)
     patch.chdir(root)
     shutil.copytree(tiny_model_folder, "my-base")
     shutil.copytree(ROOT / "docs" / "scores", "scores")
@@ -77,7 +78,7 @@ def stage(
 
 
 def _save_adapter(base: str, folder: str) -> None:
-    model = models.load_frozen(Path(base), "float32", torch.device("cpu"))
+    model = load_frozen(Path(base), "float32", torch.device("cpu"))
     model.name_or_path = base
     config = peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
     peft.get_peft_model(model, config).save_pretrained(folder)

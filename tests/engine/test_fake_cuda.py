@@ -12,12 +12,12 @@ import transformers
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from rankwise.engine.models import base as models
 from rankwise.engine.models import packed_kernels
 from rankwise.engine.models.adapter_folder import ScaledFactors
 from rankwise.engine.models.frozen_adapters import FrozenAdapter
 from rankwise.engine.models.head import CompletionHead
 from rankwise.engine.models.packed_layout import PackedLayout
+from rankwise.engine.models.structure import adaptable_shapes, target_shapes
 from rankwise.engine.models.trained_adapters import Adapter, adapted
 from rankwise.engine.scoring import resident
 from rankwise.engine.scoring.resident import ResidentScorer
@@ -104,7 +104,7 @@ def train(model: Any, trainees: Sequence[Trainee], waits: HostWaits, **settings:
 
 def trainee_of(model: Any, rank: int, **options: Any) -> AdapterTrainee:
     run = planned(1, rank=rank, name=f"rank {rank}", **options)
-    shapes = models.target_shapes(models.adaptable_shapes(model), ["q_proj", "v_proj"])
+    shapes = target_shapes(adaptable_shapes(model), ["q_proj", "v_proj"])
     settings: dict[str, Any] = {"scaling": 2.0, "dropout": 0.1, "seed": 0}
     adapter = Adapter(shapes, rank=rank, **settings, device=CUDA, dtype=torch.bfloat16)
     return AdapterTrainee(run, examples(), config(), adapter)
@@ -162,7 +162,7 @@ def frozen(model: Any, rank: int) -> FrozenAdapter:
     def drawn(*size: int) -> Tensor:
         return torch.empty(size, dtype=torch.bfloat16, device=CUDA)
 
-    shapes = models.adaptable_shapes(model).items()
+    shapes = adaptable_shapes(model).items()
     layers = {
         name: ScaledFactors(drawn(rank, shape.in_features), drawn(shape.out_features, rank), 2.0)
         for name, shape in shapes

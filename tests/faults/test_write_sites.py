@@ -285,7 +285,7 @@ def test_the_disk_fails_while_damage_is_set_aside(
     spoilt(finished_study, tmp_path / "study")
     with file_events(tmp_path / "study") as events:
         finish(smallest_plan, tmp_path / "study")
-    moved = "study.damage.set_aside"
+    moved = "study.quarantine.set_aside"
     sites = dict.fromkeys(event.site for event in events if event.site.function == moved)
     assert {site.kind for site in sites} >= {"mkdir", "open", "write", "replace", "rename"}
     problems: list[str] = []

@@ -22,12 +22,18 @@ from unittest import mock
 from hypothesis import strategies as st
 
 from rankwise.engine.models import adapter_config
-from rankwise.engine.models import base as models
 from rankwise.engine.models.adapter_config import (
     CONFIG_FILE,
     layer_settings,
     read_adapter_config,
     refuse_patterns,
+)
+from rankwise.engine.models.loading import load_tokenizer
+from rankwise.engine.models.structure import (
+    adaptable_shapes,
+    context_length,
+    model_skeleton,
+    resolved_targets,
 )
 from rankwise.errors import RankwiseError
 from rankwise.records.study_file import load_contract
@@ -232,11 +238,11 @@ def _imported() -> None:
 def read_config(folder: Path, config: dict[str, Any]) -> object:
     """What a plan does with a base's config."""
     (folder / "config.json").write_text(json.dumps(config))
-    skeleton: Any = models.model_skeleton(folder)
-    shapes = models.adaptable_shapes(skeleton)
-    length = models.context_length(skeleton.config, _tokenizer())
+    skeleton: Any = model_skeleton(folder)
+    shapes = adaptable_shapes(skeleton)
+    length = context_length(skeleton.config, _tokenizer())
     assert length >= 1
-    return models.resolved_targets(shapes, ("all-linear", "attention")), length
+    return resolved_targets(shapes, ("all-linear", "attention")), length
 
 
 # tokenizers
@@ -305,7 +311,7 @@ tokenizers = st.dictionaries(
 def _model_folder() -> Path:
     folder = Path(_kept().name)
     tiny_tokenizer().save_pretrained(folder)
-    models.load_tokenizer(folder)  # which imports for seconds
+    load_tokenizer(folder)  # which imports for seconds
     return folder
 
 
@@ -320,7 +326,7 @@ def read_tokenizer(folder: Path, changes: dict[str, Any]) -> object:
         (folder / path.name).write_bytes(path.read_bytes())
     path = folder / "tokenizer.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-    tokenizer = models.load_tokenizer(folder)
+    tokenizer = load_tokenizer(folder)
     encoder = TextEncoder(tokenizer)
     texts = ("a b  é\n", "ab" * 2_000, "a" * 2_000, "x")
     return [tokenizer.decode(encoder.split(text, " yes").continuation) for text in texts]

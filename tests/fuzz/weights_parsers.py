@@ -29,15 +29,15 @@ from rankwise.engine.models.adapter_config import (
     refuse_other_base,
 )
 from rankwise.engine.models.adapter_folder import WEIGHTS_FILE, check_fit, has_update, read_factors
-from rankwise.engine.models.base import (
-    BaseModel,
+from rankwise.engine.models.base_folder import BaseModel
+from rankwise.engine.models.embedded import DIGESTS_FILE, is_as_written, write_digests
+from rankwise.engine.models.files import not_finite
+from rankwise.engine.models.loading import is_stored_quantised
+from rankwise.engine.models.structure import (
     adaptable_shapes,
-    is_stored_quantised,
     model_skeleton,
     refuse_other_architecture,
 )
-from rankwise.engine.models.embedded import DIGESTS_FILE, is_as_written, write_digests
-from rankwise.engine.models.files import not_finite
 from rankwise.engine.training.states import read_state
 from rankwise.weights import decomposition
 from rankwise.weights.decomposition import SpectralCache

@@ -8,7 +8,12 @@ from typing import Any
 
 import pytest
 
-from rankwise.engine.models import base as models
+from rankwise.engine.models.structure import (
+    LinearShape,
+    adaptable_shapes,
+    model_skeleton,
+    resolved_targets,
+)
 from rankwise.errors import ConfigError
 from rankwise.records.axes import full_settings, lora_settings, run_labels
 from rankwise.records.config.study import StudyConfig
@@ -139,22 +144,22 @@ def test_a_wrong_rate_is_said_once(tmp_path: Path, rate: str, problem: str) -> N
 
 
 def test_kinds_of_modules_become_the_model_s_own_names(tiny_model_folder: Path) -> None:
-    shapes = models.adaptable_shapes(models.model_skeleton(tiny_model_folder))
+    shapes = adaptable_shapes(model_skeleton(tiny_model_folder))
     attention = ("q_proj", "k_proj", "v_proj", "o_proj")
     mlp = ("gate_proj", "up_proj", "down_proj")
-    assert models.resolved_targets(shapes, ["attention"]) == attention
-    assert models.resolved_targets(shapes, ["mlp"]) == mlp
-    assert models.resolved_targets(shapes, ["all-linear"]) == (*attention, *mlp)
-    assert models.resolved_targets(shapes, ["q_proj", "attention"]) == attention
+    assert resolved_targets(shapes, ["attention"]) == attention
+    assert resolved_targets(shapes, ["mlp"]) == mlp
+    assert resolved_targets(shapes, ["all-linear"]) == (*attention, *mlp)
+    assert resolved_targets(shapes, ["q_proj", "attention"]) == attention
 
 
 def test_a_name_that_two_kinds_share_is_given_with_its_parent() -> None:
-    shape = models.LinearShape(4, 4)
+    shape = LinearShape(4, 4)
     shapes = dict.fromkeys(
         ("h.0.attn.c_attn", "h.0.attn.c_proj", "h.0.mlp.c_fc", "h.0.mlp.c_proj"), shape
     )
-    assert models.resolved_targets(shapes, ["attention"]) == ("c_attn", "attn.c_proj")
-    assert models.resolved_targets(shapes, ["mlp"]) == ("c_fc", "mlp.c_proj")
+    assert resolved_targets(shapes, ["attention"]) == ("c_attn", "attn.c_proj")
+    assert resolved_targets(shapes, ["mlp"]) == ("c_fc", "mlp.c_proj")
 
 
 def test_settings_that_meet_are_trained_once_under_both_names(study_file: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from rankwise.cli import application
-from rankwise.engine.models import base as models
+from rankwise.engine.models.loading import load_frozen
 from rankwise.engine.scoring.resident import ResidentScorer
 from rankwise.findings.repairs import RepairTasks, choose_repair
 from rankwise.records.files import read_record
@@ -121,7 +121,7 @@ def test_the_chosen_repair_is_written_and_scores_as_it_says(
         f"repair/adapter/{name}"
         for name in ("README.md", "adapter_config.json", "adapter_model.safetensors")
     }
-    base: Any = models.load_frozen(finished.plan.base.folder, "float32", torch.device("cpu"))
+    base: Any = load_frozen(finished.plan.base.folder, "float32", torch.device("cpu"))
     scorer = ResidentScorer(base, finished.plan.tokenizer, max_batch_tokens=512)
     scorer.put_on("again", target)
     from rankwise.tasks.evaluation import ScoredModel, evaluate

@@ -14,7 +14,8 @@ import pytest
 
 from rankwise.errors import NewerRecordError, RecordError, StorageError
 from rankwise.records.folder import StudyFolder
-from rankwise.study.damage import find_damage, set_aside
+from rankwise.study.damage import find_damage
+from rankwise.study.quarantine import set_aside
 from rankwise.study.status import study_status
 from tests.support.command_line import rankwise, words
 from tests.support.records import change, items_as_they_are

@@ -14,8 +14,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from scipy.stats import spearmanr
 
-from rankwise.engine.models import base as models
 from rankwise.engine.models.frozen_adapters import FrozenPiece, carrying, load_frozen_adapter
+from rankwise.engine.models.loading import load_frozen
+from rankwise.engine.models.structure import model_skeleton
 from rankwise.heads.answers import continuations, item_values, questions
 from rankwise.heads.interventions import Head
 from rankwise.heads.layouts import head_layouts
@@ -26,6 +27,7 @@ from rankwise.records.heads import (
     TaskHeadEffects,
 )
 from rankwise.records.study_file import load_config
+from rankwise.study import context as study_context
 from rankwise.study.planning.plan import plan_study
 from rankwise.study.reading import read_results
 from rankwise.study.run import run_study
@@ -139,7 +141,7 @@ def hooked(model: Any, head: Head | None, layouts: Any) -> Iterator[None]:
 def plain_values(finished: Finished, task: str, head: Head | None, adapted: bool) -> Any:
     """What lm-eval makes of a hooked model, a text at a time."""
     prepared = finished.plan.tasks[task]
-    base: Any = models.load_frozen(finished.plan.base.folder, "float32", torch.device("cpu"))
+    base: Any = load_frozen(finished.plan.base.folder, "float32", torch.device("cpu"))
     weights = finished.folder.weights_folder(finished.lora)
     adapter = load_frozen_adapter(base, weights, torch.float32)
 
@@ -162,7 +164,7 @@ def plain_values(finished: Finished, task: str, head: Head | None, adapted: bool
 def test_effects_and_controls_are_those_of_hooked_models(
     finished: Finished, ablated: dict[str, TaskHeadEffects], task: str
 ) -> None:
-    layouts = head_layouts(models.model_skeleton(finished.plan.base.folder))
+    layouts = head_layouts(model_skeleton(finished.plan.base.folder))
     targets = {name.rpartition(".")[2] for each in layouts for name in each.projections}
     assert {"q_proj", "o_proj"} <= targets
     head = Head(1, 3)
@@ -184,7 +186,7 @@ def test_effects_and_controls_are_those_of_hooked_models(
 def test_what_is_there_is_not_computed_again(
     finished: Finished, ablated: dict[str, TaskHeadEffects], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(models, "load_frozen", None)  # would be called
+    monkeypatch.setattr(study_context, "load_frozen", None)  # would be called
     answered = finished.heads("--run", finished.lora.name, "--tasks", "colours,hues")
     assert answered.exit_code == 0
     assert "8 heads set to zero one after another on 8 items" in words(answered.stdout)
@@ -296,7 +298,7 @@ def planted(
 ) -> None:
     """An adapter whose delta is in these heads alone: o takes what they put out the wrong way."""
     source = finished.folder.weights_folder(finished.lora)
-    layouts = head_layouts(models.model_skeleton(finished.plan.base.folder))
+    layouts = head_layouts(model_skeleton(finished.plan.base.folder))
     tensors = load_file(source / "adapter_model.safetensors")
     draw = torch.Generator().manual_seed(seed)
     for name, tensor in tensors.items():

@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file
 
 from rankwise.engine.models import packed_kernels
-from rankwise.engine.models.base import load_frozen
 from rankwise.engine.models.devices import Machine
+from rankwise.engine.models.loading import load_frozen
 from rankwise.engine.scoring.tree import attention as tree_attention
 from rankwise.records.folder import StudyFolder
 from rankwise.records.study_file import load_config

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from rankwise.engine.models.base import model_skeleton
+from rankwise.engine.models.structure import model_skeleton
 from rankwise.records.config.training import RateRuleConfig
 from rankwise.records.study_file import load_config, preset_names, preset_text
 from rankwise.study.planning import fitting

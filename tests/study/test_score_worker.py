@@ -13,7 +13,7 @@ import peft
 import pytest
 import torch
 
-from rankwise.engine.models import base as models
+from rankwise.engine.models.loading import load_frozen
 from rankwise.errors import StageFailedError
 from rankwise.records.folder import StudyFolder
 from rankwise.records.study_file import load_config
@@ -234,7 +234,7 @@ def test_an_adapter_that_only_peft_can_apply_is_scored_alone(
     assert [bool(each.changes) and bool(each.shares) for each in changes] == [False, True]
     assert all(each.changes for each in changes)
     assert recorder.done == pytest.approx(recorder.work[0])
-    base: Any = models.load_frozen(tiny_model_folder, "float32", torch.device("cpu"))
+    base: Any = load_frozen(tiny_model_folder, "float32", torch.device("cpu"))
     by_peft = peft.PeftModel.from_pretrained(base, str(tmp_path / "dora")).eval()
     requests = plan.tasks["colours"].requests
     items = [Continuation(each.context, each.continuation) for each in requests]

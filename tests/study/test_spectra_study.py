@@ -17,9 +17,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from rankwise.cli.terminal import status_table
-from rankwise.engine.models import base as models
 from rankwise.engine.models.adapter_folder import WEIGHTS_FILE
 from rankwise.engine.models.lanes import Lanes, opened
+from rankwise.engine.models.loading import load_frozen
 from rankwise.records.files import read_record
 from rankwise.records.folder import StudyFolder
 from rankwise.records.spectra import MatrixSpectrum, SpectraRecord
@@ -190,7 +190,7 @@ def adapted(folder: Path, name: str, model_folder: Path) -> dict[str, torch.Tens
     if weights.name == "checkpoint":
         tensors = load_file(weights / "model.safetensors")
         return {layer: tensors[f"{layer}.weight"].double() for layer in LAYERS}
-    base: Any = models.load_frozen(model_folder, "float32", torch.device("cpu"))
+    base: Any = load_frozen(model_folder, "float32", torch.device("cpu"))
     model: Any = peft.PeftModel.from_pretrained(base, str(weights)).base_model.model
     found: dict[str, torch.Tensor] = {}
     for layer in LAYERS:

@@ -13,7 +13,7 @@ import peft
 import pytest
 import torch
 
-from rankwise.engine.models.base import fetch_weights
+from rankwise.engine.models.start import fetch_weights
 from rankwise.errors import ModelError, PlanError
 from rankwise.integrations.exports import export_runs, write_card, write_setup
 from rankwise.integrations.trl import TRL

@@ -127,10 +127,10 @@ def test_trainable_parameters_are_peft_s_own_count(study_file: Path, tmp_path: P
     import peft
     import torch
 
-    from rankwise.engine.models import base as models
+    from rankwise.engine.models.loading import load_frozen
 
     plan = plan_study(load_config(study_file))
-    base = models.load_frozen(plan.base.folder, "float32", torch.device("cpu"))
+    base = load_frozen(plan.base.folder, "float32", torch.device("cpu"))
     planned = plan.record.runs[1]
     settings = peft.LoraConfig(r=4, target_modules=list(planned.target_modules))
     adapted: Any = peft.get_peft_model(base, settings)  # pyright: ignore[reportArgumentType]
@@ -325,12 +325,12 @@ def test_rank_above_the_smaller_side_is_a_warning(study_file: Path) -> None:
 
 
 def test_planning_loads_no_weights(study_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from rankwise.engine.models import base as models
+    from rankwise.engine.models import loading
 
     def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("weights were loaded")
 
-    monkeypatch.setattr(models.AutoModelForCausalLM, "from_pretrained", refuse)
+    monkeypatch.setattr(loading.AutoModelForCausalLM, "from_pretrained", refuse)
     plan = plan_study(load_config(study_file))
     assert len(plan.record.runs) == 3
     folder = StudyFolder(study_file.parent / "nowhere")

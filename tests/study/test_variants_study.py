@@ -12,9 +12,9 @@ import pytest
 from transformers import AutoModelForCausalLM
 
 from rankwise.cli.terminal import pass_lines
-from rankwise.engine.models import base as models
 from rankwise.engine.models import variants as variant_table
 from rankwise.engine.models.adapter_folder import WEIGHTS_FILE, read_factors
+from rankwise.engine.models.structure import adaptable_shapes, model_skeleton, target_shapes
 from rankwise.engine.training.memory import AdapterSize
 from rankwise.errors import ConfigError
 from rankwise.records.folder import StudyFolder
@@ -139,8 +139,8 @@ def test_what_is_saved_is_plain_lora_where_it_can_be(finished: Finished) -> None
 def test_the_page_has_each_variant_beside_lora(finished: Finished) -> None:
     (found,) = finished.findings.variants
     assert [row.label for row in found.rows] == ["rank 4, DoRA", "rank 4, VeRA", "rank 4, PiSSA"]
-    shapes = models.target_shapes(
-        models.adaptable_shapes(models.model_skeleton(finished.model)),
+    shapes = target_shapes(
+        adaptable_shapes(model_skeleton(finished.model)),
         finished.variant("dora").target_modules,
     ).values()
     outputs = sum(shape.out_features for shape in shapes)

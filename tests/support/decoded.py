@@ -10,8 +10,8 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
 from rankwise.engine.models.adapter_folder import ScaledFactors
-from rankwise.engine.models.base import adaptable_shapes
 from rankwise.engine.models.frozen_adapters import FrozenAdapter, carrying
+from rankwise.engine.models.structure import adaptable_shapes
 from rankwise.engine.scoring.decode.decoder import Decoder
 from rankwise.tasks.questions import Generation, GenerationSettings, Prompt
 from tests.support.tiny_models import tiny

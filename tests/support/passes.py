@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 
-from rankwise.engine.models import base as models
+from rankwise.engine.models.loading import load_frozen, load_tokenizer
 from rankwise.engine.models.placed import layer_devices
+from rankwise.engine.models.structure import adaptable_shapes, target_shapes
 from rankwise.engine.models.trained_adapters import Adapter, adapted
 from rankwise.engine.models.variants import VARIANTS
 from rankwise.engine.training import loop as training
@@ -114,8 +115,8 @@ class Setting:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.tokenizer: Any = models.load_tokenizer(folder)
-        self.base: Any = models.load_frozen(folder, "float32", CPU)
+        self.tokenizer: Any = load_tokenizer(folder)
+        self.base: Any = load_frozen(folder, "float32", CPU)
 
     def examples(self, train: TrainConfig, rows: Sequence[TrainingRow] = ROWS) -> list[Example]:
         return tokenise_rows(rows, self.tokenizer, train, 256)
@@ -136,12 +137,12 @@ class Setting:
         run = planned(
             steps, epochs=epochs, **{k: v for k, v in run_options.items() if k != "epochs"}
         )
-        shapes = models.adaptable_shapes(self.base)
+        shapes = adaptable_shapes(self.base)
         assert run.rank is not None
         assert run.scaling is not None
         assert run.seed is not None
         variant = None if run.variant is None else VARIANTS[run.variant]
-        targeted = models.target_shapes(shapes, targets)
+        targeted = target_shapes(shapes, targets)
         adapter = Adapter(
             targeted,
             rank=run.rank,

@@ -12,8 +12,8 @@ import torch
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
-from rankwise.engine.models import base as models
 from rankwise.engine.models.adapter_folder import WEIGHTS_FILE
+from rankwise.engine.models.loading import load_frozen
 from tests.support.tiny_models import tiny
 
 
@@ -56,7 +56,7 @@ def save_dora(folder: Path, model_folder: Path) -> None:
     settings = peft.LoraConfig(
         r=2, lora_alpha=8, target_modules=["q_proj"], use_dora=True, task_type="CAUSAL_LM"
     )
-    base: Any = models.load_frozen(model_folder, "float32", torch.device("cpu"))
+    base: Any = load_frozen(model_folder, "float32", torch.device("cpu"))
     with torch.random.fork_rng():
         torch.manual_seed(3)
         adapted: Any = peft.get_peft_model(base, settings)

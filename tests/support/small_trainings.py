@@ -10,7 +10,7 @@ import peft
 from datasets import Dataset
 from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
 
-from rankwise.engine.models.base import load_tokenizer
+from rankwise.engine.models.loading import load_tokenizer
 from rankwise.tasks.resolution import load_tasks
 from tests.support.audited_models import load
 

@@ -13,9 +13,9 @@ import torch
 from peft.optimizers import create_lorafa_optimizer, create_loraplus_optimizer
 from torch import Tensor, nn
 
-from rankwise.engine.models import base as models
 from rankwise.engine.models.initialisation import input_directions
 from rankwise.engine.models.peft_adapters import save_adapter, variant_on
+from rankwise.engine.models.structure import adaptable_shapes, target_shapes
 from rankwise.engine.models.trained_adapters import Adapter, AdapterBank, Piece, adapted, drawn_rows
 from rankwise.engine.models.variants import RATE_RATIO, VARIANTS, VariantSetting
 from rankwise.engine.training import loop as training
@@ -109,7 +109,7 @@ def trained(
         with variant_on(base, variant, setting) as model:
             return train_it(VariantTrainee(run, examples, train, model), None, model)
     adapter = Adapter(
-        models.target_shapes(models.adaptable_shapes(base), targets),
+        target_shapes(adaptable_shapes(base), targets),
         rank=run.rank or 1,
         scaling=SCALING,
         dropout=0.0,

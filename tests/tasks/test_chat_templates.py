@@ -12,7 +12,7 @@ from typing import Any
 import jinja2
 import pytest
 
-from rankwise.engine.models.base import load_tokenizer
+from rankwise.engine.models.loading import load_tokenizer
 from rankwise.errors import TaskError
 from rankwise.tasks import chat_templates, template_process
 from rankwise.tasks.chat_templates import applied_template, chat_template_fault, render_chat

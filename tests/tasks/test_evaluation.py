@@ -11,7 +11,7 @@ import peft
 import pytest
 import torch
 
-from rankwise.engine.models import base as models
+from rankwise.engine.models.loading import load_frozen, load_tokenizer
 from rankwise.errors import DataError, TaskError
 from rankwise.records.folder import LOSS_METRIC
 from rankwise.tasks.evaluation import Known, ScoredModel, evaluate
@@ -28,12 +28,12 @@ MAX_LENGTH = 256
 
 @pytest.fixture
 def base(tiny_model_folder: Path) -> Any:
-    return models.load_frozen(tiny_model_folder, "float32", CPU)
+    return load_frozen(tiny_model_folder, "float32", CPU)
 
 
 @pytest.fixture
 def tokenizer(tiny_model_folder: Path) -> Any:
-    return models.load_tokenizer(tiny_model_folder)
+    return load_tokenizer(tiny_model_folder)
 
 
 def with_random_adapter(base: Any) -> Any:

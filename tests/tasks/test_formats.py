@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from rankwise.engine.models import base as models
+from rankwise.engine.models.loading import load_tokenizer
 from rankwise.records.study_file import load_config
 from rankwise.study.planning.plan import metric_of, plan_study
 from rankwise.tasks.formats import (
@@ -80,7 +80,7 @@ def test_the_other_format_is_the_task_that_somebody_wrote_by_hand(
     assert not isinstance(made, str)
     assert made is not None
     assert made.name == f"{name}@{options}"
-    tokenizer = models.load_tokenizer(tiny_model_folder)
+    tokenizer = load_tokenizer(tiny_model_folder)
     settings: Any = {"max_length": 256, "num_fewshot": 0, "limit": None, "chat_template": False}
     ours = prepare_task(made, tokenizer, **settings)
     by_hand = prepare_task(load(both_tasks, other), tokenizer, **settings)
@@ -125,7 +125,7 @@ def test_a_fingerprint_of_the_format_is_stable(tiny_model_folder: Path, both_tas
             chat_template=False,
             num_fewshot=0,
         )
-        tokenizer = models.load_tokenizer(tiny_model_folder)
+        tokenizer = load_tokenizer(tiny_model_folder)
         return prepare_task(
             made, tokenizer, max_length=256, num_fewshot=0, limit=4, chat_template=False
         ).digest

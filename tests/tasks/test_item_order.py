@@ -10,7 +10,7 @@ from datasets import Dataset, DatasetDict
 from lm_eval.api.samplers import ContextSampler
 from lm_eval.api.task import ConfigurableTask
 
-from rankwise.engine.models.base import load_tokenizer
+from rankwise.engine.models.loading import load_tokenizer
 from rankwise.errors import TaskError
 from rankwise.records.config.study import EvaluationConfig
 from rankwise.tasks.item_order import in_random_order

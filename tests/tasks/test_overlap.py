@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from datasets import Dataset, DatasetDict
 
-from rankwise.engine.models import base as models
+from rankwise.engine.models.loading import load_tokenizer
 from rankwise.errors import PlanError
 from rankwise.records.folder import StudyFolder
 from rankwise.records.study_file import load_config
@@ -35,7 +35,7 @@ class Tokenizer:
 
 @pytest.fixture(scope="module")
 def tokenizer(tiny_model_folder: Path) -> Any:
-    return models.load_tokenizer(tiny_model_folder)
+    return load_tokenizer(tiny_model_folder)
 
 
 def task_of(docs: list[dict[str, Any]], **changes: Any) -> LoadedTask:

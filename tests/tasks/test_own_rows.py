@@ -12,7 +12,7 @@ import pytest
 from datasets import ClassLabel, Dataset, Features, Value
 from pyarrow import parquet
 
-from rankwise.engine.models import base as models
+from rankwise.engine.models.loading import load_tokenizer
 from rankwise.errors import DataError
 from rankwise.records.config.own_rows import ColumnsConfig, HubData, data_name, hub_data
 from rankwise.records.study_file import load_config
@@ -29,7 +29,7 @@ Turns = list[dict[str, str]]
 
 @pytest.fixture(scope="module")
 def tokenizer(tiny_model_folder: Path) -> Any:
-    return models.load_tokenizer(tiny_model_folder)
+    return load_tokenizer(tiny_model_folder)
 
 
 def asked(question: str, system: str = "") -> str:

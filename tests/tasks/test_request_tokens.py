@@ -17,7 +17,7 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from tokenizers.processors import TemplateProcessing
 
-from rankwise.engine.models import base as models
+from rankwise.engine.models.loading import load_frozen, load_tokenizer
 from rankwise.tasks.requests import prepare_task
 from rankwise.tasks.resolution import load_tasks, quiet_lm_eval
 from tests.support.tiny_tasks import CHAT_TEMPLATE
@@ -66,7 +66,7 @@ def model_folder(request: Any, tiny_model_folder: Path, tmp_path_factory: Any) -
     if request.param == "plain":
         return tiny_model_folder
     folder = shutil.copytree(tiny_model_folder, tmp_path_factory.mktemp("bos") / "model")
-    tokenizer = models.load_tokenizer(folder)
+    tokenizer = load_tokenizer(folder)
     start = "<|endoftext|>"
     tokenizer.bos_token = start
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
@@ -91,7 +91,7 @@ def test_requests_are_lm_evals(
         max_length = 400  # 256 are to be written
     folders = [shared_tasks, tasks_folder]
     peer = listen(model_folder, folders, task, max_length, options)
-    tokenizer = models.load_tokenizer(model_folder)
+    tokenizer = load_tokenizer(model_folder)
     loaded = load_tasks([task], folders, allow_code=True)[task][0]
     settings = {"num_fewshot": 0, "chat_template": False} | options
     first = {"limit": 2, "doc_ids": range(2)}  # as lm-eval limits a task
@@ -121,7 +121,7 @@ def listen(
     silence = contextlib.redirect_stderr(io.StringIO())
     with quiet_lm_eval(), silence, mock.patch("lm_eval.evaluator.add_env_info"):
         peer = Listening(
-            pretrained=models.load_frozen(model_folder, "float32", torch.device("cpu")),
+            pretrained=load_frozen(model_folder, "float32", torch.device("cpu")),
             tokenizer=str(model_folder),
             max_length=max_length,
         )

@@ -10,7 +10,7 @@ import pytest
 import torch
 from tokenizers.processors import TemplateProcessing
 
-from rankwise.engine.models import base as models
+from rankwise.engine.models.loading import load_tokenizer
 from rankwise.engine.training import loop as training
 from rankwise.errors import DataError, PlanError, StageFailedError
 from rankwise.records.config.training import TrainConfig
@@ -28,7 +28,7 @@ from tests.support.sentences import Sentences
 @pytest.fixture
 def tokenizer(tiny_model_folder: Path) -> Any:
     """Of the kind of Llama's: it puts a beginning of text before every text."""
-    tokenizer = models.load_tokenizer(tiny_model_folder)
+    tokenizer = load_tokenizer(tiny_model_folder)
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
         single="<|im_start|> $A", special_tokens=[("<|im_start|>", tokenizer.bos_token_id)]
     )

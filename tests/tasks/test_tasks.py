@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from rankwise.engine.models import base as models
+from rankwise.engine.models.loading import load_tokenizer
 from rankwise.errors import DataError, TaskError
 from rankwise.tasks.requests import prepare_task
 from rankwise.tasks.resolution import (
@@ -42,7 +42,7 @@ ROW = {"question": "Is it?", "options": ["yes", "no"], "label": 1}
 
 @pytest.fixture(scope="module")
 def tokenizer(tiny_model_folder: Path) -> Any:
-    return models.load_tokenizer(tiny_model_folder)
+    return load_tokenizer(tiny_model_folder)
 
 
 def task_of(

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from rankwise.engine.models import base as models
+from rankwise.engine.models.loading import load_tokenizer
 from rankwise.errors import DataError
 from rankwise.records.config.own_rows import OwnSetConfig
 from rankwise.records.config.training import TrainConfig
@@ -23,7 +23,7 @@ ASSISTANT = "<|im_start|>assistant\n"
 
 @pytest.fixture(scope="module")
 def tokenizer(tiny_model_folder: Path) -> Any:
-    return models.load_tokenizer(tiny_model_folder)
+    return load_tokenizer(tiny_model_folder)
 
 
 def user(content: str) -> dict[str, str]:

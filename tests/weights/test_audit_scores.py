@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from rankwise.engine.models import base as models
+from rankwise.engine.models.loading import load_tokenizer
 from rankwise.engine.scoring.resident import ResidentScorer
 from rankwise.records.audits import AuditRecord
 from rankwise.records.files import read_record
@@ -86,7 +86,7 @@ def test_scores_are_those_of_peft(
     """Right answers and their p(right), recomputed from PEFT's own forward pass."""
     model = adapter(tiny_model_folder, tmp_path / "a", std=0.5).eval()
     record = scored(tiny_model_folder, tmp_path / "a", tmp_path / "out", tasks_folder)
-    tokenizer = models.load_tokenizer(tiny_model_folder)
+    tokenizer = load_tokenizer(tiny_model_folder)
     found: Any = load_tasks(["colours"], (tasks_folder,), allow_code=True)
     (task,) = found["colours"]
     prepared = prepare_task(
@@ -225,7 +225,7 @@ def test_other_shapes_are_found_before_the_scores(
 def test_a_smaller_vocabulary_cannot_read_the_base_s_tokens(
     tiny_model_folder: Path, tasks_folder: Path, tmp_path: Path
 ) -> None:
-    size = len(models.load_tokenizer(tiny_model_folder))
+    size = len(load_tokenizer(tiny_model_folder))
     target = resized(tiny_model_folder, tmp_path / "c", vocab_size=size - 1)
     said = refused(tiny_model_folder, target, tasks_folder, tmp_path / "out")
     assert f"has vocab_size {size - 1}" in said

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from rankwise.engine.models.base import prepare_quantised
+from rankwise.engine.models.loading import prepare_quantised
 from rankwise.errors import ConfigError, ModelError
 from rankwise.records.forms import BITSANDBYTES_FORMS, FLOAT_FORMS, GGUF_FORMS
 from rankwise.weights.forms import find_forms, in_dtype, in_gguf

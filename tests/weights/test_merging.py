@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from rankwise.engine.models.base import load_frozen
+from rankwise.engine.models.loading import load_frozen
 from rankwise.errors import ModelError
 from rankwise.weights.forms import find_forms
 from rankwise.weights.lowrank import LowRankUpdate, read_updates

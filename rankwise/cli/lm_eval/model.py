@@ -21,10 +21,13 @@ from lm_eval.api.registry import register_model
 from tqdm import tqdm
 
 from rankwise.cli.lm_eval.arguments import ModelArguments, parse_model_arguments
-from rankwise.engine.models import base as models
 from rankwise.engine.models.adapter_folder import WEIGHTS_FILE, has_update
+from rankwise.engine.models.base_folder import find_base_model
 from rankwise.engine.models.lanes import lanes_of
+from rankwise.engine.models.loading import load_tokenizer
 from rankwise.engine.models.placed import load_to_score
+from rankwise.engine.models.start import fetch_weights
+from rankwise.engine.models.structure import context_length, model_skeleton
 from rankwise.engine.scoring.resident import ResidentScorer
 from rankwise.records.config.study import BaseModelConfig
 from rankwise.tasks.chat_templates import render_chat
@@ -52,10 +55,10 @@ class HeldModels:
 
     def __init__(self, arguments: ModelArguments) -> None:
         config = BaseModelConfig(name=arguments.pretrained, revision=arguments.revision)
-        self.folder = models.fetch_weights(models.find_base_model(config))
-        self.tokenizer = models.load_tokenizer(self.folder)
-        skeleton: Any = models.model_skeleton(self.folder)
-        longest = models.context_length(skeleton.config, self.tokenizer)
+        self.folder = fetch_weights(find_base_model(config))
+        self.tokenizer = load_tokenizer(self.folder)
+        skeleton: Any = model_skeleton(self.folder)
+        longest = context_length(skeleton.config, self.tokenizer)
         self.max_length = arguments.max_length or longest
         device = torch.device(arguments.device)
         model = load_to_score(self.folder, arguments.precision, device)

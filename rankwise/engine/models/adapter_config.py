@@ -11,9 +11,10 @@ from typing import Annotated, Any, NamedTuple
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from rankwise.engine.models import base as models
-from rankwise.engine.models.base import LinearShape
+from rankwise.engine.models import base_folder
+from rankwise.engine.models.base_folder import find_base_model, folder_here
 from rankwise.engine.models.files import read_json, unusable, weights_files
+from rankwise.engine.models.structure import LinearShape, target_shapes
 from rankwise.errors import BeyondLoraError, ModelError
 from rankwise.records.config.study import BaseModelConfig
 from rankwise.records.fields import Alpha
@@ -224,7 +225,7 @@ def refuse_beyond_lora(config: Mapping[str, Any], folder: Path) -> None:
         )
 
 
-def refuse_other_base(folder: Path, base: models.BaseModel, *, remedy: str) -> tuple[str, ...]:
+def refuse_other_base(folder: Path, base: base_folder.BaseModel, *, remedy: str) -> tuple[str, ...]:
     """Refuse an adapter whose config names another base than the given one.
 
     If the recorded name is a model folder on this machine, its content is compared. Otherwise the
@@ -251,7 +252,7 @@ def refuse_other_base(folder: Path, base: models.BaseModel, *, remedy: str) -> t
         each.replace("\\", "/").rstrip("/").rpartition("/")[2].casefold()
         for each in (name, base.name)
     )
-    other = models.folder_here(name)
+    other = folder_here(name)
     if other is not None and (other / "config.json").is_file() and weights_files(other):
         if base.folder.samefile(other) or _content(base.folder) == _content(other):
             return ()
@@ -290,9 +291,9 @@ def layers_without_factors(
     restricted = any(config.get(name) not in (None, "", []) for name in _RESTRICTIONS)
     if restricted or not isinstance(targets, list):
         return []
-    named = models.target_shapes(shapes, [str(target) for target in targets])
+    named = target_shapes(shapes, [str(target) for target in targets])
     return [name for name in shapes if name in named and name not in adapted]
 
 
 def _content(folder: Path) -> str:
-    return models.find_base_model(BaseModelConfig(name=str(folder.absolute()))).fingerprint
+    return find_base_model(BaseModelConfig(name=str(folder.absolute()))).fingerprint

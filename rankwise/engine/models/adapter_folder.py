@@ -23,8 +23,8 @@ from rankwise.engine.models.adapter_config import (
     read_adapter_config,
     refuse_beyond_lora,
 )
-from rankwise.engine.models.base import linear_shape
 from rankwise.engine.models.files import opened, refuse_other_dtypes, tensor_headers
+from rankwise.engine.models.structure import linear_shape
 from rankwise.errors import BeyondLoraError, ModelError
 from rankwise.records.files import share_as_usual, write_atomically, writing
 

@@ -31,6 +31,9 @@ from rankwise.records import quantities
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 """safetensors' names of the dtypes that weights are stored in; all of them can be computed in."""
 
+CHECK_CONFIG = "Check its config.json, or save the model again."
+"""What to do about a config that cannot be used."""
+
 # A config has a few kilobytes; one with long lists of layers, some hundreds.
 _MAX_JSON_BYTES = 1 << 24
 # Of each tensor of a file, and tensors of a file.

@@ -18,8 +18,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from rankwise.engine.models.adapter_folder import ScaledFactors, read_factors
-from rankwise.engine.models.base import adaptable_shapes, layers_replaced
 from rankwise.engine.models.placed import layer_devices
+from rankwise.engine.models.structure import adaptable_shapes, layers_replaced
 from rankwise.engine.models.trained_adapters import add_product
 from rankwise.errors import ModelError
 

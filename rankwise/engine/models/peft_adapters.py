@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from rankwise.engine.models.adapter_config import refuse_patterns
 from rankwise.engine.models.adapter_folder import WEIGHTS_FILE, rewrite_config, write_factors
-from rankwise.engine.models.base import LinearShape, layers_replaced
 from rankwise.engine.models.files import unusable
+from rankwise.engine.models.structure import LinearShape, layers_replaced
 from rankwise.engine.models.trained_adapters import Adapter, drawn_rows
 from rankwise.engine.models.variants import Variant, VariantSetting
 from rankwise.errors import ModelError

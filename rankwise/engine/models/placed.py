@@ -15,8 +15,9 @@ import torch
 from torch import nn
 
 from rankwise.engine.models.attention import decoder_layers, is_below
-from rankwise.engine.models.base import load_frozen, model_skeleton
 from rankwise.engine.models.devices import DTYPES, Machine, ResolvedPrecision
+from rankwise.engine.models.loading import load_frozen
+from rankwise.engine.models.structure import model_skeleton
 from rankwise.errors import ModelError
 from rankwise.records.files import in_words
 
@@ -73,7 +74,7 @@ def num_weights(module: nn.Module) -> int:
 def load_over_cards(
     folder: Path, precision: ResolvedPrecision, cards: Sequence[torch.device]
 ) -> nn.Module:
-    """A frozen model, as ``base.load_frozen``, whose layers lie on several cards.
+    """A frozen model, as ``loading.load_frozen``, whose layers lie on several cards.
 
     Args:
         folder: of the model.

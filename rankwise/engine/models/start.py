@@ -15,11 +15,12 @@ from typing import Any
 import torch
 from transformers.pytorch_utils import Conv1D
 
-from rankwise.engine.models import base as models
 from rankwise.engine.models.adapter_config import CONFIG_FILE, refuse_other_base
 from rankwise.engine.models.adapter_folder import adapter_digest, check_fit, read_factors
-from rankwise.engine.models.base import BaseModel
+from rankwise.engine.models.base_folder import SMALL_FILES, BaseModel, own_weights, trained_folder
 from rankwise.engine.models.embedded import made_once
+from rankwise.engine.models.loading import is_stored_quantised, load_model
+from rankwise.engine.models.structure import adaptable_shapes
 from rankwise.errors import ModelError
 from rankwise.records.files import merged_base_folder, require_room, writing
 
@@ -35,7 +36,7 @@ def with_start(base: BaseModel, adapter: str, report: Callable[[str], None]) -> 
     Raises:
         ModelError: the adapter cannot be had.
     """
-    digest = adapter_digest(models.trained_folder(adapter, report))
+    digest = adapter_digest(trained_folder(adapter, report))
     return base._replace(fingerprint=f"{base.fingerprint}+start:{digest}", start=adapter)
 
 
@@ -53,22 +54,32 @@ def check_start(base: BaseModel, skeleton: Any) -> tuple[str, ...]:
         ModelError: it is of another base, more than plain LoRA, or cannot be read.
     """
     assert base.start is not None
-    folder = models.trained_folder(base.start)
+    folder = trained_folder(base.start)
     remedy = f"write {base.name} as base_model_name_or_path into {CONFIG_FILE}"
     warnings = refuse_other_base(folder, base, remedy=remedy)
     check_fit(folder, skeleton)
-    beside = read_factors(folder).keys() - models.adaptable_shapes(skeleton).keys()
+    beside = read_factors(folder).keys() - adaptable_shapes(skeleton).keys()
     if beside:
         raise ModelError(
             f"{folder} adapts {min(beside)}, which is not a linear layer below the head of "
             f"{base.name}. Merge it into a full model and take that as base_model."
         )
-    if models.is_stored_quantised(base.folder):
+    if is_stored_quantised(base.folder):
         raise ModelError(
             f"{base.name} is stored quantised, and nothing can be merged into its numbers. Name "
             "the model that it was made from."
         )
     return warnings
+
+
+def fetch_weights(base: BaseModel) -> Path:
+    """The folder of a planned base model with its weights; of a hub model, the exact commit.
+
+    Raises:
+        ModelError: the weights cannot be fetched, are no safetensors, or its start is another now.
+    """
+    folder = own_weights(base)
+    return folder if base.start is None else merged(base, folder)
 
 
 def merged(base: BaseModel, folder: Path) -> Path:
@@ -83,7 +94,7 @@ def merged(base: BaseModel, folder: Path) -> Path:
         StorageError: the cache has no room.
     """
     assert base.start is not None
-    place, adapter = merged_base_folder(base.fingerprint), models.trained_folder(base.start)
+    place, adapter = merged_base_folder(base.fingerprint), trained_folder(base.start)
     if not base.fingerprint.endswith(adapter_digest(adapter)):
         raise ModelError(f"{adapter} was changed since the study was planned. Run it again.")
     with writing(place):
@@ -92,14 +103,14 @@ def merged(base: BaseModel, folder: Path) -> Path:
 
 @torch.no_grad()
 def _merge(folder: Path, adapter: Path, _parts: Path, target: Path) -> None:
-    model = models.load_model(folder, torch.float32)
+    model = load_model(folder, torch.float32)
     require_room(target, 4 * model.num_parameters())
     for name, (lora_A, lora_B, scaling) in read_factors(adapter).items():
         layer = model.get_submodule(name)
         delta = (lora_B.float() @ lora_A.float()) * scaling
         layer.weight += delta.T if isinstance(layer, Conv1D) else delta
     model.save_pretrained(str(target))
-    for file in (path for kind in models.SMALL_FILES for path in folder.glob(kind)):
+    for file in (path for kind in SMALL_FILES for path in folder.glob(kind)):
         # the config and the index are those of the weights as they are stored now
         if file.name != "config.json" and not file.name.endswith(".index.json"):
             shutil.copyfile(file, target / file.name)

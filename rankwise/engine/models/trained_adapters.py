@@ -18,8 +18,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from rankwise.engine.models.base import LinearShape, layers_replaced
 from rankwise.engine.models.seeds import seed_of
+from rankwise.engine.models.structure import LinearShape, layers_replaced
 
 
 class LoraFactors(NamedTuple):

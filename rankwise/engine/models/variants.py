@@ -20,12 +20,12 @@ from peft.optimizers.lorafa import LoraFAOptimizer
 from peft.tuners.adalora import AdaLoraModel
 from torch import Tensor, nn
 
-from rankwise.engine.models.base import LinearShape
 from rankwise.engine.models.initialisation import (
     input_directions,
     leading_vectors,
     orthogonal_basis,
 )
+from rankwise.engine.models.structure import LinearShape
 from rankwise.engine.models.trained_adapters import Adapter, LoraFactors
 from rankwise.records.config.variants import VariantName
 from rankwise.tasks.training_rows import Example

@@ -20,8 +20,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from rankwise.engine.models.base import is_stored_quantised, load_model
 from rankwise.engine.models.files import DTYPES, tensor_headers, unusable, weights_files
+from rankwise.engine.models.loading import is_stored_quantised, load_model
 from rankwise.errors import ModelError
 
 
@@ -89,7 +89,7 @@ def weight_matrices(
 
     Args:
         folder: of a causal language model.
-        layers: names of linear layers, as ``base.adaptable_shapes`` gives them.
+        layers: names of linear layers, as ``structure.adaptable_shapes`` gives them.
 
     Raises:
         ModelError: the folder cannot be loaded, a layer is missing or no linear one, or a weight

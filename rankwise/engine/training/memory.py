@@ -15,11 +15,11 @@ import psutil
 import torch
 
 from rankwise.engine.models.attention import decoder_layers
-from rankwise.engine.models.base import adaptable_shapes
 from rankwise.engine.models.devices import DTYPES, KERNEL_BYTES, MAX_KERNELS, has_bfloat16_kernels
 from rankwise.engine.models.head import BLOCK_BYTES, CHUNK_BYTES
 from rankwise.engine.models.lanes import lanes_within
 from rankwise.engine.models.placed import cards_of_layers, most_on_a_card, num_weights
+from rankwise.engine.models.structure import adaptable_shapes
 from rankwise.engine.training.optimizers import optimizer_state_bytes
 from rankwise.engine.training.rehearsal import Peaks, TrainingSetting, rehearsed
 from rankwise.records.study import FullTraining, Method

@@ -25,10 +25,10 @@ from transformers import AttentionInterface, AutoModelForCausalLM
 
 from rankwise.engine.models import packed_kernels
 from rankwise.engine.models.attention import decoder_layers
-from rankwise.engine.models.base import LinearShape
 from rankwise.engine.models.devices import DTYPES, ResolvedPrecision
 from rankwise.engine.models.packed_attention import packed_attention, packed_states
 from rankwise.engine.models.packed_layout import PackedLayout
+from rankwise.engine.models.structure import LinearShape
 from rankwise.engine.models.trained_adapters import Adapter, DroppedSequence, Piece, adapted
 from rankwise.records.config.training import BasePrecision
 from rankwise.records.study import FullTraining

@@ -14,10 +14,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import get_scheduler
 
-from rankwise.engine.models.base import LinearShape, target_shapes
 from rankwise.engine.models.devices import DTYPES, ResolvedPrecision, is_out_of_memory
 from rankwise.engine.models.peft_adapters import VariantModel
 from rankwise.engine.models.seeds import seed_of
+from rankwise.engine.models.structure import LinearShape, target_shapes
 from rankwise.engine.models.trained_adapters import Adapter
 from rankwise.engine.models.variants import MakeOptimizer
 from rankwise.engine.training.optimizers import MOMENTS, make_optimizer

@@ -6,11 +6,19 @@ import importlib.util
 import math
 from collections.abc import Mapping, Sequence
 
-from rankwise.engine.models import base as models
 from rankwise.engine.models.attention import refuse_unpackable
 from rankwise.engine.models.files import check_stored
 from rankwise.engine.models.peft_adapters import misloaded
 from rankwise.engine.models.start import check_start
+from rankwise.engine.models.structure import (
+    MODULE_KINDS,
+    LinearShape,
+    adaptable_shapes,
+    matching_modules,
+    not_linear,
+    resolved_targets,
+    target_shapes,
+)
 from rankwise.engine.training.loop import num_optimizer_steps
 from rankwise.errors import TaskError, did_you_mean
 from rankwise.records import quantities
@@ -163,18 +171,18 @@ def target_layers(
     config: StudyConfig, model: StudyModel, issues: Issues
 ) -> dict[tuple[str, ...], TargetLayers]:
     """The layers that each set of target modules adapts."""
-    shapes = models.adaptable_shapes(model.skeleton)
+    shapes = adaptable_shapes(model.skeleton)
     grid = lora_settings(config)
     sets = dict.fromkeys(settings.target_modules for settings in grid)
     known = sorted({name.rpartition(".")[2] for name in shapes})
-    left_out = models.not_linear(model.skeleton)
+    left_out = not_linear(model.skeleton)
     layers: dict[tuple[str, ...], TargetLayers] = {}
     for names in sets:
-        resolved = models.resolved_targets(shapes, names)
-        matches = models.matching_modules(shapes, resolved)
+        resolved = resolved_targets(shapes, names)
+        matches = matching_modules(shapes, resolved)
         unknown = [target for target, found in matches.items() if not found]
         for target in unknown:
-            near = did_you_mean(target, [*known, *models.MODULE_KINDS])
+            near = did_you_mean(target, [*known, *MODULE_KINDS])
             hint = near or f"it has {', '.join(known)}"
             place = f"[{names.index(target)}]" if target in names else ""
             issues.problems.append(
@@ -183,15 +191,15 @@ def target_layers(
             )
         if not unknown:
             _check_loading(matches, shapes, model, issues)
-        for kind in models.MODULE_KINDS.keys() & set(names):
-            found = {name for name in left_out if models.MODULE_KINDS[kind].search(name)}
+        for kind in MODULE_KINDS.keys() & set(names):
+            found = {name for name in left_out if MODULE_KINDS[kind].search(name)}
             if modules := sorted({".".join(name.split(".")[-2:]) for name in found}):
                 issues.warnings.append(
                     f"methods.lora.target_modules: {kind} leaves out "
                     f"{quantities.listed(modules)} of {model.base.name}: fused experts and routers "
                     "are not linear layers"
                 )
-        layers[names] = TargetLayers(resolved, models.target_shapes(shapes, resolved))
+        layers[names] = TargetLayers(resolved, target_shapes(shapes, resolved))
     for index, rank in enumerate(dict.fromkeys(settings.rank for settings in grid)):
         modules_by_side: dict[int, set[str]] = {}  # where a layer's update cannot have that rank
         for targets in layers.values():
@@ -208,14 +216,14 @@ def target_layers(
 
 def _check_loading(
     matches: Mapping[str, Sequence[str]],
-    shapes: Mapping[str, models.LinearShape],
+    shapes: Mapping[str, LinearShape],
     model: StudyModel,
     issues: Issues,
 ) -> None:
     """Whether PEFT would load adapters of these targets as they are trained."""
 
     def is_misloaded(targets: Sequence[str]) -> bool:
-        return bool(misloaded(model.skeleton, models.target_shapes(shapes, targets), targets))
+        return bool(misloaded(model.skeleton, target_shapes(shapes, targets), targets))
 
     if not matches or not is_misloaded([*matches]):
         return

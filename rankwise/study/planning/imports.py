@@ -19,8 +19,9 @@ from rankwise.engine.models.adapter_folder import (
     check_fit,
     has_update,
 )
-from rankwise.engine.models.base import ARCHITECTURE, find_base_model, refuse_other_architecture
+from rankwise.engine.models.base_folder import find_base_model
 from rankwise.engine.models.files import weights_files
+from rankwise.engine.models.structure import ARCHITECTURE, refuse_other_architecture
 from rankwise.errors import ModelError
 from rankwise.records.config.methods import ImportedConfig
 from rankwise.records.config.study import BaseModelConfig

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from rankwise.engine.models import base as models
+from rankwise.engine.models.base_folder import BaseModel, find_base_model
 from rankwise.engine.models.devices import Machine, ResolvedPrecision
+from rankwise.engine.models.loading import load_tokenizer
 from rankwise.engine.models.start import with_start
+from rankwise.engine.models.structure import context_length, model_skeleton
 from rankwise.errors import ModelError, PlanError
 from rankwise.records.config.study import StudyConfig
 from rankwise.records.study import StudyRecord
@@ -25,7 +27,7 @@ class StudyModel(NamedTuple):
         precision: of the matrix products.
     """
 
-    base: models.BaseModel
+    base: BaseModel
     tokenizer: Any
     skeleton: Any
     max_length: int
@@ -78,7 +80,7 @@ def study_model(
     """
     start, place = config.methods.start, ""
     try:
-        base = models.find_base_model(config.base_model, report, weights=False)
+        base = find_base_model(config.base_model, report, weights=False)
         if config.train.base_precision != "auto":  # another base, for training and for scoring
             base = base._replace(fingerprint=f"{base.fingerprint}+{config.train.base_precision}")
         if start is not None:
@@ -86,9 +88,9 @@ def study_model(
             base = with_start(base, str(start), report)
     except ModelError as error:
         raise PlanError(config.name, config.base_model.name, [f"{place}{error}"]) from error
-    tokenizer = models.load_tokenizer(base.folder)
-    skeleton: Any = models.model_skeleton(base.folder)
-    max_length = models.context_length(skeleton.config, tokenizer)
+    tokenizer = load_tokenizer(base.folder)
+    skeleton: Any = model_skeleton(base.folder)
+    max_length = context_length(skeleton.config, tokenizer)
     machine = machine or Machine.here()
     precision = machine.precision(config.train.precision)
     return StudyModel(base, tokenizer, skeleton, max_length, machine, precision)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from rankwise.engine.models.base import BaseModel
+from rankwise.engine.models.base_folder import BaseModel
 from rankwise.engine.models.devices import STEP_TOKENS, Machine
 from rankwise.engine.scoring.tree.prefixes import PrefixTree
 from rankwise.engine.training.memory import PassMemory, TrainingSetting

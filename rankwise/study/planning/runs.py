@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from rankwise.engine.models.base import LinearShape
+from rankwise.engine.models.structure import LinearShape
 from rankwise.engine.models.variants import VARIANTS
 from rankwise.engine.training.loop import num_optimizer_steps
 from rankwise.engine.training.memory import PassMemory, estimate_training_memory

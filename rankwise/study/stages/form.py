@@ -126,8 +126,9 @@ class CheckForm(Stage):
                 form, or what the form needs is not here.
             StorageError: a record cannot be written.
         """
-        from rankwise.engine.models import base as loading
         from rankwise.engine.models.devices import provenance_on
+        from rankwise.engine.models.loading import load_frozen
+        from rankwise.engine.models.start import fetch_weights
         from rankwise.engine.scoring.resident import ResidentScorer
         from rankwise.findings.deployment import FormWeights
         from rankwise.tasks.update_guard import probes, refuse_unapplied
@@ -147,7 +148,7 @@ class CheckForm(Stage):
             base = context.models.base()
         else:
             context.models.release(base=True)
-            base = loading.load_frozen(loading.fetch_weights(plan.base), "float32", plan.device)
+            base = load_frozen(fetch_weights(plan.base), "float32", plan.device)
         weights, warnings = FormWeights(0), list[str]()
         if self.form == AS_TRAINED:
             scorer = ResidentScorer(base, plan.tokenizer, max_batch_tokens=plan.step_tokens)

@@ -68,7 +68,8 @@ class CompareHeads(OneRecord):
 
         A model whose heads are laid out in no known way is noted, and its records say so.
         """
-        from rankwise.engine.models.base import fetch_weights, model_skeleton
+        from rankwise.engine.models.start import fetch_weights
+        from rankwise.engine.models.structure import model_skeleton
         from rankwise.engine.models.weights import weight_matrices
         from rankwise.heads.changes import HeadChangeTally, head_activity
         from rankwise.heads.layouts import head_layouts

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from rankwise.engine.models.base import fetch_weights
+from rankwise.engine.models.start import fetch_weights
 from rankwise.errors import ConfigError
 from rankwise.findings.repairs import RepairTasks
 from rankwise.records.axes import run_labels

@@ -10,8 +10,7 @@ from rankwise.records.folder import BASE, StudyFolder
 from rankwise.records.study import PlannedRun
 from rankwise.study.context import StudyContext
 from rankwise.study.planning.plan import metric_of
-from rankwise.study.stages.scoring import Score
-from rankwise.study.stages.stage import Model, fingerprint_in, model_name
+from rankwise.study.stages.stage import Model, Stage, fingerprint_in, model_name
 from rankwise.tasks.evaluation import Known, ScoredModel, Scoring, evaluate
 from rankwise.tasks.judgement import Responses
 from rankwise.tasks.questions import Scorer
@@ -29,14 +28,14 @@ class ScoreWorker:
         self._noted: set[str] = set()
         self._applied: set[str] = set()
 
-    def score(self, stage: Score, models: Sequence[Model]) -> None:
-        """Score some models of a stage on its task; those that share the base, in one call.
+    def score(self, stage: Stage, models: Sequence[Model]) -> None:
+        """Score some models of a stage on the task of its name; those that share the base at once.
 
         Raises:
             UnchangedOutputsError: an adapter did not change what the model says. What the others
                 of the stage scored is written all the same.
         """
-        task = self._plan.task_of(models[0], stage.task)  # a stage's models answer the same items
+        task = self._plan.task_of(models[0], stage.name)  # a stage's models answer the same items
         if task.num_truncated and task.name not in self._noted:
             self._noted.add(task.name)
             self._tell.noted(
@@ -72,7 +71,7 @@ class ScoreWorker:
 
     def _evaluate(
         self,
-        stage: Score,
+        stage: Stage,
         task: PreparedTask,
         scorer: Scorer,
         models: Sequence[Model],

@@ -9,12 +9,14 @@ from typing import Any
 
 from torch import nn
 
-from rankwise.engine.models import base as models
 from rankwise.engine.models import peft_adapters as adapters
 from rankwise.engine.models.devices import provenance_on
 from rankwise.engine.models.files import not_finite, weights_files
+from rankwise.engine.models.loading import answers_finitely, load_frozen
 from rankwise.engine.models.peft_adapters import variant_on
 from rankwise.engine.models.placed import layer_devices
+from rankwise.engine.models.start import fetch_weights
+from rankwise.engine.models.structure import adaptable_shapes, target_shapes
 from rankwise.engine.models.trained_adapters import AdapterBank, adapted
 from rankwise.engine.models.variants import VARIANTS, Initialisation, VariantSetting
 from rankwise.engine.training import loop as training
@@ -37,10 +39,10 @@ from rankwise.records.files import require_room, writing
 from rankwise.records.grouping import grouped
 from rankwise.records.study import PlannedPass, PlannedRun, RunRecord, is_rslora
 from rankwise.study.context import StudyContext
-from rankwise.study.damage import set_aside
 from rankwise.study.observer import TrainingStep
 from rankwise.study.planning.imports import import_adapter, weights_bytes
 from rankwise.study.planning.passes import shares_a_pass
+from rankwise.study.quarantine import set_aside
 from rankwise.study.times import TRAINING_WORK
 from rankwise.study.work.derived import rows_beside
 from rankwise.tasks.training_rows import Example
@@ -105,7 +107,7 @@ def _import(context: StudyContext, run: PlannedRun) -> None:
     else:
         tokens = context.plan.examples_of(run)[0].tokens[:_PROBE_TOKENS]
         with context.models.reading(run) as model:
-            if not models.answers_finitely(model, tokens):
+            if not answers_finitely(model, tokens):
                 message = f"the weights in {source} are so large that its answers are not finite"
                 measured = {"status": "diverged", "message": message}
     _finish(context, run, **measured)
@@ -153,7 +155,7 @@ def _adapter_trainees(
     of whole matrices.
     """
     plan, config = context.plan, context.study.config
-    shapes = models.adaptable_shapes(base)
+    shapes = adaptable_shapes(base)
     devices = layer_devices(base, shapes)
     trainees: list[AdapterTrainee] = []
     unsettled: dict[str, float | None] = {}
@@ -185,11 +187,11 @@ def _adapter_trainees(
 
 def _refuse_misloaded(context: StudyContext, base: nn.Module, runs: Sequence[PlannedRun]) -> None:
     """Refuse targets of which PEFT would load something else than is trained, each set once."""
-    shapes = models.adaptable_shapes(base)
+    shapes = adaptable_shapes(base)
     for run in {(run.target_modules, is_rslora(run)): run for run in runs}.values():
         bad = adapters.misloaded(
             base,
-            models.target_shapes(shapes, run.target_modules),
+            target_shapes(shapes, run.target_modules),
             run.target_modules,
             use_rslora=is_rslora(run),
             tokens=context.plan.examples_of(run)[0].tokens[:_FEW_TOKENS],
@@ -237,7 +239,7 @@ def _train_full(context: StudyContext, trainings: Trainings, planned: PlannedPas
     ((whole, models_of),) = trainings.items()
     full = whole.full
     assert full is not None
-    model: Any = models.load_frozen(models.fetch_weights(plan.base), full.weights, plan.device)
+    model: Any = load_frozen(fetch_weights(plan.base), full.weights, plan.device)
     marks = [model.num_steps for model in models_of]
     autocast = context.study.precision == "bfloat16"
     examples = _examples(context, [whole], model, planned.max_tokens, autocast=autocast)[whole]

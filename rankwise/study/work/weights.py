@@ -11,10 +11,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rankwise.engine.models import base as models
-from rankwise.engine.models.base import LinearShape
 from rankwise.engine.models.devices import float64_device
 from rankwise.engine.models.lanes import opened
+from rankwise.engine.models.start import fetch_weights
+from rankwise.engine.models.structure import (
+    LinearShape,
+    adaptable_shapes,
+    model_skeleton,
+    target_shapes,
+)
 from rankwise.engine.models.weights import is_stored_quantised, weight_matrices
 from rankwise.errors import BeyondLoraError, ModelError
 from rankwise.records.spectra import EPSILONS, MatrixSpectrum, SpectraRecord
@@ -64,8 +69,8 @@ def analyse_weights(context: StudyContext, stage: Stage, runs: Sequence[PlannedR
     plan, tell = context.plan, context.tell
     runs = (*runs, *_not_compared_yet(context, stage, runs))
     tell.skipped(stage.work * (1 - len(runs) / len(stage.runs)))
-    skeleton = models.model_skeleton(plan.base.folder)
-    shapes = models.adaptable_shapes(skeleton, beside_text=True)
+    skeleton = model_skeleton(plan.base.folder)
+    shapes = adaptable_shapes(skeleton, beside_text=True)
     share = stage.work / len(stage.runs)
     if is_stored_quantised(plan.base.folder):
         reason = f"{plan.base.name} is stored quantised: its weights are not known"
@@ -76,7 +81,7 @@ def analyse_weights(context: StudyContext, stage: Stage, runs: Sequence[PlannedR
         return
     subjects = [_subject(context, run, shapes) for run in runs]
     names = _layers(context, stage, subjects, shapes)
-    base = weight_matrices(models.fetch_weights(plan.base), names)
+    base = weight_matrices(fetch_weights(plan.base), names)
     is_small = all(min(shapes[name]) <= _SMALL for name in names)
     cache = SpectralCache()
     for full in dict.fromkeys(subject.full for subject in subjects):
@@ -218,7 +223,7 @@ def _layers(
     wanted = {name for subject in subjects for name in subject.updates}
     if any(subject.run.method == "full" for subject in subjects):
         modules = context.study.adapted_modules
-        wanted |= set(models.target_shapes(shapes, modules) if modules else shapes)
+        wanted |= set(target_shapes(shapes, modules) if modules else shapes)
         for run in stage.runs:
             path, current = stage.path_of(context.folder, run), stage.fingerprint_of(run)
             record = context.folder.finished(path, SpectraRecord, current)

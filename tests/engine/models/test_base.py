@@ -12,16 +12,24 @@ import torch
 import transformers
 from transformers import GPT2Config, GPT2LMHeadModel, Phi3Config
 
-from rankwise.engine.models import base as models
+from rankwise.engine.models.base_folder import BaseModel, find_base_model, trained_folder
 from rankwise.engine.models.embedded import EMBEDDED_MODELS
+from rankwise.engine.models.loading import load_frozen, load_tokenizer
+from rankwise.engine.models.structure import (
+    adaptable_shapes,
+    context_length,
+    matching_modules,
+    model_skeleton,
+    refuse_other_architecture,
+)
 from rankwise.errors import ModelError
 from rankwise.records.config.study import BaseModelConfig
 
 CPU = torch.device("cpu")
 
 
-def find(name: str | Path, **options: Any) -> models.BaseModel:
-    return models.find_base_model(BaseModelConfig(name=str(name)), **options)
+def find(name: str | Path, **options: Any) -> BaseModel:
+    return find_base_model(BaseModelConfig(name=str(name)), **options)
 
 
 @pytest.fixture
@@ -65,13 +73,13 @@ def test_a_folder_that_lacks_a_part(copy: Path, missing: str) -> None:
 
 
 def test_pickled_weights_are_refused(copy: Path, tiny_model_folder: Path) -> None:
-    state = models.load_frozen(tiny_model_folder, "float32", CPU).state_dict()
+    state = load_frozen(tiny_model_folder, "float32", CPU).state_dict()
     torch.save(state, copy / "pytorch_model.bin")
     (copy / "model.safetensors").unlink()
     with pytest.raises(ModelError, match="not a transformers folder with safetensors"):
         find(copy)
     with pytest.raises(ModelError, match="cannot be loaded"):
-        models.load_frozen(copy, "float32", CPU)
+        load_frozen(copy, "float32", CPU)
 
 
 def test_code_in_a_model_folder_is_not_run(copy: Path) -> None:
@@ -83,9 +91,9 @@ def test_code_in_a_model_folder_is_not_run(copy: Path) -> None:
         auto_map={"AutoConfig": "modeling_own.Own", "AutoModelForCausalLM": "modeling_own.Model"},
     )
     with pytest.raises(ModelError, match="no usable model config"):
-        models.model_skeleton(copy)
+        model_skeleton(copy)
     with pytest.raises(ModelError, match="cannot be loaded"):
-        models.load_frozen(copy, "float32", CPU)
+        load_frozen(copy, "float32", CPU)
     assert not ran.exists()
 
 
@@ -93,13 +101,13 @@ def test_damaged_weights_are_a_model_error(copy: Path) -> None:
     weights = copy / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:2000])
     with pytest.raises(ModelError, match=f"{weights} cannot be read.* Save it again"):
-        models.load_frozen(copy, "float32", CPU)
+        load_frozen(copy, "float32", CPU)
 
 
 def test_weights_of_another_shape_are_a_model_error(copy: Path) -> None:
     change_settings(copy / "config.json", intermediate_size=64)
     with pytest.raises(ModelError, match="its config asks for"):
-        models.load_frozen(copy, "float32", CPU)
+        load_frozen(copy, "float32", CPU)
 
 
 @pytest.mark.parametrize("damage", ["missing", "half"])
@@ -110,7 +118,7 @@ def test_a_folder_without_a_usable_tokenizer(copy: Path, damage: str) -> None:
     if damage == "half":
         tokenizer.write_text(half)
     with pytest.raises(ModelError, match=f"tokenizer in {copy}"):
-        models.load_tokenizer(copy)
+        load_tokenizer(copy)
 
 
 def test_a_fingerprint_stays_when_the_folder_moves(copy: Path, tiny_model_folder: Path) -> None:
@@ -166,41 +174,41 @@ def test_a_fingerprint_of_large_weights_reads_samples_of_all_of_it(tmp_path: Pat
 
 
 def test_the_pad_token_is_the_tokenizer_s_own_or_the_end_of_text(copy: Path) -> None:
-    own = models.load_tokenizer(copy)
+    own = load_tokenizer(copy)
     assert (own.pad_token, own.pad_token_id) == ("<|im_end|>", own.eos_token_id)
     change_settings(copy / "tokenizer_config.json", pad_token="<|endoftext|>")
-    other = models.load_tokenizer(copy)
+    other = load_tokenizer(copy)
     assert (other.pad_token, other.pad_token_id) == ("<|endoftext|>", 0)
     change_settings(copy / "tokenizer_config.json", pad_token=None)
-    fallen_back = models.load_tokenizer(copy)
+    fallen_back = load_tokenizer(copy)
     assert (fallen_back.pad_token, fallen_back.pad_token_id) == ("<|im_end|>", 2)
 
 
 def test_a_tokenizer_without_an_end_is_refused(copy: Path) -> None:
     change_settings(copy / "tokenizer_config.json", eos_token=None, pad_token=None)
     with pytest.raises(ModelError, match=r"has no end token; add eos_token"):
-        models.load_tokenizer(copy)
+        load_tokenizer(copy)
 
 
 def test_a_loaded_model_is_frozen_and_in_the_precision_asked_for(tiny_model_folder: Path) -> None:
     for precision, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
-        model = models.load_frozen(tiny_model_folder, precision, CPU)  # type: ignore[arg-type]
+        model = load_frozen(tiny_model_folder, precision, CPU)  # type: ignore[arg-type]
         assert {parameter.dtype for parameter in model.parameters()} == {dtype}
         assert not any(parameter.requires_grad for parameter in model.parameters())
         assert not model.training
 
 
 def test_a_skeleton_has_the_shapes_and_no_storage(tiny_model_folder: Path) -> None:
-    skeleton = models.model_skeleton(tiny_model_folder)
-    model = models.load_frozen(tiny_model_folder, "float32", CPU)
+    skeleton = model_skeleton(tiny_model_folder)
+    model = load_frozen(tiny_model_folder, "float32", CPU)
     assert all(parameter.device.type == "meta" for parameter in skeleton.parameters())
     shapes = {name: parameter.shape for name, parameter in skeleton.named_parameters()}
     assert shapes == {name: parameter.shape for name, parameter in model.named_parameters()}
-    assert models.adaptable_shapes(skeleton) == models.adaptable_shapes(model)
+    assert adaptable_shapes(skeleton) == adaptable_shapes(model)
 
 
 def test_adaptable_layers_are_all_linear_ones_below_the_head(tiny_model_folder: Path) -> None:
-    shapes = models.adaptable_shapes(models.model_skeleton(tiny_model_folder))
+    shapes = adaptable_shapes(model_skeleton(tiny_model_folder))
     assert len(shapes) == 2 * 7
     assert shapes["model.layers.0.self_attn.k_proj"] == (48, 24)
     assert shapes["model.layers.1.mlp.down_proj"] == (96, 48)
@@ -210,7 +218,7 @@ def test_adaptable_layers_are_all_linear_ones_below_the_head(tiny_model_folder: 
 def test_layers_of_gpt2_are_found_with_their_true_sides() -> None:
     with torch.device("meta"):
         model = GPT2LMHeadModel(GPT2Config(n_embd=32, n_layer=1, n_head=2, vocab_size=50))
-    shapes = models.adaptable_shapes(model)
+    shapes = adaptable_shapes(model)
     assert shapes["transformer.h.0.attn.c_attn"] == (32, 96)
     assert shapes["transformer.h.0.mlp.c_fc"] == (32, 128)
     assert "lm_head" not in shapes
@@ -230,8 +238,8 @@ def test_layers_of_gpt2_are_found_with_their_true_sides() -> None:
 def test_targets_match_what_peft_adapts(tiny_model_folder: Path, targets: tuple[str, ...]) -> None:
     import peft
 
-    model = models.load_frozen(tiny_model_folder, "float32", CPU)
-    matches = models.matching_modules(models.adaptable_shapes(model), targets)
+    model = load_frozen(tiny_model_folder, "float32", CPU)
+    matches = matching_modules(adaptable_shapes(model), targets)
     config = peft.LoraConfig(r=2, target_modules=list(targets), task_type="CAUSAL_LM")
     adapted: Any = peft.get_peft_model(model, config)  # type: ignore[arg-type]
     theirs = {
@@ -246,9 +254,9 @@ def test_targets_match_what_peft_adapts(tiny_model_folder: Path, targets: tuple[
 
 
 def test_context_length_is_the_model_s(tiny_model_folder: Path) -> None:
-    skeleton: Any = models.model_skeleton(tiny_model_folder)
-    tokenizer = models.load_tokenizer(tiny_model_folder)
-    assert models.context_length(skeleton.config, tokenizer) == 256
+    skeleton: Any = model_skeleton(tiny_model_folder)
+    tokenizer = load_tokenizer(tiny_model_folder)
+    assert context_length(skeleton.config, tokenizer) == 256
 
 
 def test_longrope_reads_no_text_that_turns_those_beside_it(tiny_model_folder: Path) -> None:
@@ -260,9 +268,9 @@ def test_longrope_reads_no_text_that_turns_those_beside_it(tiny_model_folder: Pa
         original_max_position_embeddings=16,
         rope_scaling={"type": "longrope", **factors},
     )
-    tokenizer = models.load_tokenizer(tiny_model_folder)
-    assert models.context_length(config, tokenizer) == 16
-    assert models.context_length(Phi3Config(max_position_embeddings=128), tokenizer) == 128
+    tokenizer = load_tokenizer(tiny_model_folder)
+    assert context_length(config, tokenizer) == 16
+    assert context_length(Phi3Config(max_position_embeddings=128), tokenizer) == 128
 
 
 def test_a_checkpoint_of_another_depth_is_refused_whatever_its_config_calls_it(
@@ -270,12 +278,12 @@ def test_a_checkpoint_of_another_depth_is_refused_whatever_its_config_calls_it(
 ) -> None:
     GPT2Config(n_layer=3, n_embd=8, n_head=2).save_pretrained(tmp_path)
     assert "num_hidden_layers" not in json.loads((tmp_path / "config.json").read_text())
-    models.refuse_other_architecture(tmp_path, GPT2Config(n_layer=3, n_embd=8, n_head=4))
+    refuse_other_architecture(tmp_path, GPT2Config(n_layer=3, n_embd=8, n_head=4))
     with pytest.raises(ModelError, match="has num_hidden_layers 3 and the base model 2"):
-        models.refuse_other_architecture(tmp_path, GPT2Config(n_layer=2, n_embd=8, n_head=2))
+        refuse_other_architecture(tmp_path, GPT2Config(n_layer=2, n_embd=8, n_head=2))
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(ModelError, match="no usable model config"):
-        models.refuse_other_architecture(tmp_path, GPT2Config())
+        refuse_other_architecture(tmp_path, GPT2Config())
 
 
 def test_a_vision_tower_beside_the_text_model_is_not_adapted() -> None:
@@ -293,8 +301,8 @@ def test_a_vision_tower_beside_the_text_model_is_not_adapted() -> None:
     )
     model = transformers.Gemma3ForConditionalGeneration(config)
     of_text, of_all = (
-        models.adaptable_shapes(model),
-        models.adaptable_shapes(model, beside_text=True),
+        adaptable_shapes(model),
+        adaptable_shapes(model, beside_text=True),
     )
     assert {name.split(".")[1] for name in of_text} == {"language_model"}
     assert len(of_text) == 2 * 7
@@ -307,7 +315,7 @@ def test_a_router_that_is_no_product_is_not_adapted() -> None:
         vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=1,
         num_attention_heads=4, num_key_value_heads=2, num_local_experts=4,
     )  # fmt: skip
-    shapes = models.adaptable_shapes(transformers.PhimoeForCausalLM(config))
+    shapes = adaptable_shapes(transformers.PhimoeForCausalLM(config))
     assert len(shapes) == 4
     assert all("self_attn" in name for name in shapes)
 
@@ -322,12 +330,12 @@ def test_an_adapter_is_a_folder_or_a_repository_of_the_hub(
         return str(tmp_path)
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
-    assert models.trained_folder(str(tmp_path)) == tmp_path
+    assert trained_folder(str(tmp_path)) == tmp_path
     for missing in (str(tmp_path / "none"), "./none", "none", "a/b/c"):
         with pytest.raises(ModelError, match=f"{missing} is not a folder"):
-            models.trained_folder(missing)
+            trained_folder(missing)
     assert asked == []
-    assert models.trained_folder("org/adapter") == tmp_path
+    assert trained_folder("org/adapter") == tmp_path
     ((name, patterns),) = asked
     assert name == "org/adapter"
     assert "*.safetensors" in patterns

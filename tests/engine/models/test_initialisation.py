@@ -10,14 +10,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rankwise.engine.models import base as models
 from rankwise.engine.models.initialisation import (
     input_directions,
     leading_vectors,
     orthogonal_basis,
 )
+from rankwise.engine.models.loading import load_frozen
 from rankwise.engine.models.packed_attention import packed_attention
 from rankwise.engine.models.packed_layout import PackedLayout
+from rankwise.engine.models.structure import LinearShape, adaptable_shapes, target_shapes
 from rankwise.engine.models.trained_adapters import Adapter
 from rankwise.errors import ModelError
 from rankwise.tasks.training_rows import Example
@@ -35,7 +36,7 @@ def setting(tiny_model_folder: Path) -> Setting:
 
 @pytest.fixture(scope="module")
 def layers(setting: Setting) -> list[str]:
-    return list(models.target_shapes(models.adaptable_shapes(setting.base), TARGETS))
+    return list(target_shapes(adaptable_shapes(setting.base), TARGETS))
 
 
 def texts(number: int, seed: int) -> list[Example]:
@@ -86,7 +87,7 @@ def test_where_nothing_new_is_read_they_are_peft_s(setting: Setting, layers: lis
             use_cache=False,
         )
 
-    fresh: Any = models.load_frozen(setting.folder, "float32", torch.device("cpu"))
+    fresh: Any = load_frozen(setting.folder, "float32", torch.device("cpu"))
     adapted: Any = peft.get_peft_model(
         fresh,
         peft.LoraConfig(
@@ -155,7 +156,7 @@ def test_a_layer_that_reads_nothing_is_named(setting: Setting, layers: list[str]
 def test_factors_of_a_lower_rank_leave_the_rest_of_the_adapter_zero() -> None:
     """Keys of 2 features have updates of rank 2 at most, whatever the adapter's rank."""
     adapter = Adapter(
-        {"k": models.LinearShape(5, 2)},
+        {"k": LinearShape(5, 2)},
         rank=4,
         scaling=1.0,
         dropout=0.0,

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers, processors
 
-from rankwise.engine.models.base import load_tokenizer
 from rankwise.engine.models.limits import growth, refuse_growing, refuse_large_numbers
+from rankwise.engine.models.loading import load_tokenizer
 from rankwise.errors import DataError, ModelError
 from rankwise.tasks.training_rows import TextEncoder
 

@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from rankwise.engine.models import start
-from rankwise.engine.models.base import BaseModel, fetch_weights, load_model
+from rankwise.engine.models.base_folder import BaseModel
+from rankwise.engine.models.loading import load_model
+from rankwise.engine.models.start import fetch_weights
 from tests.support.saved_adapters import PATTERNS, saved
 
 

@@ -11,10 +11,15 @@ import peft
 import pytest
 import torch
 
-from rankwise.engine.models import base as models
 from rankwise.engine.models import peft_adapters
 from rankwise.engine.models.adapter_folder import CONFIG_FILE
 from rankwise.engine.models.peft_adapters import misloaded, save_adapter
+from rankwise.engine.models.structure import (
+    adaptable_shapes,
+    not_linear,
+    resolved_targets,
+    target_shapes,
+)
 from rankwise.engine.models.trained_adapters import Adapter, Piece, adapted
 from tests.support.tiny_models import MIXTURES, tiny, tiny_mixture
 
@@ -49,9 +54,9 @@ def check(family: str, kind: str, folder: Path) -> bool:
     """Whether PEFT loads what was trained, after it was made sure that this is known."""
     model = tiny_mixture(family)
     before = dict(model.named_modules())
-    every = models.adaptable_shapes(model)
-    targets = models.resolved_targets(every, (kind,))
-    shapes = models.target_shapes(every, targets)
+    every = adaptable_shapes(model)
+    targets = resolved_targets(every, (kind,))
+    shapes = target_shapes(every, targets)
     assert shapes
     is_right = error_of(model, shapes, targets, folder) < 1e-4
     skeleton = copy.deepcopy(model).to("meta")
@@ -94,8 +99,8 @@ def test_another_scaling_shows_on_a_text(
 ) -> None:
     """The layers are the right ones, so that only numbers tell."""
     model = tiny("Llama").to(dtype).requires_grad_(False)
-    shapes = models.adaptable_shapes(model)
-    targets = models.resolved_targets(shapes, ("all-linear",))
+    shapes = adaptable_shapes(model)
+    targets = resolved_targets(shapes, ("all-linear",))
     found: dict[str, Any] = {"use_rslora": use_rslora, "tokens": TOKENS}
     assert misloaded(model, shapes, targets, **found) == []
 
@@ -115,11 +120,11 @@ def test_another_scaling_shows_on_a_text(
 def test_routers_whose_weight_is_read_past_the_layer_are_not_adapted(family: str) -> None:
     """Such a router is a plain linear layer, which the model does not always call."""
     model = tiny_mixture(family)
-    shapes = models.adaptable_shapes(model)
+    shapes = adaptable_shapes(model)
     routers = [name for name, _ in model.named_modules() if name.endswith((".wg", ".classifier"))]
     assert routers
     assert not shapes.keys() & set(routers)
-    assert set(routers) < set(models.not_linear(model))
+    assert set(routers) < set(not_linear(model))
     adapter = Adapter(
         shapes, rank=2, scaling=1.0, dropout=0.0, seed=0, device=CPU, dtype=torch.float32
     )

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from rankwise.engine.models import packed_kernels, peft_adapters, placed
-from rankwise.engine.models.base import adaptable_shapes, load_frozen, model_skeleton, target_shapes
 from rankwise.engine.models.devices import Machine
 from rankwise.engine.models.frozen_adapters import wearing
+from rankwise.engine.models.loading import load_frozen
 from rankwise.engine.models.own_texts import write_texts
 from rankwise.engine.models.placed import (
     cards_of_layers,
@@ -24,6 +24,7 @@ from rankwise.engine.models.placed import (
     num_weights,
     over_cards,
 )
+from rankwise.engine.models.structure import adaptable_shapes, model_skeleton, target_shapes
 from rankwise.engine.scoring.divergence import divergences, log_probabilities
 from rankwise.engine.scoring.resident import ResidentScorer
 from rankwise.engine.scoring.tree import attention as tree_attention

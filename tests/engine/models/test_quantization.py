@@ -11,13 +11,9 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from rankwise.engine.models.base import (
-    BasePrecision,
-    is_quantised,
-    prepare_quantised,
-    quantization_config,
-)
+from rankwise.engine.models.loading import is_quantised, prepare_quantised, quantization_config
 from rankwise.errors import ModelError
+from rankwise.records.config.training import BasePrecision
 
 CPU = torch.device("cpu")
 QUANTISED: list[BasePrecision] = ["8bit", "4bit"]

@@ -11,8 +11,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from rankwise.engine.models import base as models
 from rankwise.engine.models.files import check_stored
+from rankwise.engine.models.loading import load_model
+from rankwise.engine.models.structure import model_skeleton
 from rankwise.errors import ModelError, PlanError
 from rankwise.records.study_file import load_config
 from rankwise.study.planning.plan import plan_study
@@ -75,11 +76,11 @@ def test_what_makes_no_difference_is_accepted(
 ) -> None:
     changes = MOE if family == "Mixtral" else {}
     folder = folder_of(tmp_path, family, change, **changes)
-    beside = check_stored(folder, models.model_skeleton(folder))
+    beside = check_stored(folder, model_skeleton(folder))
     assert [sentence.count(f"holds {num_beside} tensors beside") for sentence in beside] == (
         [1] if num_beside else []
     )
-    loaded = models.load_model(folder, torch.float32).state_dict()
+    loaded = load_model(folder, torch.float32).state_dict()
     for name, weight in tiny(family, **changes).state_dict().items():
         assert torch.equal(loaded[name], weight), name
 
@@ -111,7 +112,7 @@ def test_what_is_no_model_is_refused_by_its_headers(
 ) -> None:
     folder = folder_of(tmp_path, "Mixtral", change, **MOE)
     with pytest.raises(ModelError, match=f"^{folder} {sentence}"):
-        check_stored(folder, models.model_skeleton(folder))
+        check_stored(folder, model_skeleton(folder))
 
 
 def test_a_layer_of_another_kind_than_those_of_the_config_is_refused(tmp_path: Path) -> None:
@@ -121,11 +122,11 @@ def test_a_layer_of_another_kind_than_those_of_the_config_is_refused(tmp_path: P
         moe_intermediate_size=16, kv_lora_rank=8, q_lora_rank=None, qk_nope_head_dim=4,
         qk_rope_head_dim=4, v_head_dim=8, n_group=1, topk_group=1,
     )  # fmt: skip
-    assert check_stored(folder, models.model_skeleton(folder)) == []
+    assert check_stored(folder, model_skeleton(folder)) == []
     config = folder / "config.json"
     config.write_text(config.read_text().replace('hidden_layers": 2', 'hidden_layers": 1'))
     with pytest.raises(ModelError, match=r"holds model\.layers\.1\..* makes a model without it"):
-        check_stored(folder, models.model_skeleton(folder))
+        check_stored(folder, model_skeleton(folder))
 
 
 def test_a_study_of_a_damaged_base_is_not_planned(study_file: Path, tmp_path: Path) -> None:

@@ -11,8 +11,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rankwise.engine.models import base as models
 from rankwise.engine.models import peft_adapters as adapters
+from rankwise.engine.models.structure import (
+    LinearShape,
+    adaptable_shapes,
+    matching_modules,
+    resolved_targets,
+)
 from rankwise.engine.models.trained_adapters import Adapter, DroppedSequence, Piece, adapted
 from tests.support.tiny_models import tiny
 
@@ -21,9 +26,9 @@ CPU = torch.device("cpu")
 
 def adapter_for(model: nn.Module, targets: tuple[str, ...], rank: int, seed: int) -> Adapter:
     """With a B that is not zero."""
-    shapes = models.adaptable_shapes(model)
-    resolved = models.resolved_targets(shapes, targets)
-    names = {n for found in models.matching_modules(shapes, resolved).values() for n in found}
+    shapes = adaptable_shapes(model)
+    resolved = resolved_targets(shapes, targets)
+    names = {n for found in matching_modules(shapes, resolved).values() for n in found}
     adapter = Adapter(
         {name: shapes[name] for name in shapes if name in names},
         rank=rank,
@@ -41,13 +46,13 @@ def adapter_for(model: nn.Module, targets: tuple[str, ...], rank: int, seed: int
 
 
 def save(adapter: Adapter, folder: Path, model: nn.Module, targets: tuple[str, ...]) -> None:
-    shapes = models.adaptable_shapes(model)
+    shapes = adaptable_shapes(model)
     adapters.save_adapter(
         adapter,
         folder,
         alpha=2.0 * adapter.rank,
         use_rslora=False,
-        target_modules=models.resolved_targets(shapes, targets),
+        target_modules=resolved_targets(shapes, targets),
         base_model_name="tiny",
     )
 
@@ -129,7 +134,7 @@ def test_dropout_gradients_are_those_of_the_masks_that_were_used() -> None:
     layer = nn.Linear(6, 5, bias=False).requires_grad_(False)
     model = nn.Sequential(layer)
     adapter = Adapter(
-        {"0": models.LinearShape(6, 5)},
+        {"0": LinearShape(6, 5)},
         rank=2,
         scaling=1.5,
         dropout=0.5,
@@ -147,7 +152,7 @@ def test_dropout_gradients_are_those_of_the_masks_that_were_used() -> None:
     A, B = (matrix.clone().requires_grad_() for matrix in adapter.factors["0"])
     # an identity in place of A shows which inputs went through
     probe = Adapter(
-        {"0": models.LinearShape(6, 6)},
+        {"0": LinearShape(6, 6)},
         rank=6,
         scaling=1.0,
         dropout=0.5,

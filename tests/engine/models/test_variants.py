@@ -10,10 +10,11 @@ import pytest
 import torch
 from torch import nn
 
-from rankwise.engine.models import base as models
 from rankwise.engine.models.adapter_folder import WEIGHTS_FILE, read_factors
 from rankwise.engine.models.frozen_adapters import FrozenPiece, carrying, load_frozen_adapter
+from rankwise.engine.models.loading import load_frozen
 from rankwise.engine.models.peft_adapters import variant_on
+from rankwise.engine.models.structure import adaptable_shapes, target_shapes
 from rankwise.engine.models.variants import MOST_RANK, VARIANTS, VariantSetting
 from rankwise.errors import ModelError
 from rankwise.records.config.training import LearningRateConfig, TrainConfig
@@ -76,7 +77,7 @@ def test_contract(setting: Setting, tmp_path: Path, name: VariantName) -> None:
     assert losses[-1] < losses[0] - 0.3
     assert not is_zero
 
-    shapes = models.target_shapes(models.adaptable_shapes(setting.base), TARGETS)
+    shapes = target_shapes(adaptable_shapes(setting.base), TARGETS)
     assert count == variant.num_weights(shapes.values(), RANK)
 
     assert unchanged(setting.base, before)
@@ -84,7 +85,7 @@ def test_contract(setting: Setting, tmp_path: Path, name: VariantName) -> None:
     assert not hasattr(setting.base, "peft_config")
 
     # on the base as it is on disk
-    fresh: Any = models.load_frozen(setting.folder, "float32", CPU)
+    fresh: Any = load_frozen(setting.folder, "float32", CPU)
     assert not same(logits(fresh, examples), own, 1e-2)
     reloaded: Any = peft.PeftModel.from_pretrained(fresh, str(tmp_path / "adapter")).eval()
     assert same(logits(reloaded, examples), own, 1e-4)
@@ -131,7 +132,7 @@ def test_other_architectures(tmp_path: Path, name: VariantName, family: str) -> 
         return sum(w.numel() for w in model.weights), logits(model.model, examples)
 
     _, (count, own) = trained(base, name, examples, train, targets=targets, use=use)
-    shapes = models.target_shapes(models.adaptable_shapes(base), targets)
+    shapes = target_shapes(adaptable_shapes(base), targets)
     assert count == VARIANTS[name].num_weights(shapes.values(), RANK)
     assert unchanged(base, before)
     assert not same(logits(base, examples), own, 1e-3)
@@ -140,7 +141,7 @@ def test_other_architectures(tmp_path: Path, name: VariantName, family: str) -> 
 
 
 def test_the_rank_with_as_many_weights(setting: Setting) -> None:
-    shapes = models.target_shapes(models.adaptable_shapes(setting.base), TARGETS).values()
+    shapes = target_shapes(adaptable_shapes(setting.base), TARGETS).values()
     wanted = VARIANTS["rslora"].num_weights(shapes, 8)
     for variant in VARIANTS.values():
         rank = variant.rank_with(wanted, shapes)

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
-from rankwise.engine.models import base as models
+from rankwise.engine.models.base_folder import find_base_model
+from rankwise.engine.models.loading import load_frozen
 from rankwise.engine.scoring.divergence import divergences, item_divergence, log_probabilities
 from rankwise.records import fingerprints
 from rankwise.records.config.study import BaseModelConfig
@@ -41,7 +42,7 @@ def answer(context: list[int], continuation: list[int]) -> RightAnswer:
 
 
 def tiny_model(folder: Path, shift: float = 0.0) -> Any:
-    model: Any = models.load_frozen(folder, "float32", torch.device("cpu"))
+    model: Any = load_frozen(folder, "float32", torch.device("cpu"))
     with torch.random.fork_rng():
         torch.manual_seed(1)
         for parameter in model.parameters():
@@ -283,9 +284,9 @@ def test_the_divergence_is_that_of_the_saved_weights(finished: Finished, study_f
     outcome, _, folder = finished
     plan = plan_study(load_config(study_file, SMALL))
     cpu = torch.device("cpu")
-    full = models.load_frozen(folder.weights_folder(plan.record.runs[2]), "float32", cpu)
-    base = models.load_frozen(
-        models.find_base_model(BaseModelConfig(name=str(plan.base.folder))).folder, "float32", cpu
+    full = load_frozen(folder.weights_folder(plan.record.runs[2]), "float32", cpu)
+    base = load_frozen(
+        find_base_model(BaseModelConfig(name=str(plan.base.folder))).folder, "float32", cpu
     )
     answers = plan.answers["colours"]
     settings: dict[str, Any] = {"max_batch_tokens": 4096}

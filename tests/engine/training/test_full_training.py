@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from rankwise.engine.models import base as models
+from rankwise.engine.models.loading import load_frozen
 from rankwise.engine.training import loop as training
 from rankwise.engine.training.trainees import FullTrainee
 from rankwise.records.config.training import TrainConfig
@@ -33,7 +33,7 @@ def full(
     **options: Any,
 ) -> tuple[Heard, Any, FullTrainee]:
     heard = Heard() if heard is None else heard
-    model: Any = models.load_frozen(setting.folder, weights, CPU)
+    model: Any = load_frozen(setting.folder, weights, CPU)
     trainee = setting.full(train, model, optimizer, name="full")
     if state is not None and state.exists():
         trainee.load_state(state)
@@ -53,7 +53,7 @@ def full(
 def test_equals_plain_pytorch(setting: Setting) -> None:
     train = config(epochs=3)
     heard, model, trainee = full(setting, train)
-    peer: Any = models.load_frozen(setting.folder, "float32", CPU)
+    peer: Any = load_frozen(setting.folder, "float32", CPU)
     peer.requires_grad_(True)
     optimizer = torch.optim.AdamW(peer.parameters(), lr=1e-3, weight_decay=0.0)
     num_steps, losses = len(trainee.batches), []
@@ -132,7 +132,7 @@ def test_gradient_checkpointing_changes_nothing(setting: Setting) -> None:
 
 
 def test_a_model_that_is_not_moved_is_a_zero_update(setting: Setting) -> None:
-    model: Any = models.load_frozen(setting.folder, "float32", CPU)
+    model: Any = load_frozen(setting.folder, "float32", CPU)
     trainee = setting.full(config(), model, name="full", learning_rate=1e-45)
     training.train_pass(
         model,

@@ -17,9 +17,10 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from rankwise.engine.models.base import adaptable_shapes, load_frozen
 from rankwise.engine.models.devices import DTYPES, KERNEL_BYTES, MAX_KERNELS
+from rankwise.engine.models.loading import load_frozen
 from rankwise.engine.models.packed_attention import check_packable
+from rankwise.engine.models.structure import adaptable_shapes
 from rankwise.engine.models.trained_adapters import Adapter, adapted
 from rankwise.engine.training import memory as memory_module
 from rankwise.engine.training import rehearsal

@@ -16,7 +16,8 @@ import pytest
 import torch
 from torch import nn
 
-from rankwise.engine.models import base as models
+from rankwise.engine.models.loading import load_model
+from rankwise.engine.models.structure import adaptable_shapes, resolved_targets, target_shapes
 from rankwise.engine.models.trained_adapters import Adapter, adapted
 from rankwise.engine.training import loop as training
 from rankwise.engine.training.micro_batches import base_readings
@@ -172,8 +173,8 @@ def test_ranks_in_one_pass_train_as_trl_trains_each(
     )
     base = model_of(family).requires_grad_(False)
     known = base_readings(base, pairs(objective == "sft"), max_tokens=100)
-    every = models.adaptable_shapes(base)
-    shapes = models.target_shapes(every, models.resolved_targets(every, ["all-linear"]))
+    every = adaptable_shapes(base)
+    shapes = target_shapes(every, resolved_targets(every, ["all-linear"]))
     trainees: list[KeepsFirst] = []
     for rank in RANKS:
         run = planned(
@@ -280,12 +281,12 @@ def test_a_study_from_a_start_trains_as_trl_from_the_merged_model(
     run_study(plan, folder, Silent())
 
     def start() -> Any:
-        plain = models.load_model(tiny_model_folder, torch.float32)
+        plain = load_model(tiny_model_folder, torch.float32)
         adapted: Any = peft.PeftModel.from_pretrained(plain, str(tmp_path / "start"))
         return adapted.merge_and_unload().requires_grad_(True)
 
     lora, full = plan.record.runs
-    shapes = models.target_shapes(models.adaptable_shapes(start()), lora.target_modules)
+    shapes = target_shapes(adaptable_shapes(start()), lora.target_modules)
     begun = lora_adapter(shapes, lora, plan.record.config, CPU, "float32")
     peer: Any = peft.get_peft_model(
         start(), peft.LoraConfig(r=2, lora_alpha=4, target_modules=["q_proj", "v_proj"])

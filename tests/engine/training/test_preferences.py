@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from rankwise.engine.models import base as models
+from rankwise.engine.models.loading import load_frozen
 from rankwise.engine.training import loop as training
 from rankwise.engine.training.micro_batches import base_readings
 from rankwise.engine.training.trainees import AdapterTrainee, Trainee, rate_factor
@@ -183,13 +183,13 @@ def test_full_fine_tuning_learns_the_same_way(
     setting: Setting, tiny_model_folder: Path, name: str
 ) -> None:
     train = train_config(dpo=LOSSES[name], epochs=1, learning_rate={"full": 1e-3})
-    model: Any = models.load_frozen(tiny_model_folder, "float32", CPU)
+    model: Any = load_frozen(tiny_model_folder, "float32", CPU)
     examples = setting.examples(train, PAIRS)
     known = base_readings(model, examples, max_tokens=100)
     trainee = setting.full(train, model, rows=PAIRS)
     trainee.batches = [[known[pair] for pair in batch] for batch in trainee.batches]
     batches = trainee.batches
-    dense: Any = models.load_frozen(tiny_model_folder, "float32", CPU).requires_grad_()
+    dense: Any = load_frozen(tiny_model_folder, "float32", CPU).requires_grad_()
     optimizer = torch.optim.AdamW(dense.parameters(), lr=1e-3, weight_decay=0.0)
     factor, dpo = rate_factor(train, len(batches)), train.dpo
     assert dpo is not None

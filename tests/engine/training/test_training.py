@@ -21,8 +21,8 @@ from transformers import (
     TrainingArguments,
 )
 
-from rankwise.engine.models import base as models
 from rankwise.engine.models import packed_attention, packed_kernels
+from rankwise.engine.models.loading import load_frozen
 from rankwise.engine.models.seeds import seed_of
 from rankwise.engine.training import loop as training
 from rankwise.engine.training.trainees import AdapterTrainee, StepGradients
@@ -96,7 +96,7 @@ def test_dropout_changes_the_losses_and_its_masks_are_no_matter_of_the_micro_bat
 
 def peer_model(setting: Setting, trainee: AdapterTrainee, train: TrainConfig) -> Any:
     """PEFT on a base of its own, from the same initial weights."""
-    base: Any = models.load_frozen(setting.folder, "float32", CPU)
+    base: Any = load_frozen(setting.folder, "float32", CPU)
     rank = trainee.adapter.rank
     settings = peft.LoraConfig(
         r=rank,
@@ -325,7 +325,7 @@ def test_the_caller_s_randomness_is_left_alone(setting: Setting) -> None:
 def test_initial_weights_are_drawn_as_peft_draws_them(setting: Setting) -> None:
     trainee = setting.trainee(config(), rank=32)
     model: Any = peft.get_peft_model(
-        models.load_frozen(setting.folder, "float32", CPU),  # pyright: ignore
+        load_frozen(setting.folder, "float32", CPU),  # pyright: ignore
         peft.LoraConfig(r=32, target_modules=list(TARGETS)),
     )
     for name, (lora_A, lora_B) in trainee.adapter.factors.items():
@@ -470,7 +470,7 @@ def test_gradient_checkpointing_leaves_out_what_a_layer_drops_itself(setting: Se
 )
 @pytest.mark.parametrize("base_precision", ["4bit", "8bit"])
 def test_a_quantised_base_is_learned_on(setting: Setting, base_precision: Any) -> None:
-    setting.base = models.load_frozen(setting.folder, "float32", CPU, base_precision)
+    setting.base = load_frozen(setting.folder, "float32", CPU, base_precision)
     before = {name: p.clone() for name, p in setting.base.named_parameters()}
     train = config(epochs=4)
     alone, trainee = setting.trainee(train), setting.trainee(train)
@@ -485,7 +485,7 @@ def test_a_quantised_base_is_learned_on(setting: Setting, base_precision: Any) -
 
 def test_bfloat16_is_close_to_float32(setting: Setting) -> None:
     expected = setting.train(setting.trainee(config())).losses["run-4"]
-    setting.base = models.load_frozen(setting.folder, "bfloat16", CPU)
+    setting.base = load_frozen(setting.folder, "bfloat16", CPU)
     trainee = setting.trainee(config(), dtype=torch.bfloat16)
     found = setting.train(trainee, precision="bfloat16").losses["run-4"]
     assert found == pytest.approx(expected, rel=2e-2)

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from rankwise.engine.models import base as models
 from rankwise.engine.models.adapter_folder import WEIGHTS_FILE
 from rankwise.engine.models.files import opened
+from rankwise.engine.models.loading import load_frozen
 from rankwise.engine.models.peft_adapters import variant_on
 from rankwise.engine.models.variants import VARIANTS, VariantSetting
 from rankwise.records.config.training import LearningRateConfig
@@ -86,7 +86,7 @@ def test_a_base_in_bfloat16_is_close_to_one_in_float32(
     """What is trained stays float32; the base is the same, bit for bit, afterwards."""
     train = config(epochs=3)
     examples = setting.examples(train)
-    half: Any = models.load_frozen(setting.folder, "bfloat16", CPU)
+    half: Any = load_frozen(setting.folder, "bfloat16", CPU)
     before = {key: value.clone() for key, value in half.state_dict().items()}
 
     def dtypes(model: Any) -> set[torch.dtype]:
