@@ -13,22 +13,25 @@ import weakref
 from collections.abc import Callable, Iterable, Sequence
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rankwise.engine.models.libraries import quiet_libraries
 from rankwise.errors import ConfigError, RankwiseError, StorageError, did_you_mean
+from rankwise.records import quantities
+from rankwise.records.files import in_words
 from rankwise.records.folder import StudyFolder
-from rankwise.records.study import COMPARED
 from rankwise.records.study_file import config_of, study_name
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
+    from rankwise.engine.models.devices import Machine
     from rankwise.findings.rows import Row
     from rankwise.records.audits import AuditRecord
     from rankwise.records.config.study import StudyConfig
     from rankwise.records.recommendation import StudyRecommendation
     from rankwise.study.conclusion import StudyOutcome
+    from rankwise.study.forecast import Forecast
     from rankwise.study.planning.plan import StudyPlan
 
 AnyPath = str | os.PathLike[str]
@@ -39,6 +42,34 @@ _PLANNED = (
     "estimated_memory_bytes",
 )
 _FRAME_HEIGHT = 640
+
+
+class Plan(NamedTuple):
+    """What a study trains and what it takes. A notebook shows the runs, the time and the disk.
+
+    Attributes:
+        runs: a row for each run: settings, steps, tokens, parameters, estimated memory in bytes.
+        forecast: what is left of the study, with the numbers of ``rankwise plan``:
+            ``seconds_left``, ``disk_bytes``, ``scored_rate`` in tokens per second, ``margins``
+            in points, ``detectable`` and so on. ``content()`` has all of ``plan --json`` but
+            ``budget``.
+    """
+
+    runs: DataFrame
+    forecast: Forecast
+
+    def __repr__(self) -> str:
+        return f"{self.runs}\n{self._takes}"
+
+    def _repr_html_(self) -> str:
+        return f"{self.runs.to_html()}<p>{escape(self._takes)}</p>"
+
+    @property
+    def _takes(self) -> str:
+        """The time, if it is known, and the disk."""
+        seconds = self.forecast.seconds_left
+        time = "" if seconds is None else f"about {quantities.seconds(seconds)}, "
+        return f"{time}about {in_words(self.forecast.disk_bytes)} of disk"
 
 
 class Study:
@@ -63,26 +94,36 @@ class Study:
         """The study's folder."""
         return self._folder.root
 
-    def plan(self) -> DataFrame:
-        """The runs that the study trains; loads no weights and trains nothing.
+    def plan(
+        self, *, machine: Machine | None = None, tokens_per_second: float | None = None
+    ) -> Plan:
+        """The runs that the study trains and what they take; loads no weights, trains nothing.
+
+        Args:
+            machine: to plan for, as ``--device`` and ``--memory`` name it; None: this machine.
+            tokens_per_second: speed of LoRA training; None: as the last study of this base took
+                here, or for a card that is described a third of an H100's peak.
 
         Returns:
-            A row for each run: settings, steps, tokens, parameters, estimated memory in bytes.
-            What the plan warns of are warnings of Python.
+            The runs as a data frame, and the forecast of ``rankwise plan``: seconds, bytes of disk,
+            tokens. Warnings of the plan are Python warnings.
 
         Raises:
             PlanError: the study cannot be run with its tasks on its base model.
 
         Example:
-            >>> study.plan()[["name", "num_steps"]]
+            >>> study.plan().runs[["name", "num_steps"]]
+            >>> study.plan(tokens_per_second=4000).forecast.seconds_left
         """
-        record = self._planned(self.config, lambda _: None).record
-        for warning in record.warnings:
+        from rankwise.study.forecast import forecast
+
+        planned = self._planned(self.config, lambda _: None, machine)
+        found = forecast(planned, self._folder, machine, tokens_per_second)
+        damaged = (f"damaged: {damage}; it is made again" for damage in found.damages)
+        for warning in (*planned.record.warnings, *damaged):
             _warn(warning)
-        return _frame(
-            {name: getattr(run, name) for name in _PLANNED}
-            for run in record.of_role(*COMPARED, "variant", "fewer_rows")
-        )
+        runs = _frame({name: getattr(run, name) for name in _PLANNED} for run in found.runs)
+        return Plan(runs, found)
 
     def run(
         self, *, progress: bool = True, replace: bool = False, accept_new_stack: bool = False
@@ -340,11 +381,13 @@ class Study:
         style = f"width: 100%; height: {_FRAME_HEIGHT}px; border: 0"
         return f'<iframe sandbox="allow-scripts" style="{style}" srcdoc="{escape(page)}"></iframe>'
 
-    def _planned(self, config: StudyConfig, note: Callable[[str], None]) -> StudyPlan:
+    def _planned(
+        self, config: StudyConfig, note: Callable[[str], None], machine: Machine | None = None
+    ) -> StudyPlan:
         quiet_libraries()
         from rankwise.study.planning.plan import plan_study
 
-        plan = plan_study(config, note, folder=self._folder)
+        plan = plan_study(config, note, folder=self._folder, machine=machine)
         for warning in plan.record.warnings:
             note(f"warning: {warning}")
         return plan

@@ -13,8 +13,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import rankwise as rw
+from rankwise.cli.application import json_text
+from rankwise.engine.models.devices import Machine
 from rankwise.errors import ConfigError, RecordError
 from rankwise.records.folder import StudyFolder
 from tests.planted.folders import write_study
@@ -107,11 +110,56 @@ def test_a_study_is_what_the_command_line_makes_of_it(study: rw.Study) -> None:
 
 
 def test_the_plan_is_a_row_for_each_run(study: rw.Study) -> None:
-    plan = study.plan()
-    assert list(plan["rank"]) == [2, 4]
+    runs = study.plan().runs
+    assert list(runs["rank"]) == [2, 4]
     # 2 layers; q and o of 48 x 48, k and v of 24 x 48: 96 + 96 + 72 + 72 for each rank;
     # gate, up and down of 96 x 48: 3 * 144
-    assert list(plan["num_trainable_parameters"]) == [2 * 768 * 2, 2 * 768 * 4]
+    assert list(runs["num_trainable_parameters"]) == [2 * 768 * 2, 2 * 768 * 4]
+
+
+@pytest.mark.parametrize("is_elsewhere", [False, True])
+def test_the_plan_has_the_numbers_of_the_command_line(
+    tmp_path: Path, tiny_model_folder: Path, is_elsewhere: bool
+) -> None:
+    write_tiny_tasks(tmp_path / "tasks")
+    new = tiny(tmp_path, tiny_model_folder, train={"epochs": 1, "precision": "float32"})
+    file = tmp_path / "study.yaml"
+    file.write_text(json.dumps(new.config.model_dump(mode="json", by_alias=True)))
+    options = ["--tokens-per-second", "100"]
+    options += ["--device", "cuda", "--memory", "80GB"] if is_elsewhere else []
+    done = rankwise("plan", file, "--study-dir", new.folder, *options, "--json")
+    machine = Machine(torch.device("cuda"), 80 * 10**9) if is_elsewhere else None
+    runs, forecast = new.plan(machine=machine, tokens_per_second=100)
+
+    def steady(entries: dict[str, Any]) -> dict[str, Any]:
+        """What is not measured anew by every plan."""
+        changing = {"free_disk_bytes"}
+        if not is_elsewhere:
+            changing |= {"estimated_memory_bytes", "memory_bytes"}
+        return {key: value for key, value in entries.items() if key not in changing}
+
+    told = json.loads(done.stdout, object_hook=steady)
+    budget = told.pop("budget")  # the command's own
+    assert budget is None
+    assert json.loads(json_text(forecast.content()), object_hook=steady) == told
+    for name in ("name", "rank", "num_steps", "num_tokens"):
+        assert list(runs[name]) == [run[name] for run in told["runs"]], name
+    assert forecast.seconds_left == told["seconds"] > 0
+    assert forecast.disk_bytes == told["disk_bytes"] > 0
+    assert [cost._asdict() for cost in forecast.margins] == told["margins"]
+    assert forecast.detectable.in_domain is not None
+    # the margin that the command says takes these items is the one that they can tell
+    able, own = forecast.detectable.in_domain, forecast.margins[1]
+    assert (able.margin, able.num_items) == (own.margin, own.num_items)
+
+
+def test_a_plan_shows_its_runs_and_what_they_take(tmp_path: Path, tiny_model_folder: Path) -> None:
+    plan = tiny(tmp_path, tiny_model_folder).plan(tokens_per_second=100)
+    assert repr(plan).startswith(str(plan.runs))
+    assert re.search(r"\nabout [\d.]+ \w+, about [\d.]+ MB of disk$", repr(plan))
+    page = plan._repr_html_()
+    assert page.count("<tr") == 3  # a head and two runs
+    assert page.endswith(" of disk</p>")
 
 
 def test_what_the_plan_warns_of_is_a_warning(tmp_path: Path, tiny_model_folder: Path) -> None:

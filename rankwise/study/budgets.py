@@ -165,9 +165,17 @@ class MarginCost(NamedTuple):
         return round(self.num_items * (self.margin / margin) ** 2)
 
 
-def margin_costs(plan: StudyPlan, scored_per_second: float | None) -> Iterator[MarginCost]:
-    """What half, all and twice δ and ε cost; unknown for tasks that are decided by nats."""
-    record, able = plan.record, resolution(plan)
+def margin_costs(
+    plan: StudyPlan, able: StudyResolution, scored_per_second: float | None
+) -> Iterator[MarginCost]:
+    """What half, all and twice δ and ε cost; unknown for tasks that are decided by nats.
+
+    Args:
+        plan: of the study.
+        able: the plan's ``resolution``.
+        scored_per_second: tokens; None: unknown.
+    """
+    record = plan.record
     relations = next(iter(record.tasks.values()))
     kinds: dict[Relation, Detectable | None] = {
         "in_domain": able.in_domain,

@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 from rankwise.engine.models.devices import Machine
 from rankwise.records.files import free_bytes
 from rankwise.records.folder import StudyFolder
-from rankwise.records.study import COMPARED, StudyRecord
+from rankwise.records.study import COMPARED, PlannedRun, StudyRecord
 from rankwise.study.able import with_able_tasks
 from rankwise.study.acceptance import disk_left
 from rankwise.study.agenda import owners, units
-from rankwise.study.budgets import MarginCost, margin_costs
+from rankwise.study.budgets import MarginCost, StudyResolution, margin_costs, resolution
 from rankwise.study.conclusion import with_deployed
 from rankwise.study.damage import Damage, find_damage, models_of
 from rankwise.study.planning.plan import StudyPlan
@@ -43,9 +43,10 @@ class Forecast(NamedTuple):
         is_rate_assumed: whether nobody gave it.
         scored_rate: tokens that are scored in a second, by that or as remembered; None: unknown.
         later_work: scored tokens after the verdict.
-        margins: what the margins take.
+        detectable: the differences in points that a study of this size can tell.
+        margins: the items, tokens and seconds that half, all and twice each margin take.
         disk_bytes: that what is left takes.
-        unscored_tokens: that reference runs save.
+        unscored_tokens: scored tokens that reference runs save.
         has_parts: whether the plan has parts of tasks for reference runs, settled or not.
     """
 
@@ -62,10 +63,16 @@ class Forecast(NamedTuple):
     is_rate_assumed: bool
     scored_rate: float | None
     later_work: float
+    detectable: StudyResolution
     margins: Sequence[MarginCost]
     disk_bytes: int
     unscored_tokens: int
     has_parts: bool
+
+    @property
+    def runs(self) -> tuple[PlannedRun, ...]:
+        """The runs that the study trains: those it compares, and what is trained beside them."""
+        return self.record.of_role(*COMPARED, "variant", "fewer_rows")
 
     @property
     def seconds_left(self) -> float | None:
@@ -96,7 +103,7 @@ class Forecast(NamedTuple):
             listed.append(unit.described(unit_of, self.folder) | {"seconds": left})
         runs = [
             run.model_dump(mode="json") | {"is_trained": (run.name, None) in self.done}
-            for run in record.of_role(*COMPARED, "variant", "fewer_rows")
+            for run in self.runs
         ]
         return {
             "runs": runs,
@@ -156,6 +163,8 @@ def forecast(
         seconds = seconds_left(outline, scored, later_work)
         if scored is None and Score.kind in remembered:
             scored = 1 / remembered[Score.kind]
+    settled = changed(planned, record=record)
+    can_tell = resolution(settled)
     return Forecast(
         record=record,
         stages=graph,
@@ -170,7 +179,8 @@ def forecast(
         is_rate_assumed=is_assumed,
         scored_rate=scored,
         later_work=later_work,
-        margins=list(margin_costs(changed(planned, record=record), scored)),
+        detectable=can_tell,
+        margins=list(margin_costs(settled, can_tell, scored)),
         disk_bytes=disk_left(graph, intact),
         unscored_tokens=unscored_tokens(record),
         has_parts=bool(planned.record.references.parts),
