@@ -14,7 +14,7 @@ PLANNED = 0.8
 """Share of alpha for the looks at the planned items: most studies are judged on these alone."""
 
 
-class Spent(Protocol):
+class EarlierLook(Protocol):
     """A look: the share of the planned items that it saw, and its part of alpha."""
 
     @property
@@ -24,7 +24,7 @@ class Spent(Protocol):
 
 
 def alpha_of_look(
-    earlier: Sequence[Spent], share: float, alpha: float, num_statements: int
+    earlier: Sequence[EarlierLook], share: float, alpha: float, num_statements: int
 ) -> float:
     """The part of ``alpha`` that a look may spend.
 
