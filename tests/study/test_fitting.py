@@ -245,7 +245,7 @@ def fulls(record: StudyRecord) -> dict[str, Any]:
 def memory_of(study_file: Path, *overrides: str) -> Any:
     plan = plan_study(load_config(study_file, overrides), machine=card(10**9))
     assert plan.planner is not None
-    return plan.planner._room.memory, plan.record.config.train
+    return plan.planner.room.memory, plan.record.config.train
 
 
 @pytest.mark.usefixtures("torchao")

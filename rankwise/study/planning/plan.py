@@ -32,7 +32,9 @@ from rankwise.records.study import (
     FirstItems,
     PlannedRun,
     References,
+    Relation,
     StudyRecord,
+    StudyTasks,
     TaskEvaluation,
     TokenCounts,
 )
@@ -87,6 +89,10 @@ _TEXTS = ("generate_until", "loglikelihood_rolling")
 HeadPrompts = tuple[tuple[int, ...], ...]
 Answers = dict[str, tuple[RightAnswer, ...]]
 """Right answers by trained task."""
+Scored = Mapping[str, Mapping[Relation, tuple[str, ...]]]
+"""Scored tasks by trained task and their relation to it."""
+Prepared = Mapping[str, PreparedTask]
+"""Scored tasks by name."""
 
 
 @dataclass(frozen=True)
@@ -259,7 +265,7 @@ def plan_study(
         config = config.model_copy(update={"methods": methods})
         memory = memory.changed(full=full)
     base = Trainable(model, parts.layers, memory)
-    planner = Planner(config, base, parts, issues, folder, num_workers)
+    planner = _planner(config, base, parts, issues, folder, num_workers)
     issues.refuse(config.name, model.base.name)
     return planner.plan()
 
@@ -296,51 +302,24 @@ def _parts(
     return _Parts(tasks, examples, layers, others)
 
 
+@dataclass(frozen=True)
 class Planner:
-    """Plans one study, as often as its search decides anew; tokenises nothing again.
+    """Plans one study, as often as its search decides anew; tokenises nothing again."""
 
-    Attributes:
-        candidates: trained task -> what its search may ask for; empty where there is no search.
-
-    Args:
-        config: of the study; what ``methods.full`` takes is settled.
-        base: the model, and how it is trained.
-        parts: what is tokenised.
-        issues: gets every problem and warning.
-        folder: see ``plan_study``.
-        num_workers: that share the study.
-    """
-
-    def __init__(
-        self,
-        config: StudyConfig,
-        base: Trainable,
-        parts: _Parts,
-        issues: Issues,
-        folder: StudyFolder | None,
-        num_workers: int,
-    ) -> None:
-        self._config, self._model, self._parts, self._issues = config, base.model, parts, issues
-        self._imported = _imported(config, base, parts.examples, issues)
-        self._prepared = {task.name: task for task in parts.tasks.prepared}
-        makers = {
-            source: RunMaker(config, base, source, rows, parts.tasks.order[source])
-            for source, rows in parts.examples.items()
-        }
-        self._runs = () if config.is_searched else plan_runs(config, makers.values())
-        self._beside = plan_beside(config, makers.values())
-        self.candidates = {
-            source: Candidates(config, maker)
-            for source, maker in (makers if config.is_searched else {}).items()
-        }
-        ends = [end for each in self.candidates.values() for end in each.ends]
-        runs = [*self._runs, *ends, *self._beside]
-        self._room = Room.of(base, config, folder, runs)
-        self._room.check_over_cards(runs, issues)
-        if folder is None or not folder.study_file.exists():
-            # what a search may come to; once it has begun, some of that is ruled out
-            self._room.check_memory(ends, issues)
-        self._unchosen = self._without_runs(num_workers)
+    unchosen: StudyPlan
+    """The plan before anything is chosen: what no decision changes."""
+    issues: Issues
+    """Every problem and warning so far; a plan adds its own to a copy."""
+    runs: tuple[PlannedRun, ...]
+    """The runs of the study file; empty where there is a search."""
+    beside: tuple[PlannedRun, ...]
+    """What is trained beside the runs."""
+    imported: tuple[PlannedRun, ...]
+    """Models that were trained elsewhere."""
+    candidates: Mapping[str, Candidates]
+    """Trained task -> what its search may ask for; empty where there is no search."""
+    room: Room
+    """The room that the models have."""
 
     def plan(self, decisions: Mapping[str, Sequence[Decision]] | None = None) -> StudyPlan:
         """The study's plan after these decisions of its search, by trained task.
@@ -350,20 +329,20 @@ class Planner:
         Raises:
             PlanError: the study cannot be run; with every problem found.
         """
-        config = self._config
+        unchosen, record, room = self.unchosen, self.unchosen.record, self.room
+        config = record.config
         if config.is_searched:
             begin = {of: (c.policy(Measures())({}),) for of, c in self.candidates.items()}
             chosen = decided(self.candidates, decisions or begin)
         else:
-            chosen = all_of(config, self._runs, self._beside)
-        mitigated = plan_mitigated(config, chosen.runs, self._parts.others)
-        issues = Issues(list(self._issues.problems), list(self._issues.warnings))
-        others = (*chosen.others, *mitigated, *self._beside)
-        trained, room = [*chosen.runs, *others], self._room
+            chosen = all_of(config, self.runs, self.beside)
+        mitigated = plan_mitigated(config, chosen.runs, unchosen.others)
+        issues = Issues(list(self.issues.problems), list(self.issues.warnings))
+        others = (*chosen.others, *mitigated, *self.beside)
+        trained = [*chosen.runs, *others]
         room.check_memory(trained, issues)
-        room.check_scoring([*trained, *self._imported], issues)
-        issues.refuse(config.name, self._model.base.name)
-        unchosen, record = self._unchosen, self._unchosen.record
+        room.check_scoring([*trained, *self.imported], issues)
+        issues.refuse(config.name, unchosen.base.name)
 
         def work_of(models: Sequence[PlannedRun]) -> float:
             """The work of training them, and of scoring them."""
@@ -383,136 +362,186 @@ class Planner:
             )
         ]
         models = {
-            "models": (*chosen.runs, *self._imported, *others),
+            "models": (*chosen.runs, *self.imported, *others),
             "passes": tuple(passes),
             "warnings": tuple(issues.warnings),
         }
-        return replace(unchosen, record=with_references(record.model_copy(update=models)))
+        record = with_references(record.model_copy(update=models))
+        return replace(unchosen, record=record, planner=self)
 
-    def _without_runs(self, num_workers: int) -> StudyPlan:
-        """The plan before anything is chosen: what no decision changes."""
-        config, model, tasks, room = self._config, self._model, self._parts.tasks, self._room
-        has_full = bool(config.methods.full) or "full" in {run.method for run in self._imported}
-        is_compared = config.analysis.divergence and has_full
-        answers = self._right_answers() if is_compared or config.analysis.gauges else {}
-        gauged = self._with_text_ends(answers) if config.analysis.gauges else {}
-        answers = answers if is_compared else {}
-        prompts = self._head_prompts()
-        record = StudyRecord(
-            **dict(tasks.scored),
-            fingerprint=study_fingerprint(config),
-            config=config,
-            base_model_fingerprint=model.base.fingerprint,
-            precision=model.precision,
-            task_fingerprints=_task_fingerprints(config, model.precision, self._prepared),
-            answers_fingerprints={
-                source: answers_fingerprint(model.precision, its) for source, its in answers.items()
-            },
-            gauge_fingerprints={
-                source: answers_fingerprint(model.precision, its) for source, its in gauged.items()
-            },
-            num_parameters=model.num_parameters,
-            num_tokens=TokenCounts(
-                scored={name: task.num_distinct_tokens for name, task in self._prepared.items()},
-                answers={source: tokens_read(its) for source, its in answers.items()},
-                gauges={source: tokens_read(its) for source, its in gauged.items()},
-                head_prompts={
-                    source: sum(map(len, prompts.get(source, ()))) for source in tasks.scored.tasks
-                },
-            ),
-            references=References(parts=self._answered_in_part()),
-            models=(),
-            warnings=(),
-            own_data=tasks.own_data,
-            own_sets=dict(tasks.own_sets),
-            provenance=model.machine.provenance,
+
+def _planner(
+    config: StudyConfig,
+    base: Trainable,
+    parts: _Parts,
+    issues: Issues,
+    folder: StudyFolder | None,
+    num_workers: int,
+) -> Planner:
+    """The planner of a study.
+
+    Args:
+        config: of the study; what ``methods.full`` takes is settled.
+        base: the model, and how it is trained.
+        parts: what is tokenised.
+        issues: gets every problem and warning.
+        folder: where the study goes on.
+        num_workers: see ``plan_study``.
+    """
+    imported = tuple(_imported(config, base, parts.examples, issues))
+    makers = {
+        source: RunMaker(config, base, source, rows, parts.tasks.order[source])
+        for source, rows in parts.examples.items()
+    }
+    runs = () if config.is_searched else plan_runs(config, makers.values())
+    beside = plan_beside(config, makers.values())
+    searched = makers if config.is_searched else {}
+    candidates = {source: Candidates(config, maker) for source, maker in searched.items()}
+    ends = [end for each in candidates.values() for end in each.ends]
+    room = Room.of(base, config, folder, [*runs, *ends, *beside])
+    room.check_over_cards([*runs, *ends, *beside], issues)
+    if folder is None or not folder.study_file.exists():
+        # what a search may come to; once it has begun, some of that is ruled out
+        room.check_memory(ends, issues)
+    cards = room.cards if room.is_over_cards else ()
+    has_full = bool(config.methods.full) or "full" in {run.method for run in imported}
+    unchosen = _unchosen(config, base.model, parts, has_full=has_full)
+    unchosen = replace(unchosen, num_workers=num_workers, cards=cards)
+    return Planner(unchosen, issues, runs, beside, imported, candidates, room)
+
+
+def _unchosen(
+    config: StudyConfig, model: StudyModel, parts: _Parts, *, has_full: bool
+) -> StudyPlan:
+    """The plan before anything is chosen: what no decision changes.
+
+    ``has_full``: whether a model is fully fine-tuned, here or elsewhere.
+    """
+    tasks, scored = parts.tasks, parts.tasks.scored.tasks
+    prepared = {task.name: task for task in tasks.prepared}
+    is_compared = config.analysis.divergence and has_full
+    is_answered = is_compared or config.analysis.gauges
+    answers = _right_answers(scored, prepared, model) if is_answered else {}
+    gauged = _with_text_ends(answers, scored, prepared, model) if config.analysis.gauges else {}
+    answers = answers if is_compared else {}
+    prompts = _head_prompts(scored, prepared, config.analysis.head_prompts)
+    record = StudyRecord(
+        **dict(tasks.scored),
+        fingerprint=study_fingerprint(config),
+        config=config,
+        base_model_fingerprint=model.base.fingerprint,
+        precision=model.precision,
+        task_fingerprints=_task_fingerprints(config, model.precision, prepared),
+        answers_fingerprints={
+            source: answers_fingerprint(model.precision, its) for source, its in answers.items()
+        },
+        gauge_fingerprints={
+            source: answers_fingerprint(model.precision, its) for source, its in gauged.items()
+        },
+        num_parameters=model.num_parameters,
+        num_tokens=TokenCounts(
+            scored={name: task.num_distinct_tokens for name, task in prepared.items()},
+            answers={source: tokens_read(its) for source, its in answers.items()},
+            gauges={source: tokens_read(its) for source, its in gauged.items()},
+            head_prompts={source: sum(map(len, prompts.get(source, ()))) for source in scored},
+        ),
+        references=References(
+            parts=_answered_in_part(config, model.precision, tasks.scored, prepared)
+        ),
+        models=(),
+        warnings=(),
+        own_data=tasks.own_data,
+        own_sets=dict(tasks.own_sets),
+        provenance=model.machine.provenance,
+    )
+    return StudyPlan(
+        record=record,
+        base=model.base,
+        tokenizer=model.tokenizer,
+        device=model.machine.device,
+        examples=parts.examples,
+        order=tasks.order,
+        tasks=prepared,
+        answers=answers,
+        head_prompts=prompts,
+        others=parts.others,
+        gauged=gauged,
+    )
+
+
+def _right_answers(scored: Scored, prepared: Prepared, model: StudyModel) -> Answers:
+    """Trained task -> its right answers in-domain; a task that has none is left out.
+
+    Models are compared there token by token, with full fine-tuning and with the base.
+    """
+    of_source = {
+        source: right_answers(
+            [prepared[name] for name in relations["in_domain"]],
+            model.tokenizer,
+            model.vocab_size,
         )
-        return StudyPlan(
-            record=record,
-            base=model.base,
-            tokenizer=model.tokenizer,
-            device=model.machine.device,
-            examples=self._parts.examples,
-            order=tasks.order,
-            tasks=self._prepared,
-            answers=answers,
-            head_prompts=prompts,
-            others=self._parts.others,
-            planner=self,
-            gauged=gauged,
-            num_workers=num_workers,
-            cards=room.cards if room.is_over_cards else (),
-        )
+        for source, relations in scored.items()
+    }
+    return {source: answers for source, answers in of_source.items() if answers}
 
-    def _right_answers(self) -> Answers:
-        """Trained task -> its right answers in-domain; a task that has none is left out.
 
-        Models are compared there token by token, with full fine-tuning and with the base.
-        """
-        of_source = {
-            source: right_answers(
-                [self._prepared[name] for name in relations["in_domain"]],
-                self._model.tokenizer,
-                self._model.vocab_size,
-            )
-            for source, relations in self._parts.tasks.scored.tasks.items()
-        }
-        return {source: answers for source, answers in of_source.items() if answers}
+def _with_text_ends(
+    answers: Answers, scored: Scored, prepared: Prepared, model: StudyModel
+) -> Answers:
+    """Trained task -> its first right answers, and the ends of held-out texts."""
+    found: Answers = {}
+    for source, its_answers in answers.items():
+        texts = [prepared[name] for name in scored[source]["held_out_text"]]
+        ends = text_ends(texts, model.tokenizer, model.vocab_size, GAUGE_ITEMS)
+        found[source] = (*its_answers[:GAUGE_ITEMS], *ends)
+    return found
 
-    def _with_text_ends(self, answers: Answers) -> Answers:
-        """Trained task -> its first right answers, and the ends of held-out texts."""
-        model, scored = self._model, self._parts.tasks.scored
-        found: Answers = {}
-        for source, its_answers in answers.items():
-            texts = [self._prepared[name] for name in scored.tasks[source]["held_out_text"]]
-            ends = text_ends(texts, model.tokenizer, model.vocab_size, GAUGE_ITEMS)
-            found[source] = (*its_answers[:GAUGE_ITEMS], *ends)
-        return found
 
-    def _head_prompts(self) -> dict[str, HeadPrompts]:
-        """Trained task -> its first in-domain prompts, of every task in turn, as they are scored.
+def _head_prompts(scored: Scored, prepared: Prepared, number: int) -> dict[str, HeadPrompts]:
+    """Trained task -> its first ``number`` in-domain prompts, of every task in turn, as scored.
 
-        A long prompt keeps its last tokens, a text without a context its first. A trained task with
-        fewer than two is left out.
-        """
-        prompts: dict[str, HeadPrompts] = {}
-        for train_task, tasks_of in self._parts.tasks.scored.tasks.items():
-            by_task: list[list[tuple[int, ...]]] = []
-            for name in tasks_of.get("in_domain", ()):
-                texts = [
-                    request.context[-HEAD_TOKENS:]
-                    if len(request.context) > 1
-                    else request.tokens_read[:HEAD_TOKENS]
-                    for request in self._prepared[name].requests_in_turn
-                ]
-                by_task.append([text for text in dict.fromkeys(texts) if len(text) > 1])
-            turns = itertools.chain.from_iterable(itertools.zip_longest(*by_task))
-            chosen = tuple(dict.fromkeys(prompt for prompt in turns if prompt is not None))
-            chosen = chosen[: self._config.analysis.head_prompts]
-            if len(chosen) > 1:
-                prompts[train_task] = chosen
-        return prompts
+    A long prompt keeps its last tokens, a text without a context its first. A trained task with
+    fewer than two is left out.
+    """
+    prompts: dict[str, HeadPrompts] = {}
+    for train_task, tasks_of in scored.items():
+        by_task: list[list[tuple[int, ...]]] = []
+        for name in tasks_of.get("in_domain", ()):
+            texts = [
+                request.context[-HEAD_TOKENS:]
+                if len(request.context) > 1
+                else request.tokens_read[:HEAD_TOKENS]
+                for request in prepared[name].requests_in_turn
+            ]
+            by_task.append([text for text in dict.fromkeys(texts) if len(text) > 1])
+        turns = itertools.chain.from_iterable(itertools.zip_longest(*by_task))
+        chosen = tuple(dict.fromkeys(prompt for prompt in turns if prompt is not None))
+        chosen = chosen[:number]
+        if len(chosen) > 1:
+            prompts[train_task] = chosen
+    return prompts
 
-    def _answered_in_part(self) -> dict[str, FirstItems]:
-        """What most runs answer of the tasks that models are compared on.
 
-        Texts are written and read whole: they differ in length, and few of them say little.
-        """
-        config, precision = self._config, self._model.precision
-        scored = self._parts.tasks.scored
-        reference = config.evaluation.reference
-        if reference is None or config.is_searched:
-            return {}
-        names = [name for of in scored.tasks.values() for its in of.values() for name in its]
-        names += [name for of in scored.trained_formats.values() for name in of.values()]
-        parts: dict[str, FirstItems] = {}
-        for name in dict.fromkeys(names):
-            task = self._prepared[name]
-            number = num_answered(task.num_items, reference.share)
-            if number is None or task.loaded.output_type in _TEXTS:
-                continue
-            parts[name] = _first_items(config, precision, task, number)
-        return parts
+def _answered_in_part(
+    config: StudyConfig, precision: str, scored: StudyTasks, prepared: Prepared
+) -> dict[str, FirstItems]:
+    """What most runs answer of the tasks that models are compared on.
+
+    Texts are written and read whole: they differ in length, and few of them say little.
+    """
+    reference = config.evaluation.reference
+    if reference is None or config.is_searched:
+        return {}
+    names = [name for of in scored.tasks.values() for its in of.values() for name in its]
+    names += [name for of in scored.trained_formats.values() for name in of.values()]
+    parts: dict[str, FirstItems] = {}
+    for name in dict.fromkeys(names):
+        task = prepared[name]
+        number = num_answered(task.num_items, reference.share)
+        if number is None or task.loaded.output_type in _TEXTS:
+            continue
+        parts[name] = _first_items(config, precision, task, number)
+    return parts
 
 
 def _task_fingerprint(
