@@ -43,12 +43,12 @@ from benchmarks.training_peer import (
     STEP_SIZE,
     TRAIN,
     Timer,
+    adapted_shapes,
     load_examples,
     load_model,
     new_adapter,
     now,
     planned,
-    target_shapes,
     with_adapter,
 )
 from rankwise.engine.models.base_folder import find_base_model
@@ -104,7 +104,7 @@ def measure_ours(options: argparse.Namespace, device: torch.device) -> Measured:
             )
             for rank in options.ranks
         ]
-        with adapted(model, list(target_shapes(model))) as bank:
+        with adapted(model, list(adapted_shapes(model))) as bank:
             train_pass(
                 model,
                 trainees,

@@ -51,13 +51,13 @@ from benchmarks.training_peer import (
     STEP_SIZE,
     TRAIN,
     Measured,
+    adapted_shapes,
     load_examples,
     load_model,
     measure_peer,
     new_adapter,
     now,
     planned,
-    target_shapes,
 )
 from rankwise.engine.models.base_folder import find_base_model
 from rankwise.engine.models.devices import DTYPES, PeakMemory, choose_device, device_name
@@ -101,7 +101,7 @@ def measure_ours(options: argparse.Namespace, device: torch.device) -> Measured:
     observer = Observer(options.max_tokens or MAX_TOKENS[device.type])
 
     def train(trainees: Sequence[AdapterTrainee]) -> float:
-        with adapted(model, list(target_shapes(model))) as bank:
+        with adapted(model, list(adapted_shapes(model))) as bank:
             started = now(device)
             train_pass(
                 model,
@@ -160,7 +160,7 @@ def num_operations(model: Any, examples: Sequence[Example], ranks: Sequence[int]
     """Floating-point operations of an epoch of every rank, as the module says."""
     config, shapes = model.config.get_text_config(), adaptable_shapes(model)
     frozen = sum(shape.in_features * shape.out_features for shape in shapes.values())
-    per_rank = sum(s.in_features + s.out_features for s in target_shapes(model).values())
+    per_rank = sum(s.in_features + s.out_features for s in adapted_shapes(model).values())
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     channels = config.num_hidden_layers * config.num_attention_heads * width
     read = sum(example.num_inputs for example in examples)

@@ -79,17 +79,20 @@ def test_the_card_has_what_was_planted(tmp_path: Path) -> None:
     assert "".join(f"Next: rankwise export {tmp_path} --format peft".split()) in said
 
 
-def test_the_command_that_settles_says_how_long_it_takes(tmp_path: Path) -> None:
+def test_the_command_that_settles_says_how_long_it_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     study = planted_study(num_in_domain=200)
-    write_study(StudyFolder(tmp_path), study)
-    page = rankwise("report", tmp_path).stdout
+    write_study(StudyFolder(Path("study")), study)
+    page = rankwise("report", "study").stdout
     (said,) = re.findall(r"extend .* --seeds (\d+) \(about ([\d.]+) min\)", page)
     # the study has one seed: a new one takes what it took
     trained = sum(run.run.train_seconds for run in study.runs if run.run)
     evaluations = [each for m in (study.base, *study.runs) for each in m.evaluations.values()]
     scored = sum(each.score_seconds for each in evaluations)
     assert float(said[1]) == pytest.approx(int(said[0]) * (trained + scored) / 60, abs=0.1)
-    html_page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    html_page = Path("study/report.html").read_text(encoding="utf-8")
     assert f"(about {said[1]} min)" in html_page
 
 
