@@ -136,7 +136,7 @@ def test_a_stopped_extension_goes_on_with_the_folder(
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--ranks", "8,8"], "rank 8 is given twice"),
+        (["--ranks", "8,8"], "--ranks: 8 is given twice"),
         (["--ranks", "99999999999999999999"], "ranks"),
         (["--seeds", "100000"], "seeds"),
         (["--seeds", "-1"], "seeds"),
