@@ -47,6 +47,12 @@ class Stated(NamedTuple):
     probability: Floats
     outcome: Floats
 
+    @classmethod
+    def of(cls, pairs: Sequence[tuple[float, bool]]) -> Stated:
+        """Of pairs of what was stated and whether it came true."""
+        values = np.asarray(pairs, dtype=np.float64).reshape(-1, 2)
+        return cls(values[:, 0], values[:, 1])
+
     @property
     def brier(self) -> float:
         """Their mean squared error."""
@@ -186,13 +192,8 @@ def simulate_odds(cell: OddsCell, studies: int, seed: int) -> OddsTally:
         Stated(np.concatenate(right), np.concatenate(is_right)),
         cell.curves,
         np.asarray(regret),
-        {factor: _stated(pairs) for factor, pairs in prospects.items()},
+        {factor: Stated.of(pairs) for factor, pairs in prospects.items()},
     )
-
-
-def _stated(pairs: Sequence[tuple[float, bool]]) -> Stated:
-    values = np.asarray(pairs, dtype=np.float64).reshape(-1, 2)
-    return Stated(values[:, 0], values[:, 1])
 
 
 def _regrets(

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import rankwise as rw
+from benchmarks.decision_odds import Stated
 from benchmarks.decision_studies import (
     CURVES,
     Family,
@@ -57,13 +58,6 @@ class TextCell(NamedTuple):
         return f"texts, n={self.num_items:<5} seeds={self.num_seeds}"
 
 
-class Stated(NamedTuple):
-    """A probability that was printed, and whether it came true."""
-
-    probability: float
-    outcome: bool
-
-
 class TextTally(NamedTuple):
     """Of some texts: sentences of fact that are false, and of each text the first of a level.
 
@@ -73,8 +67,8 @@ class TextTally(NamedTuple):
     texts: int
     facts_false: tuple[str, ...]
     levels_false: tuple[str, ...]
-    stated: tuple[Stated, ...]
-    another: tuple[Stated, ...]
+    stated: Stated
+    another: Stated
 
     def __str__(self) -> str:
         false = "".join(
@@ -84,16 +78,9 @@ class TextTally(NamedTuple):
         )
         return (
             f"{self.texts} texts, false by fact {len(self.facts_false)}, by level "
-            f"{len(self.levels_false)}; right {_gap(self.stated)}; another run "
-            f"{_gap(self.another)}{false}"
+            f"{len(self.levels_false)}; right {self.stated}; another run "
+            f"{self.another}{false}"
         )
-
-
-def _gap(stated: Sequence[Stated]) -> str:
-    if not stated:
-        return "not said"
-    said, true = np.mean(np.array(stated, dtype=np.float64), axis=0)
-    return f"said {said:.2f} true {true:.2f} ({len(stated)})"
 
 
 def text_cells() -> list[TextCell]:
@@ -106,8 +93,8 @@ def simulate_texts(cell: TextCell, studies: int, seed: int) -> TextTally:
     rng = generator(cell, seed)
     facts: list[str] = []
     levels: list[str] = []
-    stated: list[Stated] = []
-    another: list[Stated] = []
+    right_said: list[tuple[float, bool]] = []
+    another_said: list[tuple[float, bool]] = []
     for number in range(studies):
         truth = rank_curve(CURVES[number % len(CURVES)], len(RANKS), rng)
         study = draw_study(FAMILY, truth, cell.num_items, cell.num_seeds + 1, rng)
@@ -125,10 +112,12 @@ def simulate_texts(cell: TextCell, studies: int, seed: int) -> TextTally:
         right = reader.right
         if bet.choice is not None:
             place = [option.label for option in bet.options].index(bet.choice)
-            stated.append(Stated(bet.probability, bool(right[place])))
+            right_said.append((bet.probability, bool(right[place])))
             held = right_answers(next_run, reader.margins)[place]
-            another.append(Stated(bet.of(bet.choice).right_next_run, bool(held)))
-    return TextTally(studies, tuple(facts), tuple(levels), tuple(stated), tuple(another))
+            another_said.append((bet.of(bet.choice).right_next_run, bool(held)))
+    return TextTally(
+        studies, tuple(facts), tuple(levels), Stated.of(right_said), Stated.of(another_said)
+    )
 
 
 def table(study: Study, rng: np.random.Generator) -> list[dict[str, Any]]:
@@ -235,17 +224,10 @@ class Reader:
         """Which options a list of labels names."""
         return [self.place(label) for label in re.findall(_OPTION, names, re.IGNORECASE)]
 
-    def margins_settle(self, label: str | None, **margins: float) -> bool:
-        """Whether something, or this option, is recommended with other margins."""
+    def judged_with(self, **margins: float) -> Recommendation:
+        """The verdict with other margins."""
         name = "-".join(f"{key}{value}" for key, value in margins.items())
-        chosen = self._judged(name, **margins)[0].chosen
-        return chosen is not None and label in (None, chosen.label)
-
-    def qualifies(self, label: str, **margins: float) -> bool:
-        """Whether an option qualifies with other margins."""
-        name = "-".join(f"{key}{value}" for key, value in margins.items())
-        found = self._judged(name, **margins)[0].verdicts
-        return found[self.place(label)].qualifies
+        return self._judged(name, **margins)[0]
 
 
 Claims = Iterator[tuple[bool, bool]]
@@ -387,7 +369,7 @@ def _some_less(of: Reader, found: re.Match[str]) -> Claims:
 def _price(of: Reader, found: re.Match[str]) -> Claims:
     label = found["label"].lower()
     margins = {"epsilon": _number(found["loss"]), "worst_task": _number(found["any"])}
-    yield FACT, of.qualifies(label, **margins)
+    yield FACT, of.judged_with(**margins).verdicts[of.place(label)].qualifies
 
 
 def _grown(of: Reader, found: re.Match[str]) -> Claims:
@@ -399,7 +381,8 @@ def _grown(of: Reader, found: re.Match[str]) -> Claims:
 def _hopeless(of: Reader, found: re.Match[str]) -> Claims:
     yield FACT, all(p.probability < 0.1 for p in of.numbers.prospects)
     if found["margins"] is not None:
-        yield FACT, of.margins_settle(None, delta=99.0, epsilon=99.0, worst_task=100.0)
+        widest = of.judged_with(delta=99.0, epsilon=99.0, worst_task=100.0)
+        yield FACT, widest.chosen is not None
 
 
 def _enough_too(of: Reader, found: re.Match[str]) -> Claims:

@@ -165,6 +165,7 @@ def verdict_cards(
     from rankwise.report.sections.card import card_table
 
     cards = {card.train_task: card for card in findings.cards}
+    cost = StudyCost.of(results)
     for part in recommendation.by_train_task:
         if len(recommendation.by_train_task) > 1:
             yield Text(f"Trained on {part.train_task}", style="bold underline")
@@ -190,7 +191,7 @@ def verdict_cards(
         yield Text(f"Score and gain in {gained_in}{units}.")
         yield from map(Text, findings.card_lines(card))
         if folder is not None:
-            takes = time_of_next(part, StudyCost.of(results))
+            takes = time_of_next(part, cost)
             about = f" ({takes})" if takes else ""
             yield Text(f"Next: {with_folder(card.command, folder)}{about}")
 

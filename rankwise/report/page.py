@@ -176,10 +176,11 @@ def study_page(
     several = len(recommendation.by_train_task) > 1
     parts: list[Part] = []
     sections = list(_settings(results, recommendation, findings))
+    cost = StudyCost.of(results)
     for judged in recommendation.by_train_task:
         own = results.of(judged.train_task)
         part, folded = _part(own, judged, findings, is_named=several)
-        part = part._replace(takes=time_of_next(judged, StudyCost.of(results)))
+        part = part._replace(takes=time_of_next(judged, cost))
         if several:
             part = part._replace(sections=[*part.sections, *folded])
         else:

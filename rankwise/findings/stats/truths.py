@@ -17,6 +17,7 @@ import numpy as np
 from scipy import special
 
 from rankwise.findings.stats.blocks import Block, StudyEvidence, normal_draws, root_of
+from rankwise.findings.stats.estimates import skewed_quantiles
 from rankwise.findings.stats.items import Floats, Mask
 
 Question = Literal["adapters", "rank", "next_run"]
@@ -144,13 +145,12 @@ def truths_of(
 def _skewed(errors: Floats, of: Block) -> Floats:
     """(N, K) errors of means whose items are skewed: a rare large loss may not have been seen.
 
-    The first term of the Edgeworth expansion, as in ``estimates.skewed_quantiles``, and as there
-    only where it widens.
+    Each is as many standard errors off as the bound of an interval would be.
     """
     stderr = np.sqrt(np.diagonal(of.covariance))
     scaled = np.divide(errors, stderr, out=np.zeros_like(errors), where=stderr > 0.0)
-    shift = of.skewness * (2.0 * scaled**2 + 1.0) / 6.0
-    return errors + stderr * np.where(shift * scaled > 0.0, shift, 0.0)
+    below, above = skewed_quantiles(np.abs(scaled), of.skewness)
+    return stderr * np.where(scaled < 0.0, -below, above)
 
 
 def _of_options(
