@@ -28,7 +28,7 @@ LIGHT_MODULES = (
     "rankwise.records.folder",
     "rankwise.records.provenance",
     "rankwise.study.conclusion",
-    "rankwise.study.stages.graph",
+    *(f"rankwise.study.stages.{path.stem}" for path in (ROOT / "study/stages").glob("[a-z]*.py")),
     "rankwise.study.reading",
     "rankwise.study.status",
     "rankwise.findings.stats.estimates",

@@ -199,10 +199,10 @@ def heads(
     from rankwise.heads.answers import check_tasks
     from rankwise.report.sections.heads import effect_table
     from rankwise.study.context import StudyContext
+    from rankwise.study.head_effects import HeadQuestion, HeadStudy
     from rankwise.study.planning.reopen import reopen_study
     from rankwise.study.progress import TerminalObserver
     from rankwise.study.stages.stage import check_trained
-    from rankwise.study.work.head_effects import HeadQuestion, HeadStudy
 
     chosen = find_run(study, run)
     check_trained(folder, chosen)

@@ -168,11 +168,11 @@ def _of_run(directory: Path, name: str, kinds: Kinds, max_loss_points: float) ->
     folder = StudyFolder(directory)
     study = folder.read_study()
     quiet_libraries()
+    from rankwise.study.adapter_repair import RunRepairer, repair_tasks
     from rankwise.study.context import StudyContext
     from rankwise.study.planning.reopen import reopen_study
     from rankwise.study.progress import TerminalObserver
     from rankwise.study.stages.stage import check_trained
-    from rankwise.study.work.adapter_repair import RunRepairer, repair_tasks
 
     chosen = find_run(study, name, "repair")
     tasks = repair_tasks(study, chosen)

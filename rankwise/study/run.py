@@ -16,6 +16,7 @@ from rankwise.records.study import Role, StageFailure, StageRecord, StudyRecord
 from rankwise.study.able import with_able_tasks
 from rankwise.study.acceptance import replaced_scores, require_disk
 from rankwise.study.agenda import Agenda
+from rankwise.study.canary import check_stack
 from rankwise.study.conclusion import StudyOutcome, conclude, keep, with_deployed
 from rankwise.study.context import StudyContext
 from rankwise.study.damage import find_damage, models_of, set_damaged_aside
@@ -29,7 +30,6 @@ from rankwise.study.searching import Search
 from rankwise.study.stages.graph import stages
 from rankwise.study.stages.stage import Stage
 from rankwise.study.stages.training import Train
-from rankwise.study.work.canary import check_stack
 
 Executor = Callable[[StudyContext, Agenda], None]
 """Has all units done that are left, and says what came of them. A signal stops it."""

@@ -20,9 +20,9 @@ from rankwise.records.files import read_record
 from rankwise.records.folder import StudyFolder
 from rankwise.records.recommendation import StudyRecommendation
 from rankwise.study.stages.graph import stages
+from rankwise.study.stages.scoring import ScoreWorker
 from rankwise.study.stages.stage import Stage
 from rankwise.study.stopping import Stopped
-from rankwise.study.work.scoring import ScoreWorker
 from tests.support.command_line import rankwise, words
 from tests.support.small_studies import write_study
 

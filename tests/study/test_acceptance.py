@@ -26,13 +26,12 @@ from rankwise.errors import (
 from rankwise.records import files
 from rankwise.records.folder import BASE, StudyFolder
 from rankwise.records.study_file import load_config
-from rankwise.study import acceptance
+from rankwise.study import acceptance, canary
 from rankwise.study.growing import Extension, extended
 from rankwise.study.planning.plan import plan_study
 from rankwise.study.reading import read_results
 from rankwise.study.run import run_study
 from rankwise.study.stopping import Stopped
-from rankwise.study.work import canary
 from tests.support.command_line import rankwise, words
 from tests.support.observers import Recorder
 from tests.support.records import change, content_of, items_as_they_are
@@ -110,7 +109,7 @@ def test_a_stopped_extension_goes_on_with_the_folder(
 ) -> None:
     config = extended(study.folder.read_study().config, Extension(num_seeds=1))
     plan = plan_study(config)
-    score = "rankwise.study.work.scoring.ScoreWorker.score"
+    score = "rankwise.study.stages.scoring.ScoreWorker.score"
 
     def killed(*_: Any) -> None:
         raise KeyboardInterrupt
@@ -395,7 +394,7 @@ ALLOCATOR = RuntimeError(
     ("place", "kinds"),
     [
         ("stages.heads.CompareHeads.do", {"heads"}),
-        ("work.weights.analyse_weights", {"spectra"}),
+        ("stages.spectra.analyse_weights", {"spectra"}),
         ("stages.divergence.expected_by", {"divergence"}),
     ],
 )

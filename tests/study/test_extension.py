@@ -21,8 +21,7 @@ from rankwise.study.conclusion import conclude
 from rankwise.study.growing import Extension, extended
 from rankwise.study.planning.plan import plan_study
 from rankwise.study.run import run_study
-from rankwise.study.work import scoring as score_worker
-from rankwise.tasks import requests
+from rankwise.tasks import requests, update_guard
 from rankwise.tasks.item_order import in_random_order
 from tests.support.observers import Recorder
 
@@ -65,7 +64,7 @@ def test_more_items_are_scored_and_none_again(
 
         return asking
 
-    monkeypatch.setattr(score_worker, "refuse_unapplied", lambda *_: None)
+    monkeypatch.setattr(update_guard, "refuse_unapplied", lambda *_: None)
     for name in ("log_likelihoods", "generate"):
         monkeypatch.setattr(ResidentScorer, name, counted(name))
     grown, stages = run(extended(config, Extension(num_items=3)), tmp_path / "grown")
@@ -165,7 +164,7 @@ def test_scores_of_the_first_items_are_kept_where_all_are_scored(
         asked.append(len(items))
         return ask(self, models, items, *rest)
 
-    monkeypatch.setattr(score_worker, "refuse_unapplied", lambda *_: None)
+    monkeypatch.setattr(update_guard, "refuse_unapplied", lambda *_: None)
     monkeypatch.setattr(ResidentScorer, "log_likelihoods", asking)
     run(load_config(study_file, [*settings, "evaluation.limit=null"]), tmp_path / "study")
     after = folder.read_samples("base", "colours")

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
+from rankwise.engine.models import own_texts
 from rankwise.engine.models.own_texts import NUM_TOKENS
 from rankwise.errors import ConfigError, PlanError
 from rankwise.records.folder import StudyFolder
@@ -19,7 +20,6 @@ from rankwise.records.study_file import load_config
 from rankwise.report.page import write_report
 from rankwise.study.conclusion import conclude
 from rankwise.study.planning.plan import plan_study
-from rankwise.study.work import derived as work
 from rankwise.weights.lowrank import read_updates
 from tests.support.small_studies import write_study
 from tests.support.studies import run
@@ -66,7 +66,7 @@ class Finished(NamedTuple):
 @pytest.fixture(scope="module", autouse=True)
 def _few_texts() -> Any:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(work, "NUM_TEXTS", 5)
+        patch.setattr(own_texts, "NUM_TEXTS", 5)
         yield
 
 

@@ -20,7 +20,7 @@ from rankwise.study.conclusion import StudyOutcome
 from rankwise.study.growing import run_to_verdict
 from rankwise.study.planning.plan import plan_study
 from rankwise.study.run import run_study
-from rankwise.study.work import scoring as score_worker
+from rankwise.tasks import update_guard
 from rankwise.tasks.item_order import in_random_order
 from tests.support.killed_studies import grow_until_path, started
 from tests.support.observers import Recorder
@@ -107,7 +107,7 @@ def test_what_one_quarter_answered_is_kept_by_the_next(
         asked.append(len(models) * len(items))
         return ask(self, models, items, *rest)
 
-    monkeypatch.setattr(score_worker, "refuse_unapplied", lambda *_: None)
+    monkeypatch.setattr(update_guard, "refuse_unapplied", lambda *_: None)
     monkeypatch.setattr(ResidentScorer, "log_likelihoods", asking)
     config = load_config(file, ["evaluation.held_out_text=[]"])
     outcome = grown(config, tmp_path / "study")

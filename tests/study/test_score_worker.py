@@ -20,7 +20,7 @@ from rankwise.records.study_file import load_config
 from rankwise.study import context as study_context
 from rankwise.study.planning.plan import plan_study
 from rankwise.study.run import run_study
-from rankwise.study.work import training
+from rankwise.study.stages import training
 from rankwise.tasks.questions import Continuation, LogLikelihood
 from rankwise.tasks.requests import Request
 from rankwise.tasks.update_guard import probes

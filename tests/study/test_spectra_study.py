@@ -17,6 +17,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from rankwise.cli.terminal import status_table
+from rankwise.engine.models import lanes as engine_lanes
+from rankwise.engine.models import weights as engine_weights
 from rankwise.engine.models.adapter_folder import WEIGHTS_FILE
 from rankwise.engine.models.lanes import Lanes, opened
 from rankwise.engine.models.loading import load_frozen
@@ -31,7 +33,6 @@ from rankwise.study.reading import read_results
 from rankwise.study.run import run_study
 from rankwise.study.stages.spectra import AnalyseWeights
 from rankwise.study.status import study_status
-from rankwise.study.work import weights as spectra_worker
 from tests.support.observers import Recorder
 from tests.support.reads import Reads
 from tests.support.records import weights_as_they_are
@@ -152,7 +153,7 @@ def test_matrices_side_by_side_have_the_records_of_one_after_the_other(
         counts.append(count)
         return opened(count)
 
-    monkeypatch.setattr(spectra_worker, "opened", lanes)
+    monkeypatch.setattr(engine_lanes, "opened", lanes)
     torch.set_num_threads(3)
     try:
         run(finished.file, finished.folder)
@@ -439,7 +440,7 @@ def test_a_base_that_is_stored_quantised_has_no_weights_to_look_into(
 ) -> None:
     for path in finished.folder.glob("runs/*/spectra.json"):
         path.unlink()
-    monkeypatch.setattr(spectra_worker, "is_stored_quantised", lambda _: True)
+    monkeypatch.setattr(engine_weights, "is_stored_quantised", lambda _: True)
     outcome, recorder = run(finished.file, finished.folder)
     assert recorder.done == pytest.approx(recorder.work[0] - recorder.work[1])
     for model in outcome.results.runs:

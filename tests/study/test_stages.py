@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from rankwise.cli.terminal import status_table
+from rankwise.engine.training import loop
 from rankwise.errors import RecordError, StageFailedError
 from rankwise.records.folder import StudyFolder
 from rankwise.records.study import StageFailure
@@ -21,13 +22,13 @@ from rankwise.study.planning.plan import StudyPlan, plan_study
 from rankwise.study.printer import Printer
 from rankwise.study.reading import read_results
 from rankwise.study.run import run_study
+from rankwise.study.stages import training
 from rankwise.study.stages.graph import stages
 from rankwise.study.stages.heads import CompareHeads
 from rankwise.study.stages.scoring import Score
 from rankwise.study.stages.spectra import AnalyseWeights
 from rankwise.study.stages.training import Train
 from rankwise.study.status import study_status
-from rankwise.study.work import training
 from tests.support.command_line import rankwise, words
 from tests.support.observers import Recorder, Silent
 from tests.support.tiny_tasks import write_tiny_tasks
@@ -194,7 +195,7 @@ def test_the_command_says_what_failed_and_ends_with_1(
 def test_where_nothing_can_be_concluded_all_failures_are_raised(
     study_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(training.training, "train_pass", exhausted)
+    monkeypatch.setattr(loop, "train_pass", exhausted)
     plan = plan_study(load_config(study_file, FEW))
     with pytest.raises(StageFailedError, match="2 stages of the study failed") as caught:
         run_study(plan, StudyFolder(tmp_path / "study"), Silent())

@@ -32,7 +32,9 @@ from pathlib import Path
 from rankwise.engine.scoring import divergence
 from rankwise.records import folder as store
 from rankwise.study import run as study
-from rankwise.study.work import scoring, training, weights
+from rankwise.engine.models import peft_adapters
+from rankwise.tasks import evaluation
+from rankwise.weights import matrix
 from rankwise.records.study_file import load_config
 from rankwise.study.planning.plan import plan_study
 from tests.support.observers import Silent
@@ -53,13 +55,13 @@ def killing(function):
 if moment == "training":
     store.StudyFolder.append_metrics = killing(store.StudyFolder.append_metrics)
 elif moment == "saving":
-    training.adapters.save_adapter = killing(training.adapters.save_adapter)
+    peft_adapters.save_adapter = killing(peft_adapters.save_adapter)
 elif moment == "scoring":
-    scoring.evaluate = killing(scoring.evaluate)
+    evaluation.evaluate = killing(evaluation.evaluate)
 elif moment == "comparing":
     divergence.TreeReader.read = killing(divergence.TreeReader.read)
 elif moment == "analysing":
-    weights.matrix_spectrum = killing(weights.matrix_spectrum)
+    matrix.matrix_spectrum = killing(matrix.matrix_spectrum)
 elif moment == "writing":
     os.fsync = killing(os.fsync)
 elif moment == "renaming":

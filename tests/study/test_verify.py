@@ -11,11 +11,11 @@ from typing import NamedTuple
 
 import pytest
 
+from rankwise.engine.models import own_texts
 from rankwise.records.folder import StudyFolder
 from rankwise.study.damage import find_damage
 from rankwise.study.stages.graph import KINDS, stages
 from rankwise.study.stages.stage import OneRecord, Stage
-from rankwise.study.work import derived
 from tests.support.command_line import rankwise, words
 from tests.support.records import content_of
 from tests.support.small_studies import SMALL, Study, write_study
@@ -44,7 +44,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, tiny_model_folder: Path) 
     file = write_study(root, tiny_model_folder, SETTINGS)
     folder = StudyFolder(root / "study")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(derived, "NUM_TEXTS", 5)
+        patch.setattr(own_texts, "NUM_TEXTS", 5)
         run(file, folder.root)
     assert rankwise("verdict", folder.root).exit_code == 0
     name = folder.read_study().runs[1].name

@@ -74,10 +74,10 @@ def do_task(
         os.chdir(job.place)
     from rankwise.engine.models.libraries import quiet_libraries
     from rankwise.study.agenda import Agenda
+    from rankwise.study.canary import check_stack
     from rankwise.study.context import StudyContext
     from rankwise.study.executors.local import do_unit
     from rankwise.study.planning.plan import plan_study
-    from rankwise.study.work.canary import check_stack
 
     quiet_libraries()
     process = os.getpid()

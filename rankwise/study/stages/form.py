@@ -16,7 +16,7 @@ from rankwise.records.forms import AS_TRAINED, model_in_form
 from rankwise.records.reading import read_judged
 from rankwise.records.results import FormResults, ModelResults
 from rankwise.records.study import PlannedRun, StudyRecord, TaskEvaluation
-from rankwise.study.stages.scoring import Score
+from rankwise.study.stages.scoring import Score, base_answers
 from rankwise.study.stages.stage import TOKEN_BYTES, Graph, Model, Stage, Written, model_name
 
 if TYPE_CHECKING:
@@ -183,7 +183,6 @@ class CheckForm(Stage):
         """Score what is not scored yet; the seconds of all tasks."""
         from rankwise.engine.models.devices import provenance_on
         from rankwise.study.planning.plan import metric_of
-        from rankwise.study.work.scoring import base_answers
         from rankwise.tasks.evaluation import ScoredModel, evaluate
 
         plan, folder, study = context.plan, context.folder, context.study

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple
 
+from rankwise.errors import BeyondLoraError, ModelError
 from rankwise.records.fingerprints import fingerprint
-from rankwise.records.spectra import SpectraRecord
-from rankwise.records.study import StudyRecord
-from rankwise.study.stages.stage import Graph, Model, OneRecord, Stage
+from rankwise.records.spectra import EPSILONS, MatrixSpectrum, SpectraRecord
+from rankwise.records.study import PlannedRun, StudyRecord
+from rankwise.study.stages.stage import Graph, Model, OneRecord, Stage, is_usable
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from rankwise.engine.models.structure import LinearShape
     from rankwise.study.context import StudyContext
+    from rankwise.weights.decomposition import SpectralCache
+    from rankwise.weights.lowrank import LowRankUpdate
+    from rankwise.weights.spectra import Svd
 
 SPECTRA_REVISION = 2
 """A revision, as those in ``records.fingerprints``."""
@@ -66,7 +76,223 @@ class AnalyseWeights(OneRecord):
         )
 
     def do(self, context: StudyContext, models: Sequence[Model]) -> None:
-        from rankwise.study.work.weights import analyse_weights
-
         context.models.release(base=True)  # matrices are read one by one
         analyse_weights(context, self, [model for model in models if model is not None])
+
+
+# On a CPU matrices whose smaller side is up to this are analysed side by side, each by one thread.
+# The parallel parts of their decompositions are too short for several: 576 columns by two took 0.7
+# of the time of one.
+_SMALL = 1024
+
+
+class _Subject(NamedTuple):
+    """A run that is looked into, and what is found.
+
+    Attributes:
+        run: which.
+        updates: of an adapter, by layer; each is released once it is analysed.
+        full: the full fine-tuning that it is compared with, or is itself.
+        not_analysed: why there are no matrices.
+        matrices: what was found.
+    """
+
+    run: PlannedRun
+    updates: dict[str, LowRankUpdate]
+    full: PlannedRun | None
+    not_analysed: str | None
+    matrices: list[MatrixSpectrum]
+
+
+def analyse_weights(context: StudyContext, stage: Stage, runs: Sequence[PlannedRun]) -> None:
+    """Analyse some runs of a stage, with the base's weights as they are stored.
+
+    A matrix of the base is decomposed once for all of them, whatever precision it is trained in. Of
+    models one matrix at a time is read from their files; in memory are the adapters. Where the base
+    is stored quantised its weights are not known, and the records say so.
+
+    Raises:
+        ModelError: weights cannot be read, or are not finite.
+        StorageError: a record cannot be written.
+    """
+    from rankwise.engine.models.start import fetch_weights
+    from rankwise.engine.models.structure import adaptable_shapes, model_skeleton
+    from rankwise.engine.models.weights import is_stored_quantised, weight_matrices
+    from rankwise.weights.decomposition import SpectralCache
+
+    plan, tell = context.plan, context.tell
+    runs = (*runs, *_not_compared_yet(context, stage, runs))
+    tell.skipped(stage.work * (1 - len(runs) / len(stage.runs)))
+    skeleton = model_skeleton(plan.base.folder)
+    shapes = adaptable_shapes(skeleton, beside_text=True)
+    share = stage.work / len(stage.runs)
+    if is_stored_quantised(plan.base.folder):
+        reason = f"{plan.base.name} is stored quantised: its weights are not known"
+        tell.noted(f"weights are not analysed: {reason}")
+        for run in runs:
+            _write(context, stage, _Subject(run, {}, None, reason, []), 0.0)
+            tell.skipped(share)
+        return
+    subjects = [_subject(context, run, shapes) for run in runs]
+    names = _layers(context, stage, subjects, shapes)
+    base = weight_matrices(fetch_weights(plan.base), names)
+    is_small = all(min(shapes[name]) <= _SMALL for name in names)
+    cache = SpectralCache()
+    for full in dict.fromkeys(subject.full for subject in subjects):
+        group = [subject for subject in subjects if subject.full == full]
+        seconds: dict[str, float] = defaultdict(float)
+        for looks in _looks(context, group, base, cache, is_small, share):
+            for subject, (spectrum, took) in zip(group, looks, strict=True):
+                subject.matrices.extend([spectrum] if spectrum else [])
+                seconds[subject.run.name] += took
+        for subject in group:
+            _write(context, stage, subject, seconds[subject.run.name])
+
+
+def _not_compared_yet(
+    context: StudyContext, stage: Stage, runs: Sequence[PlannedRun]
+) -> Iterator[PlannedRun]:
+    """Adapters that were analysed while the full fine-tuning among ``runs`` was not there.
+
+    It may have failed then: their records stand, and say nothing of it.
+    """
+    for run in stage.runs:
+        if run not in runs and context.study.full_run_of(run) in runs:
+            path, current = stage.path_of(context.folder, run), stage.fingerprint_of(run)
+            record = context.folder.finished(path, SpectraRecord, current)
+            matrices = () if record is None else record.matrices
+            if matrices and all(matrix.full_overlap is None for matrix in matrices):
+                yield run
+
+
+def _write(context: StudyContext, stage: Stage, subject: _Subject, seconds: float) -> None:
+    record = SpectraRecord(
+        model=subject.run.name,
+        fingerprint=stage.fingerprint_of(subject.run),
+        epsilons=EPSILONS,
+        null_draws=context.study.config.analysis.null_draws,
+        matrices=tuple(subject.matrices),
+        not_analysed=subject.not_analysed,
+        analysis_seconds=seconds,
+    )
+    context.folder.write(stage.path_of(context.folder, subject.run), record)
+
+
+def _looks(
+    context: StudyContext,
+    group: Sequence[_Subject],
+    base: Mapping[str, Tensor],
+    cache: SpectralCache,
+    is_small: bool,
+    share: float,
+) -> list[list[tuple[MatrixSpectrum | None, float]]]:
+    """What each run of a group did to each layer of the base; they share a full run.
+
+    None where a run did not adapt the layer; and the seconds that it took. ``share`` is the work of
+    a run.
+    """
+    import torch
+
+    from rankwise.engine.models.devices import float64_device
+    from rankwise.engine.models.lanes import opened
+    from rankwise.engine.models.weights import weight_matrices
+    from rankwise.weights.matrix import delta_svd
+
+    device, full = float64_device(context.plan.device), group[0].full
+    adapted: Mapping[str, Tensor] | None = None
+    if full is not None:
+        adapted = weight_matrices(context.folder.weights(full), list(base))
+
+    def of_layer(
+        name: str, tell: Callable[[int], None]
+    ) -> list[tuple[MatrixSpectrum | None, float]]:
+        weight, delta = base[name].to(device), None
+        if full is not None and adapted is not None:
+            try:
+                delta = delta_svd(weight, adapted[name].to(device))
+            except ValueError as error:
+                problem = f"{full.name}: {name}: {error} Is it of this base model?"
+                raise ModelError(problem) from error
+        decomposed = cache.svd(weight)
+        looks: list[tuple[MatrixSpectrum | None, float]] = []
+        for subject in group:
+            started = time.perf_counter()
+            spectrum = _spectrum(context.study, subject, name, decomposed, delta)
+            looks.append((spectrum, time.perf_counter() - started))
+        tell(1)
+        return looks
+
+    num_lanes = torch.get_num_threads() if device.type == "cpu" and is_small else 1
+    with opened(num_lanes) as lanes:
+        return lanes.map(
+            of_layer,
+            list(base),
+            lambda num: context.tell.advanced(num * (share / len(base) * len(group))),
+        )
+
+
+def _spectrum(
+    study: StudyRecord, subject: _Subject, layer: str, base: Svd, full_update: Svd | None
+) -> MatrixSpectrum | None:
+    """What a run did to a layer, if it adapted it."""
+    from rankwise.weights.matrix import NullDraws, matrix_spectrum
+
+    settings = study.config.analysis
+    nulls = NullDraws(settings.null_draws, seed=0)
+    spectrum = partial(matrix_spectrum, layer, base, top_k=settings.top_k, nulls=nulls)
+    if subject.run.method == "full":
+        assert full_update is not None
+        return spectrum(full_update, rank=None)
+    update = subject.updates.pop(layer, None)
+    if update is None:
+        return None
+    return spectrum(update.factorization, rank=update.rank, full_update=full_update)
+
+
+def _subject(context: StudyContext, run: PlannedRun, shapes: Mapping[str, LinearShape]) -> _Subject:
+    """What is read of a run; an adapter that is more than LoRA is noted and has no matrices."""
+    from rankwise.weights.lowrank import read_updates
+
+    if run.method == "full":
+        return _Subject(run, {}, run, None, [])
+    folder, tell = context.folder, context.tell
+    reference = context.study.full_run_of(run)
+    full = reference if reference is not None and is_usable(folder, reference) else None
+    try:
+        updates = read_updates(folder.weights(run))
+    except BeyondLoraError as error:
+        tell.noted(f"{run.name} is not analysed: {error}")
+        return _Subject(run, {}, full, str(error), [])
+    beside = sorted(updates.keys() - shapes.keys())
+    reason = None
+    if beside:
+        reason = f"it adapts {', '.join(beside)}, which is not a linear layer below the head"
+        tell.noted(f"{run.name} is not analysed: {reason}")
+        updates = {}
+    return _Subject(run, updates, full, reason, [])
+
+
+def _layers(
+    context: StudyContext,
+    stage: Stage,
+    subjects: Sequence[_Subject],
+    shapes: Mapping[str, LinearShape],
+) -> list[str]:
+    """Every layer that is looked into, in the model's order.
+
+    Of full fine-tuning those that any adapter of the study has, also one that is done already.
+
+    Raises:
+        RecordError: the record of one that is done cannot be read.
+    """
+    from rankwise.engine.models.structure import target_shapes
+
+    wanted = {name for subject in subjects for name in subject.updates}
+    if any(subject.run.method == "full" for subject in subjects):
+        modules = context.study.adapted_modules
+        wanted |= set(target_shapes(shapes, modules) if modules else shapes)
+        for run in stage.runs:
+            path, current = stage.path_of(context.folder, run), stage.fingerprint_of(run)
+            record = context.folder.finished(path, SpectraRecord, current)
+            wanted |= set() if record is None else {matrix.module for matrix in record.matrices}
+    return [name for name in shapes if name in wanted]

@@ -2,18 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from rankwise.errors import ModelError
+from rankwise.records.axes import SETTING
+from rankwise.records.files import require_room, writing
 from rankwise.records.folder import StudyFolder
-from rankwise.records.study import PlannedPass, RunRecord
+from rankwise.records.grouping import grouped
+from rankwise.records.study import PlannedPass, PlannedRun, RunRecord, is_rslora
+from rankwise.study.stages.own_texts import rows_beside
 from rankwise.study.stages.stage import Model, Stage, model_name
+from rankwise.study.stages.training_pass import TrainingPass, Trainings, finish_run
 from rankwise.study.times import furthest, training_work
 
 if TYPE_CHECKING:
+    from torch import nn
+
+    from rankwise.engine.models.variants import Initialisation
+    from rankwise.engine.training.trainees import AdapterTrainee, Trainee
     from rankwise.study.context import StudyContext
+    from rankwise.tasks.training_rows import Example
+
+# An imported model reads so many of a text that is trained on before it is believed.
+_PROBE_TOKENS = 256
+# On which what PEFT loads is compared with what is trained.
+_FEW_TOKENS = 16
 
 
 @dataclass(frozen=True)
@@ -43,8 +60,6 @@ class Train(Stage):
         return folder.run_file(model_name(model))
 
     def do(self, context: StudyContext, models: Sequence[Model]) -> None:
-        from rankwise.study.work.training import train
-
         # one model at a time: full fine-tuning trains a copy of the base
         context.models.release(base=any(run.method == "full" for run in self.runs))
         runs = [model for model in models if model is not None]
@@ -67,3 +82,250 @@ class Train(Stage):
     def _is_done(self, folder: StudyFolder, model: Model) -> bool:
         assert model is not None
         return folder.is_trained(model)
+
+
+def train(
+    context: StudyContext, planned_pass: PlannedPass | None, runs: Sequence[PlannedRun]
+) -> None:
+    """Train some runs of a pass, each from where it was last saved, or import models.
+
+    Each run's record is written as soon as the run is done.
+
+    Raises:
+        ModelError: weights cannot be read.
+        StorageError: the folder cannot be written.
+    """
+    from rankwise.study.planning.passes import shares_a_pass
+
+    if planned_pass is None:
+        for run in runs:
+            _import(context, run)
+        return
+    by_name = grouped((run.training.name, run) for run in runs)
+    trainings = {models_of[0].whole: models_of for models_of in by_name.values()}
+    if runs[0].method == "full":
+        _train_full(context, trainings, planned_pass)
+    elif shares_a_pass(runs[0]):
+        _train_adapters(context, trainings, planned_pass)
+    else:
+        _train_variant(context, trainings, planned_pass)
+
+
+def _import(context: StudyContext, run: PlannedRun) -> None:
+    """An imported model is there already; an adapter is copied into the study.
+
+    One whose weights or answers are not finite diverged where it was trained: it is not scored.
+    """
+    from rankwise.engine.models.files import not_finite, weights_files
+    from rankwise.engine.models.loading import answers_finitely
+    from rankwise.study.planning.imports import import_adapter, weights_bytes
+
+    assert run.imported is not None
+    folder = context.folder
+    folder.start_run(run)
+    weights = folder.weights_folder(run)
+    if run.method == "lora":
+        size, is_zero = import_adapter(run.imported.folder, weights)
+    else:
+        size, is_zero = weights_bytes(weights), False
+    measured: dict[str, Any] = {"weights_bytes": size, "update_is_zero": is_zero}
+    source, bad = run.imported.folder, not_finite(weights_files(weights))
+    if bad is not None:
+        message = f"{bad} in {source} holds NaN or infinite weights"
+        measured = {"status": "diverged", "message": message}
+    else:
+        tokens = context.plan.examples_of(run)[0].tokens[:_PROBE_TOKENS]
+        with context.models.reading(run) as model:
+            if not answers_finitely(model, tokens):
+                message = f"the weights in {source} are so large that its answers are not finite"
+                measured = {"status": "diverged", "message": message}
+    finish_run(context, run, **measured)
+
+
+def _train_adapters(context: StudyContext, trainings: Trainings, planned: PlannedPass) -> None:
+    """Train adapters on the base."""
+    from rankwise.engine.models.peft_adapters import save_adapter
+    from rankwise.engine.models.trained_adapters import adapted
+    from rankwise.engine.training.trainees import AdapterTrainee
+
+    base = context.models.base()
+    _refuse_misloaded(context, base, list(trainings))
+    examples = _examples(context, trainings, base, planned.max_tokens)
+    trainees, unsettled = _adapter_trainees(context, base, trainings, examples)
+
+    def save(trainee: Trainee, run: PlannedRun) -> dict[str, Any]:
+        assert isinstance(trainee, AdapterTrainee)
+        assert run.alpha is not None
+        size = save_adapter(
+            trainee.adapter,
+            context.folder.weights_folder(run),
+            alpha=run.alpha,
+            use_rslora=is_rslora(run),
+            target_modules=run.target_modules,
+            base_model_name=context.plan.base.recorded_name,
+        )
+        return {
+            "weights_bytes": size,
+            "update_is_zero": trainee.adapter.is_zero_update,
+            "unsettled_share": unsettled.get(trainee.run.name),
+        }
+
+    layers = dict.fromkeys(name for trainee in trainees for name in trainee.adapter.factors)
+    with adapted(base, list(layers)) as bank:
+        TrainingPass(context, trainees, trainings, save).train(base, planned, bank)
+
+
+def _adapter_trainees(
+    context: StudyContext,
+    base: nn.Module,
+    trainings: Trainings,
+    examples: Mapping[PlannedRun, Sequence[Example]],
+) -> tuple[list[AdapterTrainee], dict[str, float | None]]:
+    """The adapters of a pass as they begin, and ``unsettled_share`` by the name of the run.
+
+    What variants begin at is found once for those that differ by their rate alone, which follow
+    each other in a pass. It is released here, before anything is trained: OLoRA's factors are views
+    of whole matrices.
+    """
+    from rankwise.engine.models.placed import layer_devices
+    from rankwise.engine.models.structure import adaptable_shapes
+    from rankwise.engine.models.variants import VARIANTS
+    from rankwise.engine.training.trainees import AdapterTrainee, lora_adapter
+
+    plan, config = context.plan, context.study.config
+    shapes = adaptable_shapes(base)
+    devices = layer_devices(base, shapes)
+    trainees: list[AdapterTrainee] = []
+    unsettled: dict[str, float | None] = {}
+    fields = {"variant", "train_task", "seed", *SETTING} - {"learning_rate"}
+    last: tuple[dict[str, Any], Initialisation] | None = None
+    for run, models_of in trainings.items():
+        adapter = lora_adapter(shapes, run, config, plan.device, plan.record.precision, devices)
+        variant = None if run.variant is None else VARIANTS[run.variant]
+        if variant is not None and variant.initialise is not None:
+            settings = run.model_dump(include=fields)
+            if last is None or last[0] != settings:
+                last = settings, variant.initialise(base, adapter, _first_epoch(context, run))
+            initial = last[1]
+            adapter.start_from(initial.factors, is_in_base=variant.is_in_base)
+            unsettled[run.name] = initial.unsettled_share
+        trainees.append(
+            AdapterTrainee(
+                run,
+                examples[run],
+                config.train,
+                adapter,
+                [model.num_steps for model in models_of],
+                rows_beside(context, run),
+                None if variant is None else variant.optimizer,
+            )
+        )
+    return trainees, unsettled
+
+
+def _refuse_misloaded(context: StudyContext, base: nn.Module, runs: Sequence[PlannedRun]) -> None:
+    """Refuse targets of which PEFT would load something else than is trained, each set once."""
+    from rankwise.engine.models.peft_adapters import misloaded
+    from rankwise.engine.models.structure import adaptable_shapes, target_shapes
+
+    shapes = adaptable_shapes(base)
+    for run in {(run.target_modules, is_rslora(run)): run for run in runs}.values():
+        bad = misloaded(
+            base,
+            target_shapes(shapes, run.target_modules),
+            run.target_modules,
+            use_rslora=is_rslora(run),
+            tokens=context.plan.examples_of(run)[0].tokens[:_FEW_TOKENS],
+        )
+        if bad:
+            raise ModelError(
+                f"PEFT would load something else for {bad[0]} than is trained and saved by "
+                f"target_modules {', '.join(run.target_modules)}. Choose other ones."
+            )
+
+
+def _examples(
+    context: StudyContext,
+    runs: Iterable[PlannedRun],
+    base: nn.Module,
+    max_tokens: int,
+    *,
+    autocast: bool = False,
+) -> dict[PlannedRun, Sequence[Example]]:
+    """What each run is trained on; pairs of answers with what the base says of them.
+
+    ``base`` is without any adapter or training: a saved state is not loaded yet.
+    """
+    from rankwise.engine.training.micro_batches import base_readings
+
+    of_runs: dict[PlannedRun, Sequence[Example]] = {
+        run: context.plan.examples_of(run) for run in runs
+    }
+    if context.study.config.train.dpo is None:
+        return of_runs
+    pairs = itertools.chain(*of_runs.values())
+    read = base_readings(base, pairs, max_tokens=max_tokens, autocast=autocast)
+    return {run: [read[pair] for pair in own] for run, own in of_runs.items()}
+
+
+def _first_epoch(context: StudyContext, run: PlannedRun) -> list[Example]:
+    """What a run reads of its rows, once each, in the order in which it does."""
+    from rankwise.engine.training.trainees import effective_batches
+
+    examples = context.plan.examples_of(run)
+    steps = effective_batches(examples, run, context.study.config.train)
+    in_order = itertools.islice(itertools.chain(*steps), len(examples))
+    return [sequence for example in in_order for sequence in example.sequences]
+
+
+def _train_full(context: StudyContext, trainings: Trainings, planned: PlannedPass) -> None:
+    """Train a copy of the base, whatever precision the base itself is held in."""
+    from rankwise.engine.models.loading import load_frozen
+    from rankwise.engine.models.start import fetch_weights
+    from rankwise.engine.training.trainees import FullTrainee
+    from rankwise.study.planning.imports import weights_bytes
+
+    plan, config = context.plan, context.study.config
+    ((whole, models_of),) = trainings.items()
+    full = whole.full
+    assert full is not None
+    model: Any = load_frozen(fetch_weights(plan.base), full.weights, plan.device)
+    marks = [model.num_steps for model in models_of]
+    autocast = context.study.precision == "bfloat16"
+    examples = _examples(context, [whole], model, planned.max_tokens, autocast=autocast)[whole]
+    trainee = FullTrainee(whole, examples, config.train, model, full.optimizer, marks)
+
+    def save(_: Trainee, run: PlannedRun) -> dict[str, Any]:
+        weights = context.folder.weights_folder(run)
+        require_room(weights, run.weights_bytes)
+        with writing(weights):
+            model.save_pretrained(str(weights))
+            plan.tokenizer.save_pretrained(str(weights))
+        return {"weights_bytes": weights_bytes(weights), "update_is_zero": trainee.is_zero_update}
+
+    TrainingPass(context, [trainee], trainings, save).train(model, planned)
+
+
+def _train_variant(context: StudyContext, trainings: Trainings, planned: PlannedPass) -> None:
+    """Train a variant through PEFT on the base itself, which is as it was when that is done."""
+    from rankwise.engine.models.peft_adapters import variant_on
+    from rankwise.engine.models.variants import VARIANTS, VariantSetting
+    from rankwise.engine.training.trainees import VariantTrainee
+
+    config, base = context.study.config, context.models.base()
+    ((run, models_of),) = trainings.items()
+    assert run.variant is not None
+    assert run.seed is not None
+    setting = VariantSetting(
+        run.rank or 1, run.scaling or 1.0, run.target_modules, run.seed, run.num_steps
+    )
+    examples = _examples(context, [run], base, planned.max_tokens)[run]
+    with variant_on(base, VARIANTS[run.variant], setting) as model:
+        marks = [each.num_steps for each in models_of]
+        trainee = VariantTrainee(run, examples, config.train, model, marks)
+
+        def save(_: Trainee, run: PlannedRun) -> dict[str, Any]:
+            size = model.save(context.folder.weights_folder(run), context.plan.base.recorded_name)
+            return {"weights_bytes": size, "update_is_zero": model.is_zero_update}
+
+        TrainingPass(context, [trainee], trainings, save).train(base, planned)

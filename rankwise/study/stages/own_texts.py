@@ -1,19 +1,23 @@
-"""The work of runs that are made from others: what arms against forgetting read."""
+"""The rows that arms against forgetting read besides, and the texts that the base writes for them.
+
+This is work of the training stages.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from rankwise.engine.models.own_texts import NUM_TEXTS, NUM_TOKENS, write_texts
-from rankwise.engine.training.trainees import NOTHING_BESIDE, Beside
 from rankwise.errors import DataError
 from rankwise.records.config.mitigations import RowsConfig
 from rankwise.records.fingerprints import fingerprint
 from rankwise.records.own_texts import OwnTexts
 from rankwise.records.study import PlannedRun
-from rankwise.study.context import StudyContext
-from rankwise.tasks.overlap import find_overlap
-from rankwise.tasks.training_rows import Example, TextEncoder, TrainingRow
+
+if TYPE_CHECKING:
+    from rankwise.engine.training.trainees import Beside
+    from rankwise.study.context import StudyContext
+    from rankwise.tasks.training_rows import Example
 
 OWN_TEXTS_REVISION = 1
 """A revision, as those in ``records.fingerprints``."""
@@ -29,6 +33,8 @@ def rows_beside(context: StudyContext, run: PlannedRun) -> Beside:
         ModelError: the base's weights cannot be read.
         StorageError: the base's own texts cannot be written.
     """
+    from rankwise.engine.training.trainees import NOTHING_BESIDE, Beside
+
     arm = run.mitigation
     if arm is None:
         return NOTHING_BESIDE
@@ -46,6 +52,10 @@ def _own_texts(context: StudyContext) -> list[Example]:
 
     They are written where there are none yet, and read from the study folder after that.
     """
+    from rankwise.engine.models.own_texts import NUM_TEXTS, NUM_TOKENS, write_texts
+    from rankwise.tasks.overlap import find_overlap
+    from rankwise.tasks.training_rows import Example, TextEncoder, TrainingRow
+
     folder, plan = context.folder, context.plan
     base = plan.record.base_model_fingerprint
     wanted = fingerprint([OWN_TEXTS_REVISION, base, NUM_TEXTS, NUM_TOKENS, _SEED])

@@ -1,1 +1,0 @@
-"""What stages and repairs do with torch."""
