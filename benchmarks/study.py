@@ -358,7 +358,7 @@ def regime(folder: Path, setting: Setting) -> dict[str, Any]:
     from rankwise.records.folder import StudyFolder
 
     study = StudyFolder(folder / GRID).read_study()
-    scored = {task: study.num_tokens.scored[task] for task in setting.tasks}
+    scored = {task: study.scored_tokens[task] for task in setting.tasks}
     return {
         **dataclasses.asdict(setting),
         "model": Path(setting.model).name,

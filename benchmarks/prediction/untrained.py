@@ -115,7 +115,10 @@ def _untrained(plan: StudyPlan, model: PlannedRun) -> Untrained:
     )
     max_length = context_length(base.config, plan.tokenizer)
     planned = next(each for each in record.passes if model.name in each.runs)
-    gauged, in_domain = plan.gauged.get(train_task, ()), {task.name for task in own}
+    gauged, in_domain = (
+        plan.inputs.get("gauges", {}).get(train_task, ()),
+        {task.name for task in own},
+    )
     vocabulary_size: int = base.config.get_text_config().vocab_size
     return Untrained(
         base_model=base,

@@ -71,7 +71,7 @@ def pass_lines(study: StudyRecord) -> list[str]:
 
     Variants that PEFT trains come one by one; those that are cut in the same way share a line.
     """
-    from rankwise.study.planning.passes import shares_a_pass
+    from rankwise.engine.models.variants import shares_a_pass
 
     variants = {run.name for run in study.of_role("variant")}
     fewer = {run.name for run in study.of_role("fewer_rows")}

@@ -11,7 +11,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Self, TypeVar
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializationInfo,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from rankwise.errors import has_hidden
 
@@ -306,10 +316,28 @@ Names = AnyNumber[Text]
 ModuleSet = Several[Text]
 
 
+ADDED = "added"
+"""Beside the type of a key that the study file has been given since studies were made with it."""
+
+
 class Section(BaseModel):
-    """A part of a study file: frozen, and refusing keys that it does not know."""
+    """A part of a study file: frozen, and refusing keys that it does not know.
+
+    Serialised with ``ADDED`` as context, as for a fingerprint, it lacks added keys that have their
+    default: so what was made before there was the key keeps its fingerprint.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @model_serializer(mode="wrap")
+    def _without_added(
+        self, serialise: SerializerFunctionWrapHandler, info: SerializationInfo
+    ) -> dict[str, Any]:
+        content: dict[str, Any] = serialise(self)
+        for key, field in type(self).model_fields.items() if info.context == ADDED else ():
+            if ADDED in field.metadata and getattr(self, key) == field.get_default():
+                content.pop(key, None)
+        return content
 
     def _problems(self) -> Iterator[str]:
         """What of its settings does not go together; the first problem is raised."""

@@ -11,12 +11,12 @@ from rankwise.records.axes import SETTING
 from rankwise.records.base import Record
 from rankwise.records.config.study import StudyConfig
 from rankwise.records.config.variants import VariantName
+from rankwise.records.fields import ADDED
 from rankwise.records.study import PlannedRun, StudyRecord
 
 # Each is raised when a change to the code changes what equal settings give, so that records made
 # before are not mistaken for new ones. So are the revisions of what is fingerprinted elsewhere.
 TRAINING_REVISION = 2
-DIVERGENCE_REVISION = 2
 HEAD_EFFECTS_REVISION = 4
 REPAIR_REVISION = 2
 VARIANT_REVISIONS: dict[VariantName, int] = {"eva": 2}  # 1 for the others
@@ -57,17 +57,14 @@ _RUN_IDENTITY = {"method", "seed", *SETTING}
 def fingerprint(content: Any) -> str:
     """A sha256 over canonical JSON: equal content, equal fingerprint, whatever its key order."""
     if isinstance(content, Record):
-        content = content.model_dump(mode="json")
+        content = content.model_dump(mode="json", context=ADDED)
     text = json.dumps(content, sort_keys=True, separators=(",", ":"), default=str)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def study_fingerprint(config: StudyConfig) -> str:
     """The fingerprint of a study file's settings, without those that affect no result."""
-    content = config.model_dump(mode="json", exclude=_IN_NO_RESULT)
-    if not config.analysis.divergence:  # older studies lack the key
-        del content["analysis"]["divergence"]
-    return fingerprint(content)
+    return fingerprint(config.model_dump(mode="json", exclude=_IN_NO_RESULT, context=ADDED))
 
 
 def training_fingerprint(
@@ -84,6 +81,7 @@ def training_fingerprint(
     ``base_model`` and ``examples``, the tokenised rows, are fingerprints. ``ends_within`` is the
     last step of a run whose last epoch is not read to its end.
     """
+    dpo = config.train.dpo
     unused = _NOT_IN_TRAINING | ({"dropout"} if run.method == "full" else set())
     of_variant: dict[str, Any] = {}
     if run.variant is not None:
@@ -91,22 +89,17 @@ def training_fingerprint(
     return fingerprint(
         {
             **of_variant,
-            **({} if config.train.dpo is None else {"dpo": config.train.dpo.model_dump()}),
+            **({} if dpo is None else {"dpo": dpo.model_dump(context=ADDED)}),
             **({} if ends_within is None else {"ends_within": ends_within}),
             "training_revision": TRAINING_REVISION,
             "base_model": base_model,
             "precision": precision,
-            "train": config.train.model_dump(mode="json", exclude=unused),
+            "train": config.train.model_dump(mode="json", exclude=unused, context=ADDED),
             "examples": examples,
             "run": run.model_dump(mode="json", include=_RUN_IDENTITY),
             "full": None if run.full is None else run.full.model_dump(mode="json"),
         }
     )
-
-
-def answers_fingerprint(precision: str, answers: Sequence[Any]) -> str:
-    """The fingerprint of the right answers, or texts, on which models are compared."""
-    return fingerprint([DIVERGENCE_REVISION, precision, answers])
 
 
 def scoring_fingerprint(

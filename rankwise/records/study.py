@@ -346,17 +346,13 @@ class StudyTasks(Record):
         )
 
 
-class TokenCounts(Record):
-    """How many tokens the stages of a study read; only the time left is estimated from it."""
+class StageInputs(Record):
+    """What a kind of stage reads for one trained task, besides the scored tasks."""
 
-    scored: dict[str, int] = Field(default_factory=dict)
-    """Scored task -> its distinct tokens (shared prefixes count once), and those generated."""
-    answers: dict[str, int] = Field(default_factory=dict)
-    """Trained task -> distinct tokens of the answers that are compared with full fine-tuning."""
-    gauges: dict[str, int] = Field(default_factory=dict)
-    """Trained task -> distinct tokens of the answers and texts that are compared with the base."""
-    head_prompts: dict[str, int] = Field(default_factory=dict)
-    """Trained task -> tokens of the prompts on which heads are compared; 0: there are too few."""
+    fingerprint: str | None = None
+    """Hash of what is read; None where the fingerprint of the kind's records says it otherwise."""
+    num_tokens: int
+    """Distinct tokens (shared prefixes count once); only the time left is estimated from them."""
 
 
 class FirstItems(Record):
@@ -366,7 +362,7 @@ class FirstItems(Record):
     num_all: int
     """Items of the task that the references answer."""
     num_tokens: int
-    """Distinct ones, as in ``TokenCounts.scored``."""
+    """Distinct ones, as in ``StudyRecord.scored_tokens``."""
     fingerprint: str
     """The fingerprint of these items alone, as in ``StudyRecord.task_fingerprints``."""
 
@@ -426,16 +422,14 @@ class StudyRecord(StudyTasks, FileRecord, has_texts=False):
     """What training and scoring compute in."""
     task_fingerprints: dict[str, str]
     """Scored task -> hash of its items and of how they are scored."""
-    answers_fingerprints: dict[str, str] = Field(default_factory=dict)
-    """Trained task -> hash of the right answers on which runs are compared with full fine-tuning;
-    empty where they are not."""
-    gauge_fingerprints: dict[str, str] = Field(default_factory=dict)
-    """Trained task -> hash of the right answers and texts on which models are compared with the
-    base; empty where they are not."""
+    inputs: dict[str, dict[Text, StageInputs]] = Field(default_factory=dict)
+    """Kind of stage -> trained task -> what the kind reads; a kind that reads nothing of its own is
+    left out, and so is a trained task that has nothing to read."""
     num_parameters: int
     """Weights of the base model."""
-    num_tokens: TokenCounts = TokenCounts()
-    """What the stages read."""
+    scored_tokens: dict[str, int] = Field(default_factory=dict)
+    """Scored task -> its distinct tokens (shared prefixes count once), and those generated; only
+    the time left is estimated from them."""
     references: References = References()
     """Empty where all models answer all items."""
     share: Annotated[float, Field(gt=0, le=1)] = 1.0
@@ -536,7 +530,7 @@ class StudyRecord(StudyTasks, FileRecord, has_texts=False):
         """Distinct tokens of what a model (None: the base) answers of some tasks."""
         parts = {task: self.part_of(model, task) for task in tasks}
         return sum(
-            self.num_tokens.scored.get(task, 0) if part is None else part.num_tokens
+            self.scored_tokens.get(task, 0) if part is None else part.num_tokens
             for task, part in parts.items()
         )
 

@@ -21,7 +21,7 @@ from rankwise.engine.models.lanes import lanes_of
 from rankwise.engine.models.loading import load_frozen
 from rankwise.engine.models.placed import load_over_cards
 from rankwise.engine.models.start import fetch_weights
-from rankwise.engine.models.variants import VARIANTS
+from rankwise.engine.models.variants import shares_a_pass
 from rankwise.engine.scoring.resident import ResidentScorer
 from rankwise.errors import ModelError
 from rankwise.records.config.training import BasePrecision
@@ -111,8 +111,7 @@ class ResidentModels:
         self._keep({run.name for run in runs})
         together: list[PlannedRun] = []
         for run in runs:
-            is_plain = run.variant is None or VARIANTS[run.variant].is_plain
-            if run.method != "lora" or not is_plain:
+            if not shares_a_pass(run):
                 continue
             scorer = self.scorer()
             try:

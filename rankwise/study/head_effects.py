@@ -23,7 +23,6 @@ from rankwise.records.heads import HeadEffect, HeadMode, Screen, ScreenedHead, T
 from rankwise.records.study import Interval, PlannedRun
 from rankwise.study.context import StudyContext
 from rankwise.study.observer import StageOutline
-from rankwise.study.planning.plan import metric_of
 from rankwise.tasks.questions import LogLikelihood
 from rankwise.tasks.requests import PreparedTask
 from rankwise.tasks.update_guard import not_applied
@@ -70,7 +69,7 @@ class HeadStudy:
                     run,
                     task=task.digest,
                     num_items=task.num_items,
-                    metric=metric_of(self._plan.record.config, task.name),
+                    metric=self._plan.record.config.evaluation.scored_by(task.name),
                     question=each._asdict(),
                     in_study=self._plan.record.task_fingerprints.get(task.name),
                 )
@@ -108,7 +107,10 @@ class HeadStudy:
         base = self._answers(task, scorer, None, chosen)
         if own[0] == base[0] and record is not None and not record.update_is_zero:
             raise not_applied(self._run.name, f"gives all {len(own[0])} texts exactly")
-        metric, relations = metric_of(study.config, task.name), study.tasks[self._run.train_task]
+        metric, relations = (
+            study.config.evaluation.scored_by(task.name),
+            study.tasks[self._run.train_task],
+        )
         values, base_values = (
             [item_values(task, items, one, metric) for one in answers] for answers in (own, base)
         )

@@ -260,7 +260,7 @@ def test_a_plan_checks_the_fields_and_keeps_all_fingerprints(study_file: Path) -
     assert record.config.evaluation.clusters == {"colours": "choices"}
     assert record.fingerprint == plain.fingerprint
     assert record.task_fingerprints == plain.task_fingerprints
-    assert record.answers_fingerprints == plain.answers_fingerprints
+    assert record.inputs == plain.inputs
     assert [run.fingerprint for run in record.runs] == [run.fingerprint for run in plain.runs]
     for setting, said in (
         ("{colour: choices}", "no task or group 'colour' is scored; did you mean 'colours'?"),

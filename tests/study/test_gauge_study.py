@@ -77,7 +77,7 @@ def dense(model: Any, tokens: tuple[int, ...], kept: int) -> torch.Tensor:
 
 def test_every_model_has_the_kl_of_dense_logits(finished: Finished) -> None:
     _, plan, folder = finished
-    answers = plan.gauged["colours"]
+    answers = plan.inputs["gauges"]["colours"]
     assert [each.task for each in answers] == ["colours"] * 26 + ["small_prose"] * 10
     models = plan.record.models
     assert {"lora", "full"} == {model.method for model in models}
@@ -141,7 +141,7 @@ def test_they_can_be_switched_off(finished: Finished, study_file: Path) -> None:
         for setting in ((), ("analysis.gauges=false",), ("analysis.gauges=true",))
     )
     assert not any(isinstance(stage, CompareWithBase) for stage in stages(off))
-    assert (off.gauge_fingerprints, off.num_tokens.gauges) == ({}, {})
+    assert "gauges" not in off.inputs
     assert [run.fingerprint for run in off.runs] == [run.fingerprint for run in on.runs]
     assert named.fingerprint == on.fingerprint != off.fingerprint
     outcome, recorder = run(study_file, finished.folder.root, *SMALL, "analysis.gauges=false")

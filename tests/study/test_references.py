@@ -197,7 +197,7 @@ def test_the_work_is_that_of_what_is_answered(file: Path, whole: StudyOutcome) -
         for each in (record, whole.results.study)
     )
     left_out = sum(
-        record.num_tokens.scored[task] - record.references.parts[task].num_tokens for task in TASKS
+        record.scored_tokens[task] - record.references.parts[task].num_tokens for task in TASKS
     )
     assert theirs - ours == 2 * left_out
     text = words(rankwise("plan", file, PART, "--tokens-per-second", 1000).stdout)
@@ -282,10 +282,9 @@ def test_auto_is_on_where_it_saves_a_quarter_of_the_work(
     assert len(names) == 1
     # by hand: 2 tasks, 12 runs of which one answers all of 160 items, 100 of them at most
     whole = study.model_copy(update={"references": References()})
-    per_model = sum(whole.num_tokens.scored[task] for task in study.tasks_of(None))
+    per_model = sum(whole.scored_tokens[task] for task in study.tasks_of(None))
     spared = 11 * sum(
-        study.num_tokens.scored[task] - part.num_tokens
-        for task, part in study.references.parts.items()
+        study.scored_tokens[task] - part.num_tokens for task, part in study.references.parts.items()
     )
     trained = sum(2.5 * run.num_tokens for run in study.models)
     assert saved_share(study) == pytest.approx(spared / (13 * per_model + trained))

@@ -9,7 +9,7 @@ import pytest
 
 from rankwise.engine.models.loading import load_tokenizer
 from rankwise.records.study_file import load_config
-from rankwise.study.planning.plan import metric_of, plan_study
+from rankwise.study.planning.plan import plan_study
 from rankwise.tasks.formats import (
     TrainedFormat,
     in_trained_format,
@@ -148,16 +148,16 @@ def test_a_plan_scores_both_formats_and_says_so(study_file: Path, both_tasks: Pa
 def test_both_formats_are_judged_by_one_metric(study_file: Path, both_tasks: Path) -> None:
     """Else their difference would be one of metrics; the end of rows has metrics of its own."""
     config = load_config(study_file, ["evaluation.metric.colours=acc_norm"])
-    assert metric_of(config, "colours") == "acc_norm"
-    assert metric_of(config, "colours@letters-chat") == "acc_norm"
-    assert metric_of(config, "colours@train") == "acc_norm"
-    assert metric_of(config, "colours@end") is None
-    assert metric_of(config, "sums@letters") is None
+    assert config.evaluation.scored_by("colours") == "acc_norm"
+    assert config.evaluation.scored_by("colours@letters-chat") == "acc_norm"
+    assert config.evaluation.scored_by("colours@train") == "acc_norm"
+    assert config.evaluation.scored_by("colours@end") is None
+    assert config.evaluation.scored_by("sums@letters") is None
     own = load_config(study_file, ["evaluation.metric={colours: acc, colours@train: acc_norm}"])
-    assert metric_of(own, "colours@train") == "acc_norm"
+    assert own.evaluation.scored_by("colours@train") == "acc_norm"
     asked = load_config(study_file, ["evaluation.metric.colours=p_right"])
     assert asked.evaluation.metric_of("colours@letters") == "p_right"
-    assert metric_of(asked, "colours@letters") is None  # made when answers are read
+    assert asked.evaluation.scored_by("colours@letters") is None  # made when answers are read
 
 
 def test_a_task_that_cannot_be_put_into_the_format_is_named(

@@ -167,6 +167,11 @@ def weights_files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("*.safetensors") if path.is_file())
 
 
+def weights_bytes(folder: Path) -> int:
+    """The bytes of the safetensors files of a model's folder."""
+    return sum(path.stat().st_size for path in weights_files(folder))
+
+
 def loaded_files(folder: Path) -> list[Path]:
     """The safetensors files that transformers loads: the whole model, or the shards of its index.
 

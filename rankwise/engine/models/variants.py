@@ -28,6 +28,7 @@ from rankwise.engine.models.initialisation import (
 from rankwise.engine.models.structure import LinearShape
 from rankwise.engine.models.trained_adapters import Adapter, LoraFactors
 from rankwise.records.config.variants import VariantName
+from rankwise.records.study import PlannedRun
 from rankwise.tasks.training_rows import Example
 
 RATE_RATIO = 16.0
@@ -328,3 +329,11 @@ VARIANTS: Mapping[VariantName, Variant] = {
     ),
 }
 """The variants by the names of the study file."""
+
+
+def shares_a_pass(run: PlannedRun) -> bool:
+    """Whether a run is trained, and scored, together with others on one base.
+
+    A full model has no frozen base, and what is not plain LoRA PEFT puts on the base alone.
+    """
+    return run.method == "lora" and (run.variant is None or VARIANTS[run.variant].is_plain)

@@ -21,6 +21,7 @@ from rankwise.records.config.own_rows import (
 from rankwise.records.config.training import TrainConfig
 from rankwise.records.config.variants import VariantsConfig
 from rankwise.records.fields import (
+    ADDED,
     MOST_ENTRIES,
     AnyNumber,
     Confidence,
@@ -45,7 +46,7 @@ from rankwise.records.fields import (
 )
 from rankwise.records.forms import known_form
 from rankwise.records.grouping import grouped
-from rankwise.records.p_right import P_RIGHT
+from rankwise.records.p_right import P_RIGHT, is_wanted
 
 Tracker = Literal["trackio", "wandb", "mlflow", "tensorboard"]
 """An experiment tracker, by the name of its package."""
@@ -162,6 +163,14 @@ class EvaluationConfig(Section):
             return self.metric.get(task)
         return self.metric.get(task, self.metric.get(task.partition("@")[0]))
 
+    def scored_by(self, task: str) -> str | None:
+        """The configured metric by which answers to a task are judged; None: the task's own.
+
+        p(right) is made from the answers when they are read, so it changes nothing in a scoring.
+        """
+        metric = self.metric_of(task)
+        return None if is_wanted(metric) else metric
+
 
 class AnalysisConfig(Section):
     """How the weights and attention heads of every run are analysed."""
@@ -178,7 +187,7 @@ class AnalysisConfig(Section):
     """The number of prompts on which heads are compared."""
     gauges: Switch = True
     """Compare the next-token distributions of every model with the base's."""
-    divergence: Switch = False
+    divergence: Annotated[Switch, ADDED] = False
     """Compare the next-token distributions of every LoRA run with those of full fine-tuning."""
 
 

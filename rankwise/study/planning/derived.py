@@ -12,6 +12,7 @@ from rankwise.engine.models.own_texts import NUM_TEXTS, NUM_TOKENS
 from rankwise.errors import DataError, TaskError
 from rankwise.records.config.mitigations import MitigationConfig, RowsConfig
 from rankwise.records.config.study import StudyConfig
+from rankwise.records.fields import ADDED
 from rankwise.records.fingerprints import fingerprint
 from rankwise.records.study import PlannedRun
 from rankwise.study.planning.issues import Issues
@@ -141,7 +142,9 @@ def plan_mitigated(
             {
                 "mitigation_revision": MITIGATION_REVISION,
                 "run": run.fingerprint,
-                "arm": arm.model_dump(mode="json", exclude=_WHERE_ROWS_ARE, exclude_none=True),
+                "arm": arm.model_dump(
+                    mode="json", exclude=_WHERE_ROWS_ARE, exclude_none=True, context=ADDED
+                ),
                 "others": list(map(examples_digest, read)),
                 "own_texts": [NUM_TEXTS, NUM_TOKENS] if has_own_texts(arm) else None,
             }

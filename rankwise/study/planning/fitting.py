@@ -13,6 +13,7 @@ import torch
 
 from rankwise.engine.models.devices import DTYPES, Machine
 from rankwise.engine.models.placed import WEIGHTS_SHARE
+from rankwise.engine.models.variants import shares_a_pass
 from rankwise.engine.training.memory import PassMemory
 from rankwise.engine.training.optimizers import has_8bit_adamw
 from rankwise.errors import RecordError
@@ -23,7 +24,7 @@ from rankwise.records.folder import StudyFolder
 from rankwise.records.study import FullTraining, PlannedRun, StudyRecord
 from rankwise.study.planning.issues import Issues
 from rankwise.study.planning.model import StudyModel
-from rankwise.study.planning.passes import least_bytes, shares_a_pass, size_of, usable
+from rankwise.study.planning.passes import least_bytes, size_of, usable
 from rankwise.study.planning.runs import Trainable
 
 FULL_TRAININGS = (

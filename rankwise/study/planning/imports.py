@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +12,14 @@ from rankwise.engine.models.adapter_config import (
     refuse_other_base,
 )
 from rankwise.engine.models.adapter_folder import (
-    WEIGHTS_FILE,
     adapter_digest,
-    adapter_weights,
     check_fit,
-    has_update,
 )
 from rankwise.engine.models.base_folder import find_base_model
-from rankwise.engine.models.files import weights_files
 from rankwise.engine.models.structure import ARCHITECTURE, refuse_other_architecture
 from rankwise.errors import ModelError
 from rankwise.records.config.methods import ImportedConfig
 from rankwise.records.config.study import BaseModelConfig
-from rankwise.records.files import writing
 from rankwise.records.fingerprints import fingerprint
 from rankwise.records.study import Imported, PlannedRun
 from rankwise.study.planning.runs import Trainable, run_name
@@ -91,31 +85,6 @@ def imported_run(
         **settings,
     )
     return run.model_copy(update={"name": run_name(run, digest)}), warnings
-
-
-def import_adapter(source: Path, folder: Path) -> tuple[int, bool]:
-    """Copy an adapter's two files into ``folder``.
-
-    Returns:
-        The bytes of the weights, and whether the update is zero.
-
-    Raises:
-        ModelError: the adapter is gone or cannot be read.
-        StorageError: the folder cannot be written.
-    """
-    read_adapter_config(source)
-    adapter_weights(source)
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        for name in (CONFIG_FILE, WEIGHTS_FILE):
-            shutil.copyfile(source / name, folder / name)
-    weights = folder / WEIGHTS_FILE
-    return weights.stat().st_size, not has_update(weights)
-
-
-def weights_bytes(folder: Path) -> int:
-    """The size of a checkpoint's weights."""
-    return sum(path.stat().st_size for path in weights_files(folder))
 
 
 def _adapter(folder: Path, base: Trainable) -> tuple[str, dict[str, Any], tuple[str, ...]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from rankwise.engine.models.variants import VARIANTS
+from rankwise.engine.models.variants import VARIANTS, shares_a_pass
 from rankwise.engine.training.memory import AdapterSize, PassMemory
 from rankwise.records.config.training import TrainConfig
 from rankwise.records.grouping import grouped
@@ -66,14 +66,6 @@ def plan_passes(
         models = [model.name for run in group for model in of_training[run.training.name]]
         passes.append(cutter.planned(group, models))
     return tuple(passes)
-
-
-def shares_a_pass(run: PlannedRun) -> bool:
-    """Whether it is trained together with others.
-
-    A full model has no frozen base, and what is not plain LoRA PEFT puts on the base alone.
-    """
-    return run.method == "lora" and (run.variant is None or VARIANTS[run.variant].is_plain)
 
 
 def usable(available_bytes: int) -> int:

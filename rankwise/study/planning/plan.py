@@ -5,7 +5,6 @@ Checks the config against tasks and model and collects every problem; loads no w
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,28 +14,24 @@ import torch
 
 from rankwise.engine.models.base_folder import BaseModel
 from rankwise.engine.models.devices import STEP_TOKENS, Machine
-from rankwise.engine.scoring.tree.prefixes import PrefixTree
 from rankwise.engine.training.memory import PassMemory, TrainingSetting
 from rankwise.engine.training.micro_batches import training_lanes
 from rankwise.errors import DataError
 from rankwise.findings.stats.reference import MIN_SCORED
-from rankwise.records import p_right
 from rankwise.records.config.methods import FullConfig
 from rankwise.records.config.mitigations import RowsConfig
 from rankwise.records.config.study import StudyConfig
 from rankwise.records.files import unless_damaged
-from rankwise.records.fingerprints import answers_fingerprint, fingerprint, study_fingerprint
+from rankwise.records.fingerprints import fingerprint, study_fingerprint
 from rankwise.records.folder import StudyFolder
 from rankwise.records.results import MIN_ITEMS
 from rankwise.records.study import (
     FirstItems,
     PlannedRun,
     References,
-    Relation,
     StudyRecord,
     StudyTasks,
     TaskEvaluation,
-    TokenCounts,
 )
 from rankwise.study.planning import checks
 from rankwise.study.planning.chosen import Candidates, all_of, decided
@@ -63,22 +58,14 @@ from rankwise.study.planning.runs import (
 from rankwise.study.planning.tasks import TaskFinder, TaskPlan
 from rankwise.study.references import num_answered, with_references
 from rankwise.study.searches.policy import Decision, Measures
+from rankwise.study.stages.graph import KINDS
+from rankwise.study.stages.stage import PlannedTasks
 from rankwise.study.times import training_work
 from rankwise.tasks.item_order import in_random_order
 from rankwise.tasks.judgement import check_judging
-from rankwise.tasks.questions import RightAnswer
 from rankwise.tasks.requests import PreparedTask
 from rankwise.tasks.resolution import GENERAL
-from rankwise.tasks.right_answers import right_answers, text_ends
 from rankwise.tasks.training_rows import Example, TrainingRow, tokenise_rows
-
-HEAD_TOKENS = 128
-"""The most tokens of a prompt on which heads are compared: all its attention weights are held in
-memory."""
-
-GAUGE_ITEMS = 50
-"""Right answers, and as many texts, on which models are compared with the base. More would cost as
-much as scoring a task, and models are compared on the same items, so their spread cancels."""
 
 SCORING_REVISION = 4
 """A revision, as those in ``records.fingerprints``."""
@@ -86,11 +73,6 @@ SCORING_REVISION = 4
 _TEXTS = ("generate_until", "loglikelihood_rolling")
 """lm-eval's kinds of requests whose items are texts."""
 
-HeadPrompts = tuple[tuple[int, ...], ...]
-Answers = dict[str, tuple[RightAnswer, ...]]
-"""Right answers by trained task."""
-Scored = Mapping[str, Mapping[Relation, tuple[str, ...]]]
-"""Scored tasks by trained task and their relation to it."""
 Prepared = Mapping[str, PreparedTask]
 """Scored tasks by name."""
 
@@ -111,16 +93,12 @@ class StudyPlan:
     """Trained task -> the places of its examples; runs on fewer rows take the first."""
     tasks: dict[str, PreparedTask]
     """Every scored task by name, with its requests."""
-    answers: Answers
-    """Trained task -> the right answers on which runs are compared with full fine-tuning."""
-    head_prompts: dict[str, HeadPrompts]
-    """Trained task -> the tokens of the prompts on which heads are compared; at least two."""
+    inputs: Mapping[str, Mapping[str, Any]]
+    """Kind of stage -> trained task -> what the kind reads, by its ``Stage.inputs``."""
     others: Others = field(default_factory=dict[RowsConfig, tuple[Example, ...]])
     """The rows that arms against forgetting read beside those of the trained tasks."""
     planner: Planner | None = None
     """Plans the same study after other decisions of its search; None where nothing is trained."""
-    gauged: Answers = field(default_factory=dict[str, tuple[RightAnswer, ...]])
-    """Trained task -> the right answers and texts on which models are compared with the base."""
     num_workers: int = 1
     """The number of workers for which its passes are cut."""
     cards: tuple[torch.device, ...] = ()
@@ -165,7 +143,7 @@ class StudyPlan:
         update: dict[str, Any] = {
             "share": share,
             "task_fingerprints": _task_fingerprints(study.config, study.precision, tasks),
-            "num_tokens": study.num_tokens.model_copy(update={"scored": scored}),
+            "scored_tokens": scored,
             "references": study.references.model_copy(update={"parts": parts}),
         }
         return replace(self, tasks=tasks, record=study.model_copy(update=update))
@@ -194,15 +172,6 @@ class StudyPlan:
             if earlier.fingerprint == fingerprint([model_fingerprint, of_task]):
                 return True
         return False
-
-
-def metric_of(config: StudyConfig, task: str) -> str | None:
-    """The configured metric by which a task judges answers; None: its own.
-
-    p(right) is made from the answers when they are read, so it changes nothing in a scoring.
-    """
-    metric = config.evaluation.metric_of(task)
-    return None if p_right.is_wanted(metric) else metric
 
 
 def plan_study(
@@ -296,7 +265,7 @@ def _parts(
     # a metric that does not exist is a problem already
     for task in () if issues.problems else tasks.prepared:
         with issues.of("evaluation"):
-            check_judging(task, metric_of(config, task.name))
+            check_judging(task, config.evaluation.scored_by(task.name))
     for train_task, task_examples in examples.items():
         checks.check_warmup(config, train_task, len(task_examples), issues)
     return _Parts(tasks, examples, layers, others)
@@ -417,14 +386,18 @@ def _unchosen(
 
     ``has_full``: whether a model is fully fine-tuned, here or elsewhere.
     """
-    tasks, scored = parts.tasks, parts.tasks.scored.tasks
+    tasks = parts.tasks
     prepared = {task.name: task for task in tasks.prepared}
-    is_compared = config.analysis.divergence and has_full
-    is_answered = is_compared or config.analysis.gauges
-    answers = _right_answers(scored, prepared, model) if is_answered else {}
-    gauged = _with_text_ends(answers, scored, prepared, model) if config.analysis.gauges else {}
-    answers = answers if is_compared else {}
-    prompts = _head_prompts(scored, prepared, config.analysis.head_prompts)
+    planned = PlannedTasks(
+        config,
+        model.precision,
+        tasks.scored.tasks,
+        prepared,
+        model.tokenizer,
+        model.vocab_size,
+        has_full,
+    )
+    inputs = {kind.kind: its for kind in KINDS if (its := kind.inputs(planned))}
     record = StudyRecord(
         **dict(tasks.scored),
         fingerprint=study_fingerprint(config),
@@ -432,19 +405,12 @@ def _unchosen(
         base_model_fingerprint=model.base.fingerprint,
         precision=model.precision,
         task_fingerprints=_task_fingerprints(config, model.precision, prepared),
-        answers_fingerprints={
-            source: answers_fingerprint(model.precision, its) for source, its in answers.items()
-        },
-        gauge_fingerprints={
-            source: answers_fingerprint(model.precision, its) for source, its in gauged.items()
+        inputs={
+            kind: {source: read for source, (_, read) in its.items()}
+            for kind, its in inputs.items()
         },
         num_parameters=model.num_parameters,
-        num_tokens=TokenCounts(
-            scored={name: task.num_distinct_tokens for name, task in prepared.items()},
-            answers={source: tokens_read(its) for source, its in answers.items()},
-            gauges={source: tokens_read(its) for source, its in gauged.items()},
-            head_prompts={source: sum(map(len, prompts.get(source, ()))) for source in scored},
-        ),
+        scored_tokens={name: task.num_distinct_tokens for name, task in prepared.items()},
         references=References(
             parts=_answered_in_part(config, model.precision, tasks.scored, prepared)
         ),
@@ -462,64 +428,12 @@ def _unchosen(
         examples=parts.examples,
         order=tasks.order,
         tasks=prepared,
-        answers=answers,
-        head_prompts=prompts,
+        inputs={
+            kind: {source: data for source, (data, _) in its.items()}
+            for kind, its in inputs.items()
+        },
         others=parts.others,
-        gauged=gauged,
     )
-
-
-def _right_answers(scored: Scored, prepared: Prepared, model: StudyModel) -> Answers:
-    """Trained task -> its right answers in-domain; a task that has none is left out.
-
-    Models are compared there token by token, with full fine-tuning and with the base.
-    """
-    of_source = {
-        source: right_answers(
-            [prepared[name] for name in relations["in_domain"]],
-            model.tokenizer,
-            model.vocab_size,
-        )
-        for source, relations in scored.items()
-    }
-    return {source: answers for source, answers in of_source.items() if answers}
-
-
-def _with_text_ends(
-    answers: Answers, scored: Scored, prepared: Prepared, model: StudyModel
-) -> Answers:
-    """Trained task -> its first right answers, and the ends of held-out texts."""
-    found: Answers = {}
-    for source, its_answers in answers.items():
-        texts = [prepared[name] for name in scored[source]["held_out_text"]]
-        ends = text_ends(texts, model.tokenizer, model.vocab_size, GAUGE_ITEMS)
-        found[source] = (*its_answers[:GAUGE_ITEMS], *ends)
-    return found
-
-
-def _head_prompts(scored: Scored, prepared: Prepared, number: int) -> dict[str, HeadPrompts]:
-    """Trained task -> its first ``number`` in-domain prompts, of every task in turn, as scored.
-
-    A long prompt keeps its last tokens, a text without a context its first. A trained task with
-    fewer than two is left out.
-    """
-    prompts: dict[str, HeadPrompts] = {}
-    for train_task, tasks_of in scored.items():
-        by_task: list[list[tuple[int, ...]]] = []
-        for name in tasks_of.get("in_domain", ()):
-            texts = [
-                request.context[-HEAD_TOKENS:]
-                if len(request.context) > 1
-                else request.tokens_read[:HEAD_TOKENS]
-                for request in prepared[name].requests_in_turn
-            ]
-            by_task.append([text for text in dict.fromkeys(texts) if len(text) > 1])
-        turns = itertools.chain.from_iterable(itertools.zip_longest(*by_task))
-        chosen = tuple(dict.fromkeys(prompt for prompt in turns if prompt is not None))
-        chosen = chosen[:number]
-        if len(chosen) > 1:
-            prompts[train_task] = chosen
-    return prompts
 
 
 def _answered_in_part(
@@ -556,7 +470,7 @@ def _task_fingerprint(
             "task_version": task.loaded.version,
             "requests": digest,
             "limit": limit,
-            "metric": metric_of(config, task.name),
+            "metric": config.evaluation.scored_by(task.name),
         }
     )
 
@@ -581,11 +495,6 @@ def _first_items(
         num_tokens=part.num_distinct_tokens,
         fingerprint=_task_fingerprint(config, precision, part, part.digest, part.limit),
     )
-
-
-def tokens_read(answers: Sequence[RightAnswer]) -> int:
-    """Tokens that a model reads: what answers begin with in common is read once."""
-    return len(PrefixTree([answer.tokens_read for answer in answers]))
 
 
 def _imported(

@@ -53,8 +53,7 @@ def reopen_study(
         examples={},
         order={},
         tasks={task.name: task for task in prepared},
-        answers={},
-        head_prompts={},
+        inputs={},
         cards=cards_to_score(model.skeleton, DTYPES[model.precision], model.machine),
     )
 

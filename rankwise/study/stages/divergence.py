@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 from rankwise.records.fingerprints import fingerprint
 from rankwise.records.folder import BASE, StudyFolder
 from rankwise.records.results import Divergence
-from rankwise.records.study import PlannedRun, StudyRecord
+from rankwise.records.study import PlannedRun, StageInputs, StudyRecord
 from rankwise.study.stages.stage import (
     Graph,
     Model,
+    PlannedTasks,
     Stage,
     Written,
     fingerprint_in,
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
     from rankwise.study.context import StudyContext
     from rankwise.tasks.questions import RightAnswer
 
+DIVERGENCE_REVISION = 2
+"""A revision, as those in ``records.fingerprints``."""
+
 
 @dataclass(frozen=True)
 class CompareDistributions(Stage):
@@ -40,14 +44,22 @@ class CompareDistributions(Stage):
     record = Divergence
 
     @classmethod
+    def inputs(cls, planned: PlannedTasks) -> Mapping[str, tuple[Any, StageInputs]]:
+        """The right answers in-domain."""
+        is_compared = planned.config.analysis.divergence and planned.has_full
+        answers = in_domain_answers(planned) if is_compared else {}
+        return {source: (of, answers_read(planned, of)) for source, of in answers.items()}
+
+    @classmethod
     def planned(cls, graph: Graph) -> Iterator[Stage]:
         study = graph.study
+        inputs = study.inputs.get(cls.kind, {})
         references = {run.name: study.full_run_of(run) for run in study.runs}
         for full in study.full_runs_compared:
-            if full.train_task not in study.answers_fingerprints:
+            if full.train_task not in inputs:
                 continue
             compared = [run for run in study.runs if references[run.name] == full]
-            work = 2.0 * study.num_tokens.answers.get(full.train_task, 0)  # both models read them
+            work = 2.0 * inputs[full.train_task].num_tokens  # both models read them
             for model in (None, *compared):
                 yield cls(
                     model_name(model),
@@ -63,7 +75,8 @@ class CompareDistributions(Stage):
     @classmethod
     def wanted(cls, study: StudyRecord, model: Model, reference: PlannedRun) -> str:
         """The fingerprint of everything that a model's divergence from a reference depends on."""
-        answers = study.answers_fingerprints.get(reference.train_task)
+        read = study.inputs.get(cls.kind, {}).get(reference.train_task)
+        answers = None if read is None else read.fingerprint
         return fingerprint([fingerprint_in(study, model), reference.fingerprint, answers])
 
     @classmethod
@@ -103,7 +116,7 @@ class CompareDistributions(Stage):
     def do(self, context: StudyContext, models: Sequence[Model]) -> None:
         (model,) = models
         task = self.reference.train_task
-        answers = context.plan.answers[task]
+        answers = context.plan.inputs[self.kind][task]
         reference, kept = self.reference.name, context.kept(_read_last)
         if reference in kept:
             context.tell.skipped(self.work / 2)
@@ -123,6 +136,31 @@ class CompareDistributions(Stage):
         if reference is not None and reference.status == "diverged":
             return model is None or folder.finished_run(model) is not None
         return reference is not None and super()._is_done(folder, model)
+
+
+def in_domain_answers(planned: PlannedTasks) -> dict[str, tuple[RightAnswer, ...]]:
+    """Trained task -> its right answers in-domain; a task that has none is left out."""
+    from rankwise.tasks.right_answers import right_answers
+
+    found = {
+        source: right_answers(
+            [planned.prepared[name] for name in relations["in_domain"]],
+            planned.tokenizer,
+            planned.vocabulary_size,
+        )
+        for source, relations in planned.relations.items()
+    }
+    return {source: answers for source, answers in found.items() if answers}
+
+
+def answers_read(planned: PlannedTasks, answers: Sequence[RightAnswer]) -> StageInputs:
+    """What is recorded of answers or texts on which models are compared token by token."""
+    from rankwise.engine.scoring.tree.prefixes import PrefixTree
+
+    return StageInputs(
+        fingerprint=fingerprint([DIVERGENCE_REVISION, planned.precision, answers]),
+        num_tokens=len(PrefixTree([answer.tokens_read for answer in answers])),
+    )
 
 
 def _read_last(_: StudyContext) -> dict[str, Sequence[Tensor]]:

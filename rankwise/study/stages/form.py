@@ -182,7 +182,6 @@ class CheckForm(Stage):
     ) -> float:
         """Score what is not scored yet; the seconds of all tasks."""
         from rankwise.engine.models.devices import provenance_on
-        from rankwise.study.planning.plan import metric_of
         from rankwise.tasks.evaluation import ScoredModel, evaluate
 
         plan, folder, study = context.plan, context.folder, context.study
@@ -198,7 +197,7 @@ class CheckForm(Stage):
                     scorer,
                     [ScoredModel(name, wanted, adapter)],
                     prepared,
-                    metric=metric_of(study.config, task),
+                    metric=study.config.evaluation.scored_by(task),
                     advance=lambda num, share=per_token: context.tell.advanced(num * share),
                     of_base=base_answers(folder, prepared),
                 )
@@ -219,9 +218,8 @@ def work_after_verdict(study: StudyRecord) -> float:
     """Scored tokens of the forms of runs that no verdict names yet: one for each trained task."""
     if study.deployed:
         return 0.0
-    scored = study.num_tokens.scored
     tasks = [task for source in study.tasks for task in study.compared_tasks(source)]
-    return float(len(study.forms) * sum(scored.get(task, 0) for task in tasks))
+    return float(len(study.forms) * sum(study.scored_tokens.get(task, 0) for task in tasks))
 
 
 def work_of_forms(graph: Sequence[Stage]) -> float:

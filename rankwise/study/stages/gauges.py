@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rankwise.records.fingerprints import fingerprint
 from rankwise.records.folder import BASE
 from rankwise.records.results import Divergence
-from rankwise.records.study import StudyRecord
-from rankwise.study.stages.divergence import expected_by, write_divergence
-from rankwise.study.stages.stage import Graph, Model, OneRecord, Stage
+from rankwise.records.study import StageInputs, StudyRecord
+from rankwise.study.stages.divergence import (
+    answers_read,
+    expected_by,
+    in_domain_answers,
+    write_divergence,
+)
+from rankwise.study.stages.stage import Graph, Model, OneRecord, PlannedTasks, Stage
 
 if TYPE_CHECKING:
     from rankwise.study.context import StudyContext
+
+GAUGE_ITEMS = 50
+"""Right answers, and as many texts, on which models are compared with the base. More would cost as
+much as scoring a task, and models are compared on the same items, so their spread cancels."""
 
 
 @dataclass(frozen=True)
@@ -33,18 +42,33 @@ class CompareWithBase(OneRecord):
     made_by = "comparing with the base"
 
     @classmethod
+    def inputs(cls, planned: PlannedTasks) -> Mapping[str, tuple[Any, StageInputs]]:
+        """The first right answers in-domain, and the ends of held-out texts."""
+        from rankwise.tasks.right_answers import text_ends
+
+        found: dict[str, tuple[Any, StageInputs]] = {}
+        answers = in_domain_answers(planned) if planned.config.analysis.gauges else {}
+        for source, right in answers.items():
+            texts = [planned.prepared[name] for name in planned.relations[source]["held_out_text"]]
+            ends = text_ends(texts, planned.tokenizer, planned.vocabulary_size, GAUGE_ITEMS)
+            read = (*right[:GAUGE_ITEMS], *ends)
+            found[source] = read, answers_read(planned, read)
+        return found
+
+    @classmethod
     def planned(cls, graph: Graph) -> Iterator[Stage]:
         study = graph.study
-        for train_task in study.gauge_fingerprints:
+        for train_task, read in study.inputs.get(cls.kind, {}).items():
             models = [model for model in study.tested if model.train_task == train_task]
-            work = study.num_tokens.gauges.get(train_task, 0) * (len(models) + 1)
+            work = read.num_tokens * (len(models) + 1)
             if models:
                 yield cls.of(graph, "gauges", models, work, train_task=train_task)
 
     @classmethod
     def wanted(cls, study: StudyRecord, model: Model) -> str:
         assert model is not None
-        answers = study.gauge_fingerprints.get(model.train_task)
+        read = study.inputs.get(cls.kind, {}).get(model.train_task)
+        answers = None if read is None else read.fingerprint
         return fingerprint([model.fingerprint, study.base_model_fingerprint, answers])
 
     def do(self, context: StudyContext, models: Sequence[Model]) -> None:
@@ -54,7 +78,7 @@ class CompareWithBase(OneRecord):
         exactly zero, which other steps would round away. With thousands of tokens in a step,
         reading several adapters at once would multiply as much.
         """
-        answers = context.plan.gauged[self.train_task]
+        answers = context.plan.inputs[self.kind][self.train_task]
         context.tell.skipped(self.work * (len(self.models) - len(models)) / (len(self.models) + 1))
         expected = expected_by(context, None, answers)
         # whole models last: each takes the place of the adapters

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from rankwise.errors import BeyondLoraError, ModelError
 from rankwise.records.fingerprints import fingerprint
 from rankwise.records.heads import HeadChanges, ShareMap
-from rankwise.records.study import PlannedRun, StudyRecord
-from rankwise.study.stages.stage import Graph, Model, OneRecord, Stage
+from rankwise.records.study import PlannedRun, StageInputs, StudyRecord
+from rankwise.study.stages.stage import Graph, Model, OneRecord, PlannedTasks, Stage
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,6 +24,10 @@ if TYPE_CHECKING:
 
 HEAD_CHANGES_REVISION = 1
 """A revision, as those in ``records.fingerprints``."""
+
+HEAD_TOKENS = 128
+"""The most tokens of a prompt on which heads are compared: all its attention weights are held in
+memory."""
 
 
 @dataclass(frozen=True)
@@ -41,12 +46,37 @@ class CompareHeads(OneRecord):
     """The slowness as measured in two studies of a model of 135M weights on two cores."""
 
     @classmethod
+    def inputs(cls, planned: PlannedTasks) -> Mapping[str, tuple[Any, StageInputs]]:
+        """The tokens of the first in-domain prompts, of every task in turn, as scored.
+
+        A long prompt keeps its last tokens, a text without a context its first. A trained task
+        with fewer than two prompts is left out.
+        """
+        found: dict[str, tuple[Any, StageInputs]] = {}
+        settings = planned.config.analysis
+        for train_task, relations in planned.relations.items() if settings.heads else ():
+            by_task: list[list[tuple[int, ...]]] = []
+            for name in relations.get("in_domain", ()):
+                texts = [
+                    request.context[-HEAD_TOKENS:]
+                    if len(request.context) > 1
+                    else request.tokens_read[:HEAD_TOKENS]
+                    for request in planned.prepared[name].requests_in_turn
+                ]
+                by_task.append([text for text in dict.fromkeys(texts) if len(text) > 1])
+            turns = itertools.chain.from_iterable(itertools.zip_longest(*by_task))
+            prompts = tuple(dict.fromkeys(prompt for prompt in turns if prompt is not None))
+            prompts = prompts[: settings.head_prompts]
+            if len(prompts) > 1:
+                found[train_task] = prompts, StageInputs(num_tokens=sum(map(len, prompts)))
+        return found
+
+    @classmethod
     def planned(cls, graph: Graph) -> Iterator[Stage]:
-        study = graph.study
+        inputs = graph.study.inputs.get(cls.kind, {})
         for train_task, runs in graph.by_train_task().items():
-            tokens = study.num_tokens.head_prompts.get(train_task)
-            if study.config.analysis.heads and tokens != 0:
-                work = (tokens or 0) * (len(runs) + 1)
+            if train_task in inputs:
+                work = inputs[train_task].num_tokens * (len(runs) + 1)
                 yield cls.of(graph, "heads", runs, work, train_task=train_task)
 
     @classmethod
@@ -75,7 +105,7 @@ class CompareHeads(OneRecord):
         from rankwise.heads.layouts import head_layouts
 
         runs = [model for model in models if model is not None]
-        prompts, advanced = context.plan.head_prompts[self.train_task], context.tell.advanced
+        prompts, advanced = context.plan.inputs[self.kind][self.train_task], context.tell.advanced
         tokens = sum(map(len, prompts))
         context.tell.skipped(float(tokens * (len(self.runs) - len(runs))))
         try:

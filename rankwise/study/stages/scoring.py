@@ -155,7 +155,6 @@ class ScoreWorker:
         *,
         alone: bool = False,
     ) -> None:
-        from rankwise.study.planning.plan import metric_of
         from rankwise.tasks.evaluation import ScoredModel, evaluate
         from rankwise.tasks.update_guard import not_applied
 
@@ -174,7 +173,7 @@ class ScoreWorker:
             scorer,
             scored,
             task,
-            metric=metric_of(self._plan.record.config, task.name),
+            metric=self._plan.record.config.evaluation.scored_by(task.name),
             advance=lambda num_tokens: self._tell.advanced(num_tokens * work_per_token),
             skipped=lambda num_tokens: self._tell.skipped(num_tokens * work_per_token),
             of_base=base_answers(self._folder, task),

@@ -20,16 +20,41 @@ from rankwise.records.base import FileRecord
 from rankwise.records.fingerprints import fingerprint
 from rankwise.records.folder import BASE, StudyFolder
 from rankwise.records.grouping import grouped
-from rankwise.records.study import PlannedRun, StageRecord, StudyRecord
+from rankwise.records.study import PlannedRun, StageInputs, StageRecord, StudyRecord
 
 if TYPE_CHECKING:
+    from rankwise.records.config.study import StudyConfig
+    from rankwise.records.study import Relation
     from rankwise.study.context import StudyContext
+    from rankwise.tasks.requests import PreparedTask
 
 TOKEN_BYTES = 8
 """The bytes of a samples file per scored token: its text, and the answers beside it."""
 
 Model = PlannedRun | None
 """A model of a study: a run, or the untouched base (None)."""
+
+
+class PlannedTasks(NamedTuple):
+    """The scored tasks of a study that is planned; a kind of stage makes its inputs from them.
+
+    Attributes:
+        config: of the study.
+        precision: of the matrix products.
+        relations: trained task -> relation to it -> names of scored tasks.
+        prepared: every scored task by name, with its requests.
+        tokenizer: the base model's.
+        vocabulary_size: tokens that the base model gives probabilities of.
+        has_full: whether a model is fully fine-tuned, here or elsewhere.
+    """
+
+    config: StudyConfig
+    precision: str
+    relations: Mapping[str, Mapping[Relation, tuple[str, ...]]]
+    prepared: Mapping[str, PreparedTask]
+    tokenizer: Any
+    vocabulary_size: int
+    has_full: bool
 
 
 class Written(NamedTuple):
@@ -78,6 +103,15 @@ class Stage(ABC):
     """Whether it is one unit with the training and the scoring of its models."""
     scores_tasks: ClassVar[bool] = False
     """Whether its scores depend on the stack of versions and device."""
+
+    @classmethod
+    def inputs(cls, planned: PlannedTasks) -> Mapping[str, tuple[Any, StageInputs]]:
+        """Trained task -> what the kind reads besides the scored tasks, and what is recorded of it.
+
+        The first goes into ``StudyPlan.inputs``, the second into ``StudyRecord.inputs``. A trained
+        task that has nothing to read is left out.
+        """
+        return {}
 
     @classmethod
     def planned(cls, graph: Graph) -> Iterator[Stage]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,7 +96,7 @@ def train(
         ModelError: weights cannot be read.
         StorageError: the folder cannot be written.
     """
-    from rankwise.study.planning.passes import shares_a_pass
+    from rankwise.engine.models.variants import shares_a_pass
 
     if planned_pass is None:
         for run in runs:
@@ -116,16 +117,15 @@ def _import(context: StudyContext, run: PlannedRun) -> None:
 
     One whose weights or answers are not finite diverged where it was trained: it is not scored.
     """
-    from rankwise.engine.models.files import not_finite, weights_files
+    from rankwise.engine.models.files import not_finite, weights_bytes, weights_files
     from rankwise.engine.models.loading import answers_finitely
-    from rankwise.study.planning.imports import import_adapter, weights_bytes
 
     assert run.imported is not None
     folder = context.folder
     folder.start_run(run)
     weights = folder.weights_folder(run)
     if run.method == "lora":
-        size, is_zero = import_adapter(run.imported.folder, weights)
+        size, is_zero = _import_adapter(run.imported.folder, weights)
     else:
         size, is_zero = weights_bytes(weights), False
     measured: dict[str, Any] = {"weights_bytes": size, "update_is_zero": is_zero}
@@ -140,6 +140,29 @@ def _import(context: StudyContext, run: PlannedRun) -> None:
                 message = f"the weights in {source} are so large that its answers are not finite"
                 measured = {"status": "diverged", "message": message}
     finish_run(context, run, **measured)
+
+
+def _import_adapter(source: Path, folder: Path) -> tuple[int, bool]:
+    """Copy an adapter's two files into ``folder``.
+
+    Returns:
+        The bytes of the weights, and whether the update is zero.
+
+    Raises:
+        ModelError: the adapter is gone or cannot be read.
+        StorageError: the folder cannot be written.
+    """
+    from rankwise.engine.models.adapter_config import CONFIG_FILE, read_adapter_config
+    from rankwise.engine.models.adapter_folder import WEIGHTS_FILE, adapter_weights, has_update
+
+    read_adapter_config(source)
+    adapter_weights(source)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in (CONFIG_FILE, WEIGHTS_FILE):
+            shutil.copyfile(source / name, folder / name)
+    weights = folder / WEIGHTS_FILE
+    return weights.stat().st_size, not has_update(weights)
 
 
 def _train_adapters(context: StudyContext, trainings: Trainings, planned: PlannedPass) -> None:
@@ -280,10 +303,10 @@ def _first_epoch(context: StudyContext, run: PlannedRun) -> list[Example]:
 
 def _train_full(context: StudyContext, trainings: Trainings, planned: PlannedPass) -> None:
     """Train a copy of the base, whatever precision the base itself is held in."""
+    from rankwise.engine.models.files import weights_bytes
     from rankwise.engine.models.loading import load_frozen
     from rankwise.engine.models.start import fetch_weights
     from rankwise.engine.training.trainees import FullTrainee
-    from rankwise.study.planning.imports import weights_bytes
 
     plan, config = context.plan, context.study.config
     ((whole, models_of),) = trainings.items()

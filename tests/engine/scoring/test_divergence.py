@@ -120,7 +120,7 @@ def plan(study_file: Path) -> StudyPlan:
 
 
 def test_the_right_option_is_read_as_it_is_scored(plan: StudyPlan) -> None:
-    answers = plan.answers["colours"]
+    answers = plan.inputs["divergence"]["colours"]
     assert [each.doc_id for each in answers] == list(range(26))
     assert all(each.task == "colours" for each in answers)
     prepared = plan.tasks["colours"]
@@ -288,7 +288,7 @@ def test_the_divergence_is_that_of_the_saved_weights(finished: Finished, study_f
     base = load_frozen(
         find_base_model(BaseModelConfig(name=str(plan.base.folder))).folder, "float32", cpu
     )
-    answers = plan.answers["colours"]
+    answers = plan.inputs["divergence"]["colours"]
     settings: dict[str, Any] = {"max_batch_tokens": 4096}
     expected = log_probabilities(full, answers, **settings)
     by_hand = divergences(base, answers, expected, **settings)
@@ -336,7 +336,7 @@ def test_without_full_fine_tuning_there_is_nothing_to_do(study_file: Path, tmp_p
     outcome, recorder = run(study_file, tmp_path / "study", *SMALL, "methods.full=null")
     assert "divergence" not in {stage for _, stage in recorder.stages}
     assert not list((tmp_path / "study").rglob("*divergence*"))
-    assert outcome.results.study.answers_fingerprints == {}
+    assert "divergence" not in outcome.results.study.inputs
     (part,) = outcome.findings.mechanisms
     assert part.agreement == ()
 
