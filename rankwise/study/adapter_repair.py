@@ -23,7 +23,6 @@ from rankwise.study.context import StudyContext
 from rankwise.study.damage import find_damage, set_damaged_aside
 from rankwise.study.observer import StageOutline
 from rankwise.weights.adapter_repair import AdapterRepairer, AskedTask
-from rankwise.weights.session import ScoringSession
 
 
 def repair_tasks(study: StudyRecord, run: PlannedRun) -> RepairTasks:
@@ -92,9 +91,7 @@ class RunRepairer:
             in_domain=own,
             retention=kept,
             kinds=kinds,
-            open_session=lambda: ScoringSession(
-                context.models.base(), plan.tokenizer, step_tokens=plan.step_tokens
-            ),
+            open_session=context.models.session,
             others=[(partner.name, folder.weights(partner)) for partner in partners],
             confidence=study.config.recommendation.confidence,
         )

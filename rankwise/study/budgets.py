@@ -17,7 +17,6 @@ from rankwise.engine.models.devices import give_back_memory
 from rankwise.engine.models.lanes import lanes_of
 from rankwise.engine.models.loading import load_frozen
 from rankwise.engine.models.start import fetch_weights
-from rankwise.engine.scoring.resident import ResidentScorer
 from rankwise.findings.stats.detectable import Detectable, TaskSize, detectable
 from rankwise.records import p_right
 from rankwise.records.config.study import StudyConfig
@@ -29,7 +28,8 @@ from rankwise.study.speeds import remembered_speeds
 from rankwise.study.stages.form import work_after_verdict
 from rankwise.study.stages.graph import stages, study_outline
 from rankwise.study.times import seconds_left
-from rankwise.tasks.questions import Continuation
+from rankwise.tasks.questions import Continuation, Scorer
+from rankwise.weights.session import ScoringSession
 
 SURE_SHARE = 0.75
 """The share of a budget that is planned with: a machine is not always as quick as it was measured.
@@ -86,7 +86,7 @@ def scoring_rate(plan: StudyPlan) -> float:
         ModelError: the weights cannot be had, or the model cannot be scored.
     """
     model = load_frozen(fetch_weights(plan.base), plan.record.precision, plan.device)
-    scorer = ResidentScorer(model, plan.tokenizer, max_lanes=lanes_of(model))
+    scorer = ScoringSession(model, plan.tokenizer, max_lanes=lanes_of(model)).scorer
     size = len(plan.tokenizer)
     try:
         scorer.log_likelihoods([None], _texts(_FEW, size))  # kernels are made
@@ -100,7 +100,7 @@ def scoring_rate(plan: StudyPlan) -> float:
     return number * (_CONTEXT + _SCORED) / seconds
 
 
-def _seconds(scorer: ResidentScorer, texts: Sequence[Continuation]) -> float:
+def _seconds(scorer: Scorer, texts: Sequence[Continuation]) -> float:
     """The seconds of one call, to its answers on the host."""
     started = time.perf_counter()
     scorer.log_likelihoods([None], texts)

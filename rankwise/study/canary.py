@@ -13,7 +13,7 @@ from rankwise.records.study import TaskEvaluation
 from rankwise.study.context import StudyContext
 from rankwise.study.stages.scoring import Score, nats_of, responses_of
 from rankwise.study.stages.stage import Stage
-from rankwise.tasks.evaluation import ScoredModel, ask
+from rankwise.tasks.evaluation import ScoredModel
 from rankwise.tasks.judgement import Responses
 
 SHARE = 0.1
@@ -88,7 +88,9 @@ def _measured(
         task = context.plan.tasks[name]
         old = responses_of(context.folder.read_samples(BASE, name))
         model = ScoredModel(BASE, context.plan.base.fingerprint)
-        new = ask(context.models.scorer(), [model], task, task.requests)[BASE].responses
+        metric = context.study.config.evaluation.scored_by(name)
+        (scoring,) = context.models.session().score([model], task, metric=metric)
+        new = responses_of(scoring.samples)
         for doc_id, before_it in old.items():
             shift, is_changed = _moved(before_it, new[doc_id])
             largest, num_changed = max(largest, shift), num_changed + is_changed

@@ -22,7 +22,6 @@ from rankwise.engine.models.loading import load_frozen
 from rankwise.engine.models.placed import load_over_cards
 from rankwise.engine.models.start import fetch_weights
 from rankwise.engine.models.variants import shares_a_pass
-from rankwise.engine.scoring.resident import ResidentScorer
 from rankwise.errors import ModelError
 from rankwise.records.config.training import BasePrecision
 from rankwise.records.folder import StudyFolder
@@ -30,6 +29,7 @@ from rankwise.records.study import PlannedRun, StageRecord, StudyRecord
 from rankwise.study.observer import Observer, Teller
 from rankwise.study.planning.plan import StudyPlan
 from rankwise.study.stopping import StopSignals
+from rankwise.weights.session import ScoringSession
 
 
 @dataclass
@@ -38,7 +38,7 @@ class _Alone:
 
     name: str
     model: nn.Module
-    scorer: ResidentScorer | None = None
+    session: ScoringSession | None = None
 
 
 class ResidentModels:
@@ -51,7 +51,7 @@ class ResidentModels:
     def __init__(self, plan: StudyPlan, folder: StudyFolder, tell: Teller) -> None:
         self._plan, self._folder, self._tell = plan, folder, tell
         self._base: nn.Module | None = None
-        self._scorer: ResidentScorer | None = None  # of the base; knows the adapters that are on it
+        self._session: ScoringSession | None = None  # of the base; has the adapters that are on it
         self._alone: _Alone | None = None
         self._adapter: tuple[str, FrozenAdapter] | None = None  # of ``adapted``, read once
         self._noted: set[str] = set()
@@ -86,23 +86,23 @@ class ResidentModels:
         """Give back the memory of everything but the base; ``base``: of that too."""
         self._let_go_of_alone()
         self._keep(set())
-        self._scorer = self._adapter = None
+        self._session = self._adapter = None
         if base:
             self._base = None
         give_back_memory(self._plan.device)
 
-    def scorer(self) -> ResidentScorer:
+    def session(self) -> ScoringSession:
         """What asks the base and the adapters that were put on it."""
-        if self._alone is not None or self._scorer is None:
+        if self._alone is not None or self._session is None:
             self.release()
-            self._scorer = self._open(self.base())
-        return self._scorer
+            self._session = self._open(self.base())
+        return self._session
 
     def put_on(self, runs: Sequence[PlannedRun]) -> list[PlannedRun]:
         """Put the adapters of some runs on the base for scoring, and take all others off.
 
         Returns:
-            The runs that ``scorer`` answers for now. Each other one needs ``scorer_alone``: it is
+            The runs that ``session`` answers for now. Each other one needs ``session_alone``: it is
             a full fine-tuning or, as is noted once, what the scorer cannot apply.
 
         Raises:
@@ -113,7 +113,7 @@ class ResidentModels:
         for run in runs:
             if not shares_a_pass(run):
                 continue
-            scorer = self.scorer()
+            scorer = self.session().scorer
             try:
                 if run.name not in scorer.attached:
                     scorer.put_on(run.name, self._folder.weights(run))
@@ -127,22 +127,22 @@ class ResidentModels:
 
     def _keep(self, names: set[str]) -> None:
         """Take all other adapters off the base."""
-        if self._scorer is not None:
-            for name in sorted(self._scorer.attached - names):
-                self._scorer.take_off(name)
+        if self._session is not None:
+            for name in sorted(self._session.scorer.attached - names):
+                self._session.scorer.take_off(name)
 
-    def scorer_alone(self, run: PlannedRun) -> ResidentScorer:
+    def session_alone(self, run: PlannedRun) -> ScoringSession:
         """What asks a run's model, which is loaded by itself."""
         model = self._load_alone(run)
         assert self._alone is not None
-        if self._alone.scorer is None:
-            self._alone.scorer = self._open(model)
-        return self._alone.scorer
+        if self._alone.session is None:
+            self._alone.session = self._open(model)
+        return self._alone.session
 
     @contextlib.contextmanager
     def reading(self, run: PlannedRun | None) -> Generator[nn.Module]:
         """Within the block, the base model (None) or a run's model, to be called itself."""
-        if self._scorer is not None:
+        if self._session is not None:
             self.release()
         if run is None:
             yield self.base().eval()
@@ -197,13 +197,9 @@ class ResidentModels:
         if alone is not None and isinstance(alone.model, adapters.peft.PeftModel):
             alone.model.unload()  # pyright: ignore[reportCallIssue]
 
-    def _open(self, model: nn.Module) -> ResidentScorer:
-        return ResidentScorer(
-            model,
-            self._plan.tokenizer,
-            max_batch_tokens=self._plan.step_tokens,
-            max_lanes=lanes_of(model),
-        )
+    def _open(self, model: nn.Module) -> ScoringSession:
+        plan, lanes = self._plan, lanes_of(model)
+        return ScoringSession(model, plan.tokenizer, step_tokens=plan.step_tokens, max_lanes=lanes)
 
 
 F = TypeVar("F", bound=StageRecord)

@@ -29,7 +29,7 @@ from rankwise.records.reading import judged_lines, linked
 from rankwise.records.repair_scores import RepairedItems, RepairScores
 from rankwise.records.repairs import AS_IT_IS, AdapterRepair, Repair, RepairFamily
 from rankwise.records.results import MIN_ITEMS, TaskItems
-from rankwise.tasks.evaluation import ScoredModel, Scoring, evaluate
+from rankwise.tasks.evaluation import ScoredModel, Scoring
 from rankwise.tasks.questions import Advance
 from rankwise.tasks.requests import PreparedTask
 from rankwise.tasks.update_guard import probes, refuse_unapplied
@@ -185,7 +185,7 @@ class AdapterRepairer:
         scored = [ScoredModel(BASE, fingerprint)]
         scored += [ScoredModel(each.label, fingerprint, each.label) for each in adapters]
         wanted = None if p_right.is_wanted(task.metric) else task.metric
-        scorings = evaluate(session.scorer, scored, task.prepared, metric=wanted, advance=advance)
+        scorings = session.score(scored, task.prepared, metric=wanted, advance=advance)
         every = [_items(scoring, task) for scoring in scorings]
         missing = {doc_id for items in every for doc_id in items.missing}
         base, *repaired = (items.without(missing) for items in every)
@@ -199,7 +199,7 @@ class AdapterRepairer:
                 for repair, items in zip(adapters, repaired, strict=True)
             ),
             score_seconds=time.perf_counter() - started,
-            provenance=provenance_on(next(session.model.parameters()).device),
+            provenance=session.provenance,
         )
 
     def chosen(

@@ -1,10 +1,11 @@
-"""Scoring without a study: an adapter or checkpoint and its base, paired on the same items."""
+"""One model in memory that answers tasks: for studies, and for adapters that are in none."""
 
 from __future__ import annotations
 
 import itertools
 import math
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -13,10 +14,10 @@ from torch import nn
 
 from rankwise.engine.models.base_folder import BaseModel
 from rankwise.engine.models.devices import (
-    STEP_TOKENS,
     ResolvedPrecision,
     choose_device,
     give_back_memory,
+    provenance_on,
     resolve_precision,
 )
 from rankwise.engine.models.loading import load_tokenizer
@@ -40,6 +41,7 @@ from rankwise.records.results import (
     left_out_warnings,
     missing_items,
 )
+from rankwise.records.study import Provenance
 from rankwise.tasks import requests
 from rankwise.tasks.evaluation import ScoredModel, Scoring, evaluate
 from rankwise.tasks.judgement import Responses
@@ -154,11 +156,13 @@ def cut_warnings(tasks: Sequence[PreparedTask]) -> tuple[str, ...]:
 class ScoringSession:
     """A model in memory that answers tasks: as it is, and with adapters on it.
 
+    Whatever is scored goes through one: the stages of a study, forms, checks, repairs, audits, and
+    a model that a Trainer trains.
+
     Attributes:
         model: it; who changes its weights scores them by ``reopened``, and puts them back.
         tokenizer: its base's.
-        scorer: asks it.
-        step_tokens: the most of one forward pass.
+        scorer: asks it, and has the adapters that are on it.
     """
 
     def __init__(
@@ -166,7 +170,9 @@ class ScoringSession:
         model: nn.Module,
         tokenizer: Any,
         advance: Advance = lambda _: None,
+        *,
         step_tokens: int | None = None,
+        max_lanes: int = 1,
     ) -> None:
         """Take a model that is loaded, or in the middle of its training.
 
@@ -176,13 +182,16 @@ class ScoringSession:
             advance: receives the number of tokens read or written, ``num_tokens`` per task and
                 model.
             step_tokens: the most of one forward pass; None: ``STEP_TOKENS``.
+            max_lanes: parts of the continuations that are read side by side, on a CPU.
 
         Raises:
             ModelError: the model cannot be scored.
         """
         self.model, self.tokenizer, self._advance = model, tokenizer, advance
-        self.step_tokens = step_tokens or STEP_TOKENS[next(model.parameters()).device.type]
-        self.scorer = ResidentScorer(model, tokenizer, max_batch_tokens=self.step_tokens)
+        self._step_tokens, self._max_lanes = step_tokens, max_lanes
+        self.scorer = ResidentScorer(
+            model, tokenizer, max_batch_tokens=step_tokens, max_lanes=max_lanes
+        )
 
     @classmethod
     def of(
@@ -204,7 +213,42 @@ class ScoringSession:
     def reopened(self) -> ScoringSession:
         """The same model, whose weights have changed: whether it can be read is tried again."""
         give_back_memory(choose_device())
-        return ScoringSession(self.model, self.tokenizer, self._advance)
+        return ScoringSession(
+            self.model,
+            self.tokenizer,
+            self._advance,
+            step_tokens=self._step_tokens,
+            max_lanes=self._max_lanes,
+        )
+
+    @cached_property
+    def provenance(self) -> Provenance:
+        """What produces its scores."""
+        return provenance_on(next(self.model.parameters()).device)
+
+    def score(
+        self,
+        models: Sequence[ScoredModel],
+        task: PreparedTask,
+        *,
+        metric: str | None = None,
+        advance: Advance | None = None,
+        skipped: Advance | None = None,
+        of_base: Mapping[int, tuple[Responses, ...]] | None = None,
+    ) -> list[Scoring]:
+        """Score models on a task together, as ``tasks.evaluation.evaluate`` says.
+
+        ``advance`` takes the place of the session's own.
+        """
+        return evaluate(
+            self.scorer,
+            models,
+            task,
+            metric=metric,
+            advance=advance or self._advance,
+            skipped=skipped,
+            of_base=of_base,
+        )
 
     def results(
         self,
@@ -234,11 +278,7 @@ class ScoringSession:
             if task.loaded.is_against_base and samples and (BASE, task.name) in samples:
                 lines = samples[BASE, task.name]
                 of_base = {line["doc_id"]: tuple(map(tuple, line["resps"])) for line in lines}
-            by_task.append(
-                evaluate(
-                    self.scorer, scored, task, metric=None, advance=self._advance, of_base=of_base
-                )
-            )
+            by_task.append(self.score(scored, task, of_base=of_base))
         for each in adapters:
             self.scorer.take_off(each)
         if samples is not None:

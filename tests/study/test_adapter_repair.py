@@ -23,7 +23,7 @@ from rankwise.records.study_file import load_config
 from rankwise.study.damage import find_damage
 from rankwise.study.planning.plan import plan_study
 from rankwise.study.run import run_study
-from rankwise.weights import adapter_repair
+from rankwise.weights import session
 from tests.support import tiny_tasks
 from tests.support.command_line import rankwise, words
 from tests.support.observers import Recorder
@@ -167,7 +167,7 @@ def test_nothing_is_scored_twice(folder: StudyFolder, monkeypatch: pytest.Monkey
     def refuse(*_: Any, **__: Any) -> Any:
         raise AssertionError("scored again")
 
-    monkeypatch.setattr(adapter_repair, "evaluate", refuse)
+    monkeypatch.setattr(session, "evaluate", refuse)
     assert repaired(folder, *FEW) == first
     other = repaired(folder, *FEW, limit=50.0)
     assert other.fingerprint != first.fingerprint

@@ -17,13 +17,13 @@ from rankwise.engine.models.loading import load_frozen
 from rankwise.errors import StageFailedError
 from rankwise.records.folder import StudyFolder
 from rankwise.records.study_file import load_config
-from rankwise.study import context as study_context
 from rankwise.study.planning.plan import plan_study
 from rankwise.study.run import run_study
 from rankwise.study.stages import training
 from rankwise.tasks.questions import Continuation, LogLikelihood
 from rankwise.tasks.requests import Request
 from rankwise.tasks.update_guard import probes
+from rankwise.weights import session as scoring_session
 from tests.support.observers import Recorder
 from tests.support.plain_scorer import PlainScorer
 from tests.support.saved_adapters import save_dora
@@ -43,7 +43,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[PlainScorer]:
         found.append(PlainScorer(*args, **options))
         return found[-1]
 
-    monkeypatch.setattr(study_context, "ResidentScorer", remembered)
+    monkeypatch.setattr(scoring_session, "ResidentScorer", remembered)
     return found
 
 
@@ -132,7 +132,7 @@ def test_nothing_that_scores_is_held_while_a_model_is_trained(
         trained.append(len(held))
         train(*args)
 
-    monkeypatch.setattr(study_context, "ResidentScorer", remembered)
+    monkeypatch.setattr(scoring_session, "ResidentScorer", remembered)
     monkeypatch.setattr(training, "train", watched)
     run(study_file, tmp_path / "study", *SMALL, "methods.full={}")
     assert trained == [
@@ -180,7 +180,7 @@ def test_a_generation_task_alone_shows_that_an_adapter_is_not_applied(
     plan = plan_study(load_config(study_file, only_texts))
     assert {task.loaded.output_type for task in plan.tasks.values()} == {"generate_until"}
     run(study_file, tmp_path / "applied", *only_texts)
-    monkeypatch.setattr(study_context, "ResidentScorer", engine)
+    monkeypatch.setattr(scoring_session, "ResidentScorer", engine)
     with pytest.raises(StageFailedError, match=r"sums-lora-r002.*update was not applied"):
         run(study_file, tmp_path / "forgotten", *only_texts)
     name = plan.record.runs[0].name

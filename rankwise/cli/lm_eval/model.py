@@ -28,12 +28,12 @@ from rankwise.engine.models.loading import load_tokenizer
 from rankwise.engine.models.placed import load_to_score
 from rankwise.engine.models.start import fetch_weights
 from rankwise.engine.models.structure import context_length, model_skeleton
-from rankwise.engine.scoring.resident import ResidentScorer
 from rankwise.records.config.study import BaseModelConfig
 from rankwise.tasks.chat_templates import render_chat
 from rankwise.tasks.questions import Advance, Continuation, Prompt
 from rankwise.tasks.requests import Request, RequestEncoder
 from rankwise.tasks.update_guard import probes, refuse_unapplied
+from rankwise.weights.session import ScoringSession
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
@@ -62,12 +62,12 @@ class HeldModels:
         self.max_length = arguments.max_length or longest
         device = torch.device(arguments.device)
         model = load_to_score(self.folder, arguments.precision, device)
-        self.scorer = ResidentScorer(
+        self.scorer = ScoringSession(
             model,
             self.tokenizer,
-            max_batch_tokens=arguments.max_batch_tokens,
+            step_tokens=arguments.max_batch_tokens,
             max_lanes=lanes_of(model),
-        )
+        ).scorer
         for name, folder in arguments.adapters:
             self.scorer.put_on(name, folder)
         self._names = (None, *arguments.names)

@@ -16,12 +16,12 @@ from rankwise.records.forms import AS_TRAINED, model_in_form
 from rankwise.records.reading import read_judged
 from rankwise.records.results import FormResults, ModelResults
 from rankwise.records.study import PlannedRun, StudyRecord, TaskEvaluation
-from rankwise.study.stages.scoring import Score, base_answers
+from rankwise.study.stages.scoring import Score, score_task
 from rankwise.study.stages.stage import TOKEN_BYTES, Graph, Model, Stage, Written, model_name
 
 if TYPE_CHECKING:
-    from rankwise.engine.scoring.resident import ResidentScorer
     from rankwise.study.context import StudyContext
+    from rankwise.weights.session import ScoringSession
 
 DEPLOYMENT_REVISION = 2
 """A revision, as those in ``records.fingerprints``."""
@@ -126,20 +126,19 @@ class CheckForm(Stage):
                 form, or what the form needs is not here.
             StorageError: a record cannot be written.
         """
-        from rankwise.engine.models.devices import provenance_on
         from rankwise.engine.models.loading import load_frozen
         from rankwise.engine.models.start import fetch_weights
-        from rankwise.engine.scoring.resident import ResidentScorer
         from rankwise.findings.deployment import FormWeights
         from rankwise.tasks.update_guard import probes, refuse_unapplied
         from rankwise.weights.deployment import ADAPTER, instead_warnings
         from rankwise.weights.forms import find_forms
         from rankwise.weights.lowrank import read_updates
         from rankwise.weights.merging import merged_as
+        from rankwise.weights.session import ScoringSession
 
         (run,) = self.runs
         plan, folder = context.plan, context.folder
-        provenance, updates = provenance_on(plan.device), read_updates(folder.weights(run))
+        updates = read_updates(folder.weights(run))
         if all(update.frobenius_norm == 0 for update in updates.values()):
             raise ModelError(f"the update of {run.name} is zero: there is nothing to deploy.")
         # weights of the base are changed below, and put back
@@ -150,19 +149,16 @@ class CheckForm(Stage):
             context.models.release(base=True)
             base = load_frozen(fetch_weights(plan.base), "float32", plan.device)
         weights, warnings = FormWeights(0), list[str]()
+        session = ScoringSession(base, plan.tokenizer, step_tokens=plan.step_tokens)
         if self.form == AS_TRAINED:
-            scorer = ResidentScorer(base, plan.tokenizer, max_batch_tokens=plan.step_tokens)
-            scorer.put_on(ADAPTER, folder.weights(run))
-            refuse_unapplied(scorer, [ADAPTER], probes(plan.tasks[self.tasks[0]].requests))
-            try:
-                seconds = self._score(context, run, scorer, ADAPTER)
-            finally:
-                scorer.take_off(ADAPTER)
+            session.scorer.put_on(ADAPTER, folder.weights(run))
+            probed = probes(plan.tasks[self.tasks[0]].requests)
+            refuse_unapplied(session.scorer, [ADAPTER], probed)
+            seconds = self._score(context, run, session, ADAPTER)
         else:
             (form,) = find_forms([self.form])
             with merged_as(base, form, updates) as merged:
-                scorer = ResidentScorer(base, plan.tokenizer, max_batch_tokens=plan.step_tokens)
-                seconds = self._score(context, run, scorer, None)
+                seconds = self._score(context, run, session.reopened(), None)
             weights, warnings = merged.weights, instead_warnings(form.name, merged)
         record = FormRecord(
             fingerprint=self.fingerprint_of(run),
@@ -173,16 +169,15 @@ class CheckForm(Stage):
             modules=weights.modules,
             warnings=tuple(warnings),
             score_seconds=seconds,
-            provenance=provenance,
+            provenance=session.provenance,
         )
         folder.write(self.path_of(folder, run), record)
 
     def _score(
-        self, context: StudyContext, run: PlannedRun, scorer: ResidentScorer, adapter: str | None
+        self, context: StudyContext, run: PlannedRun, session: ScoringSession, adapter: str | None
     ) -> float:
         """Score what is not scored yet; the seconds of all tasks."""
-        from rankwise.engine.models.devices import provenance_on
-        from rankwise.tasks.evaluation import ScoredModel, evaluate
+        from rankwise.tasks.evaluation import ScoredModel
 
         plan, folder, study = context.plan, context.folder, context.study
         name = model_in_form(run.name, self.form)
@@ -192,18 +187,10 @@ class CheckForm(Stage):
             work = float(study.tokens_of(run, [task]))
             record = folder.finished(folder.evaluation_file(name, task), TaskEvaluation, wanted)
             if record is None:
-                per_token = work / max(prepared.num_tokens, 1)
-                (scoring,) = evaluate(
-                    scorer,
-                    [ScoredModel(name, wanted, adapter)],
-                    prepared,
-                    metric=study.config.evaluation.scored_by(task),
-                    advance=lambda num, share=per_token: context.tell.advanced(num * share),
-                    of_base=base_answers(folder, prepared),
-                )
-                made = {"provenance": provenance_on(plan.device)}
-                record = scoring.record.model_copy(update=made)
-                folder.write_evaluation(record, scoring.samples)
+                scored = [ScoredModel(name, wanted, adapter)]
+                (scoring,) = score_task(context, session, scored, prepared, work=work)
+                record = scoring.record
+                folder.write_evaluation(*scoring)
             else:
                 context.tell.skipped(work)
             seconds += record.score_seconds

@@ -23,10 +23,10 @@ from rankwise.study.stages.stage import (
 
 if TYPE_CHECKING:
     from rankwise.study.context import StudyContext
-    from rankwise.tasks.evaluation import Known, Scoring
+    from rankwise.tasks.evaluation import Known, ScoredModel, Scoring
     from rankwise.tasks.judgement import Responses
-    from rankwise.tasks.questions import Scorer
     from rankwise.tasks.requests import PreparedTask
+    from rankwise.weights.session import ScoringSession
 
 
 @dataclass(frozen=True)
@@ -93,11 +93,8 @@ class ScoreWorker:
     """Scores the models of stages, and remembers which adapters were seen to be applied."""
 
     def __init__(self, context: StudyContext) -> None:
-        from rankwise.engine.models.devices import provenance_on
-
-        self._plan, self._folder = context.plan, context.folder
+        self._context, self._plan, self._folder = context, context.plan, context.folder
         self._tell, self._models = context.tell, context.models
-        self._provenance = provenance_on(context.plan.device)
         self._noted: set[str] = set()
         self._applied: set[str] = set()
 
@@ -119,21 +116,21 @@ class ScoreWorker:
             )
         self._tell.skipped(stage.work * (1 - len(models) / len(stage.models)))
         if None in models:
-            self._evaluate(stage, task, self._models.scorer(), [None])
+            self._evaluate(stage, task, self._models.session(), [None])
         runs = [run for run in models if run is not None]
         together = self._models.put_on(runs)
         new = [run.name for run in together if self._has_update(run)]
         new = [name for name in new if name not in self._applied]
         if new:  # all of them are seen to be applied before any is scored
-            refuse_unapplied(self._models.scorer(), new, probes(task.requests))
+            refuse_unapplied(self._models.session().scorer, new, probes(task.requests))
             self._applied.update(new)
         if together:
-            self._evaluate(stage, task, self._models.scorer(), together)
+            self._evaluate(stage, task, self._models.session(), together)
         for run in runs:
             if run not in together:
                 self._refuse_unapplied_alone(run, task)
-                scorer = self._models.scorer_alone(run)
-                self._evaluate(stage, task, scorer, [run], alone=True)
+                session = self._models.session_alone(run)
+                self._evaluate(stage, task, session, [run], alone=True)
 
     def _refuse_unapplied_alone(self, run: PlannedRun, task: PreparedTask) -> None:
         """An adapter that only PEFT can apply answers otherwise than the base."""
@@ -141,8 +138,8 @@ class ScoreWorker:
 
         if run.method == "lora" and self._has_update(run) and run.name not in self._applied:
             items = probes(task.requests)
-            (base,) = self._models.scorer().log_likelihoods([None], items)
-            (own,) = self._models.scorer_alone(run).log_likelihoods([None], items)
+            (base,) = self._models.session().scorer.log_likelihoods([None], items)
+            (own,) = self._models.session_alone(run).scorer.log_likelihoods([None], items)
             refuse_equal(run.name, base, own)
             self._applied.add(run.name)
 
@@ -150,16 +147,14 @@ class ScoreWorker:
         self,
         stage: Stage,
         task: PreparedTask,
-        scorer: Scorer,
+        session: ScoringSession,
         models: Sequence[Model],
         *,
         alone: bool = False,
     ) -> None:
-        from rankwise.tasks.evaluation import ScoredModel, evaluate
+        from rankwise.tasks.evaluation import ScoredModel
         from rankwise.tasks.update_guard import not_applied
 
-        # the scorer tells of all tokens of all requests, the work is that of the distinct ones
-        work_per_token = stage.work / len(stage.models) / max(task.num_tokens, 1)
         scored = [
             ScoredModel(
                 model_name(model),
@@ -169,15 +164,8 @@ class ScoreWorker:
             )
             for model in models
         ]
-        scorings = evaluate(
-            scorer,
-            scored,
-            task,
-            metric=self._plan.record.config.evaluation.scored_by(task.name),
-            advance=lambda num_tokens: self._tell.advanced(num_tokens * work_per_token),
-            skipped=lambda num_tokens: self._tell.skipped(num_tokens * work_per_token),
-            of_base=base_answers(self._folder, task),
-        )
+        work = stage.work / len(stage.models)
+        scorings = score_task(self._context, session, scored, task, work=work)
         unchanged: list[Scoring] = []
         is_text = task.loaded.output_type == "generate_until"
         doc_ids, before = {*task.doc_ids}, list[list[float]]()
@@ -192,8 +180,7 @@ class ScoreWorker:
                 if before == [nats_of(line["resps"]) for line in scoring.samples]:
                     unchanged.append(scoring)
                     continue
-            record = scoring.record.model_copy(update={"provenance": self._provenance})
-            self._folder.write_evaluation(record, scoring.samples)
+            self._folder.write_evaluation(*scoring)
         for scoring in unchanged:
             items = f"every one of the {len(scoring.samples)} items of {task.name!r}"
             raise not_applied(scoring.record.model, f"gives {items} exactly")
@@ -218,7 +205,41 @@ class ScoreWorker:
         return record is not None and not record.update_is_zero
 
 
-def base_answers(
+def score_task(
+    context: StudyContext,
+    session: ScoringSession,
+    models: Sequence[ScoredModel],
+    task: PreparedTask,
+    *,
+    work: float,
+) -> list[Scoring]:
+    """Score models of a session on a task of the study; the records say what made them.
+
+    Args:
+        context: is told of the work.
+        session: has the models.
+        models: are scored together.
+        task: with the items that they answer.
+        work: of each model, in distinct tokens.
+
+    Raises:
+        ModelError: a log-likelihood is not finite.
+    """
+    # the scorer tells of all tokens of all requests, the work is that of the distinct ones
+    per_token = work / max(task.num_tokens, 1)
+    scorings = session.score(
+        models,
+        task,
+        metric=context.study.config.evaluation.scored_by(task.name),
+        advance=lambda num_tokens: context.tell.advanced(num_tokens * per_token),
+        skipped=lambda num_tokens: context.tell.skipped(num_tokens * per_token),
+        of_base=_base_answers(context.folder, task),
+    )
+    made = {"provenance": session.provenance}
+    return [each._replace(record=each.record.model_copy(update=made)) for each in scorings]
+
+
+def _base_answers(
     folder: StudyFolder, task: PreparedTask
 ) -> dict[int, tuple[Responses, ...]] | None:
     """The base's answers to a task that compares with them, once it is scored; None for others."""
