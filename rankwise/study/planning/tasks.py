@@ -11,7 +11,7 @@ import itertools
 import math
 import random
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from rankwise.errors import DataError, TaskError
 from rankwise.records import quantities
@@ -106,6 +106,31 @@ class _Source(NamedTuple):
     asked: Mapping[str, str]
 
 
+class _SourcePlan(NamedTuple):
+    """What a study trains on for one trained task, and what it scores for it.
+
+    Attributes:
+        rows: as in ``TaskPlan``, and so is ``order``.
+        tasks: relation -> the scored tasks that decide.
+        formats: task -> name under which it is also scored in the training format.
+        trained: task -> name of the task made of the rows that are trained on.
+        ending: name of the task that scores only how the rows end; None: there is none.
+        validation: relation -> task -> name of the task made of its validation items.
+        prompted: its tasks with rows in the prompt.
+        overlaps: scored task -> number of its items that are in the rows.
+    """
+
+    rows: list[TrainingRow]
+    order: tuple[int, ...]
+    tasks: dict[Relation, tuple[str, ...]]
+    formats: dict[str, str]
+    trained: dict[str, str]
+    ending: str | None
+    validation: dict[Relation, dict[str, str]]
+    prompted: tuple[PromptedTask, ...]
+    overlaps: dict[str, int]
+
+
 class TaskFinder:
     """Finds, loads and prepares every task of a study, each name once.
 
@@ -136,50 +161,30 @@ class TaskFinder:
     def plan(self) -> TaskPlan:
         """Incomplete where there are problems."""
         sources = self._sources()
-        found: dict[str, dict[str, Any]] = {field: {} for field in StudyTasks.model_fields}
-        rows: dict[str, list[TrainingRow]] = {}
-        order: dict[str, tuple[int, ...]] = {}
-        for source in sources:
-            name, formats = source.name, dict[str, str]()
-            found["tasks"][name] = {r: tuple(tasks) for r, tasks in source.leaves.items()}
-            for relation, tasks in source.leaves.items():
-                for loaded in tasks.values():
-                    task = self._prepared(relation, loaded)
-                    if task is None or not self.config.evaluation.trained_format:
-                        continue
-                    other = self._in_trained_format(relation, task, source.format)
-                    if other is not None:
-                        formats[task.name] = other.name
-            found["trained_formats"][name] = formats
-            kept, clean, found["overlaps"][name] = self._without_overlap(source)
-            if self.config.has_validation_items:
-                found["validation_items"][name] = self._validation_items(source, kept)
-            rows[name] = [source.rows[leaf][i] for leaf in kept for i in kept[leaf]]
-            order[name] = _in_turn([len(places) for places in kept.values()])
-            self._warn_of_too_few(name, len(rows[name]))
-            found["trained_items"][name] = self._trained_items(source, kept)
-            ends = rows[name][: self.config.evaluation.num_train_items]
-            # both answers of a pair end alike, so DPO teaches nothing of their end
-            if len(ends) >= MIN_ITEMS and self.config.train.dpo is None:
-                task = self._prepared("in_domain", ending_items(name, ends), num_first=len(ends))
-                found["ending_items"] |= {} if task is None else {name: task.name}
-            if self.config.methods.prompt is not None:
-                shown = {leaf: sorted({*kept[leaf]} & {*clean[leaf]}) for leaf in kept}
-                found["prompted"][name] = tuple(self._prompted(source, shown))
+        parts = {source.name: self._part(source) for source in sources}
         leaves = [t for s in sources for tasks in s.leaves.values() for t in tasks.values()]
-        if others := {each for of in found["trained_formats"].values() for each in of.values()}:
+        if others := {name for part in parts.values() for name in part.formats.values()}:
             self.warnings.append(
                 "evaluation: models are scored in a format other than their training format; "
                 f"besides the standard format, which decides, also as {', '.join(sorted(others))}"
             )
         groups = grouped((group, task.name) for task in leaves for group in task.groups)
-        found["groups"] = {group: tuple(dict.fromkeys(its)) for group, its in groups.items()}
-        found["domains"] = self._domains(leaves)
         prepared = [task for task in self._done.values() if task is not None]
+        scored = StudyTasks(
+            tasks={name: part.tasks for name, part in parts.items()},
+            trained_formats={name: part.formats for name, part in parts.items()},
+            trained_items={name: part.trained for name, part in parts.items()},
+            ending_items={name: part.ending for name, part in parts.items() if part.ending},
+            validation_items={n: part.validation for n, part in parts.items() if part.validation},
+            prompted={name: part.prompted for name, part in parts.items() if part.prompted},
+            overlaps={name: part.overlaps for name, part in parts.items()},
+            groups={group: tuple(dict.fromkeys(its)) for group, its in groups.items()},
+            domains=self._domains(leaves),
+        )
         return TaskPlan(
-            rows,
-            order,
-            StudyTasks(**found),
+            {name: part.rows for name, part in parts.items()},
+            {name: part.order for name, part in parts.items()},
+            scored,
             prepared,
             None if self._own is None else self._own.read,
             self._own_sets,
@@ -189,6 +194,49 @@ class TaskFinder:
                 if column is not None and _tells(prepared, task, column)
             },
         )
+
+    def _part(self, source: _Source) -> _SourcePlan:
+        """Prepare what is scored for a trained task, and choose the rows to train on."""
+        evaluation, formats = self.config.evaluation, dict[str, str]()
+        for relation, tasks in source.leaves.items():
+            for loaded in tasks.values():
+                task = self._prepared(relation, loaded)
+                if task is None or not evaluation.trained_format:
+                    continue
+                other = self._in_trained_format(relation, task, source.format)
+                if other is not None:
+                    formats[task.name] = other.name
+        kept, clean, overlaps = self._without_overlap(source)
+        has_validation = self.config.has_validation_items
+        validation = self._validation_items(source, kept) if has_validation else {}
+        rows = [source.rows[leaf][place] for leaf in kept for place in kept[leaf]]
+        self._warn_of_too_few(source.name, len(rows))
+        trained = self._trained_items(source, kept)
+        ending = self._ending(source, rows[: evaluation.num_train_items])
+        prompted: tuple[PromptedTask, ...] = ()
+        if self.config.methods.prompt is not None:
+            shown = {leaf: sorted({*kept[leaf]} & {*clean[leaf]}) for leaf in kept}
+            prompted = tuple(self._prompted(source, shown))
+        return _SourcePlan(
+            rows=rows,
+            order=_in_turn([len(places) for places in kept.values()]),
+            tasks={relation: tuple(tasks) for relation, tasks in source.leaves.items()},
+            formats=formats,
+            trained=trained,
+            ending=ending,
+            validation=validation,
+            prompted=prompted,
+            overlaps=overlaps,
+        )
+
+    def _ending(self, source: _Source, rows: Sequence[TrainingRow]) -> str | None:
+        """The name of the task that scores how some rows end; None where it would say nothing."""
+        # both answers of a pair end alike, so DPO teaches nothing of their end
+        if len(rows) < MIN_ITEMS or self.config.train.dpo is not None:
+            return None
+        loaded = ending_items(source.name, rows)
+        task = self._prepared("in_domain", loaded, num_first=len(rows))
+        return None if task is None else task.name
 
     def _warn_of_too_few(self, name: str, num_rows: int) -> None:
         """Warn where more than one of several numbers of rows comes to all that there are."""
