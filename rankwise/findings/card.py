@@ -78,6 +78,11 @@ class CardRow(Record):
     gain: TaskMean | None
     retention: TaskMean | None
     num_parameters: int
+    num_learned: int | None = None
+    """Items that it has right and the base has wrong; None of several runs or tasks, and where an
+    item is neither right nor wrong."""
+    num_forgotten: int | None = None
+    """Items that it has wrong and the base has right."""
 
 
 class CheckedAdvice(Record):
@@ -150,6 +155,7 @@ def verdict_card(source: OptionGains, recommendation: Recommendation) -> Verdict
             runs=tuple(run.name for run in option.runs),
             is_choice=option.label == label,
             **_scores(source, option.runs, tasks.in_domain),
+            **_counts(recommendation, tasks, option),
             gain=source.change(option.runs, tasks.in_domain) if tasks.in_domain else None,
             retention=source.change(option.runs, tasks.retention) if tasks.retention else None,
             num_parameters=option.plan.num_trainable_parameters,
@@ -192,7 +198,16 @@ def verdict_card(source: OptionGains, recommendation: Recommendation) -> Verdict
     )
 
 
-def _scores(source: OptionGains, models: Runs, tasks: Sequence[str]) -> dict[str, float | None]:
+def _counts(recommendation: Recommendation, tasks: DecidingTasks, option: Option) -> dict[str, Any]:
+    """The items that the only run of an option learned and forgot on the only task."""
+    if len(option.runs) != 1 or len(tasks.in_domain) != 1:
+        return {}
+    where = option.runs[0].name, tasks.in_domain[0]
+    found = next(each for each in recommendation.comparisons if (each.run, each.task) == where)
+    return {"num_learned": found.num_learned, "num_forgotten": found.num_forgotten}
+
+
+def _scores(source: OptionGains, models: Runs, tasks: Sequence[str]) -> dict[str, Any]:
     """The mean score of some models over tasks, and in accuracy where p(right) decides."""
 
     def mean(of: OptionGains) -> float:
