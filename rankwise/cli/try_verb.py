@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NamedTuple
+
+import typer
 
 from rankwise.cli.application import (
     AsEvents,
     argument,
     given_name,
+    is_terminal,
     note,
     option,
     say,
@@ -45,6 +49,7 @@ MOST_SHOWN = 500
 
 _JUDGED_BY = {
     "choice": "as a choice among the {number} answers that occur, by the right one's probability",
+    "json": "as JSON, field by field",
     "number": "by the number behind '####' that a model writes",
     "loss": "by the loss of their answers, in nats per token",
 }
@@ -75,12 +80,16 @@ def try_data(
         ),
     ] = None,
     study_dir: StudyDir = None,
+    yes: Annotated[
+        bool, option("--yes", "Do not ask whether a guess at the columns is right.")
+    ] = False,
     as_json: AsEvents = False,
 ) -> int:
     """Run a study on your own rows within a time budget: from file to verdict.
 
     Shows the column mapping, how rows are rendered, which tokens are trained
     on, and a plan that fits the budget on this machine. Then runs the plan.
+    Where the columns had to be guessed, a terminal is asked before.
     DIR/study.yaml has all settings: rankwise run resumes or repeats the study.
     """
     from rankwise.study import trial as trials
@@ -101,6 +110,8 @@ def try_data(
             with usage_errors():
                 trial = trials.recognised(place, model, columns, note)
             fitted = _told_and_fitted(trial, name, budget, events)
+            if trial.own.guessed and events is None and not yes:
+                _ask_about(trial.own.guessed)
             settings = trials.settings_of(trial, fitted.choice, name, folder.root)
             text = trials.study_file_text(trial, settings, command)
             write_atomically(folder.settings_file, text)
@@ -110,6 +121,19 @@ def try_data(
         return config, folder
 
     return run_and_report(find, quiet=False, as_json=as_json)
+
+
+def _ask_about(guessed: Mapping[str, str]) -> None:
+    """Ask whether the columns are right, where somebody can answer.
+
+    Raises:
+        ConfigError: they are not.
+    """
+    if not (is_terminal(sys.stdin) and is_terminal(sys.stderr)):
+        return
+    if not typer.confirm("Train on these rows, as shown?", default=True, err=True):
+        options = " ".join(f"--column {shlex.quote(f'{k}={v}')}" for k, v in guessed.items())
+        raise ConfigError("try", [f"name the columns, such as {options}"])
 
 
 def _is_begun(folder: StudyFolder, command: str) -> bool:
@@ -170,15 +194,18 @@ def _told_and_fitted(trial: Trial, name: str, budget: float, events: Events | No
 def recognised_lines(trial: Trial) -> Iterator[str]:
     """What was read, and what was taken for what."""
     own = trial.own
-    same = len(own.raw.rows) - len(own.rows)
+    same = len(own.raw.rows) - len(own.rows) - own.num_without_answer
     repeated = f", {quantities.count(same)} of them repeated" if same else ""
+    if own.num_without_answer:
+        repeated += f", {quantities.count(own.num_without_answer)} without an answer left out"
     num_rows = quantities.counted(len(own.raw.rows), "row")
     yield f"{own.raw.source}: {own.raw.format}, {num_rows}{repeated}"
     for read in own.columns:
         roles = ", ".join(f"{role} = {column}" for role, column in read.columns.items())
         unread = f"; not read: {', '.join(read.unread)}" if read.unread else ""
         num_read = quantities.counted(read.num_rows, "row")
-        yield f"  {num_read} as {read.convention}: {roles}{unread}"
+        how = "by a guess" if read.convention == "guess" else f"as {read.convention}"
+        yield f"  {num_read} {how}: {roles}{unread}"
     if not trial.has_chat_template:
         yield f"chat template: none; {trial.base_model} has none, so rows are plain text"
     elif any(row.is_conversation for row in own.rows):

@@ -13,6 +13,7 @@ from rankwise.errors import DataError
 from rankwise.records import quantities
 from rankwise.records.config.own_rows import ColumnsConfig, JudgeName
 from rankwise.records.config.study import BaseModelConfig, StudyConfig
+from rankwise.records.json_reading import parse_json
 from rankwise.records.p_right import P_RIGHT
 from rankwise.records.study import Unit
 from rankwise.records.study_file import margins_text
@@ -145,7 +146,7 @@ def recognised(
         has_chat_template=has_chat,
         judged_by=_judged_by([row.completion for row in own.rows], round(fraction * count)),
         held_out_fraction=fraction,
-        columns=columns,
+        columns=columns if own.guessed is None else ColumnsConfig(**own.guessed),
     )
 
 
@@ -156,9 +157,19 @@ def _judged_by(answers: Sequence[str], num_held_out: int) -> JudgeName:
         and max(map(len, distinct)) <= LONGEST_CHOICE
     ):
         return "choice"
+    if all(map(_is_object, answers)):
+        return "json"
     if num_held_out >= NUMBERS_HELD_OUT and all(map(ends_in_number, answers)):
         return "number"
     return "loss"
+
+
+def _is_object(answer: str) -> bool:
+    """Whether an answer is a JSON object, whose fields can be compared."""
+    try:
+        return isinstance(parse_json(answer), dict)
+    except ValueError:
+        return False
 
 
 def settings_of(trial: Trial, size: Size, name: str, folder: Path | None = None) -> dict[str, Any]:

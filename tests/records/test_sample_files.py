@@ -472,6 +472,16 @@ def test_options_are_compared_by_p_right_with_accuracy_beside_it(
     sentence(caught.value, "p_right", names=("p_right",))
 
 
+@pytest.mark.parametrize("requests", [{"gen_args_0": []}, [[], []], [["a"], []], "none", 7])
+def test_requests_that_hold_nothing_tell_no_right_option(tmp_path: Path, requests: Any) -> None:
+    answers = {"resps": [[["-0.5", "False"]], [["-1.5", "False"]]], "arguments": requests}
+    files = [
+        write(tmp_path / f"{name}.jsonl", [line(i, acc=float(i % 2)) | answers for i in range(4)])
+        for name in ("base", "a")
+    ]
+    assert compare_samples(files[0], files[1:]).metric == "acc"
+
+
 def test_lines_that_do_not_name_their_metrics(tmp_path: Path) -> None:
     """Of lm-eval before 0.4.7, and of other programs in its layout."""
     lines = without([line(i, acc=i % 2, acc_norm=1) for i in range(4)], "metrics", "filter")
