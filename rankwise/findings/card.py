@@ -138,7 +138,8 @@ class VerdictCard(Record):
     alternatives: tuple[Alternative, ...] = ()
     advice: tuple[CheckedAdvice, ...] = ()
     draws: RuleDraws | None = None
-    """None of more than ``MOST_DRAWN`` options, or ``MOST_VALUES`` draws of them."""
+    """None of more than ``MOST_DRAWN`` options, or ``MOST_VALUES`` draws of them, and where a
+    margin is next to nothing beside the gains."""
 
 
 def verdict_card(source: OptionGains, recommendation: Recommendation) -> VerdictCard | None:
@@ -247,6 +248,8 @@ def _rule_draws(
         for draws, scale in zip(truths, (1.0 / step, RESOLUTION, RESOLUTION), strict=True)
     ]
     most = max(float(np.abs(draws).max()) for draws in whole if draws is not None)
+    if most > np.iinfo(np.int32).max:  # a margin that no slider sets: far below the errors
+        return None
     kind = "<i2" if most <= np.iinfo(np.int16).max else "<i4"
     gains, losses, worst = (
         "" if draws is None else base64.b64encode(draws.astype(kind).tobytes()).decode("ascii")

@@ -236,6 +236,14 @@ def test_the_margin_of_rewards_is_a_tenth_of_their_deviation(
     sentence(" ".join(found.stderr.split()), "alike", names=("--delta",))
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_margin_far_below_the_gains_has_no_sliders() -> None:
+    rows = renamed(scores(base=[1e9, 3e9, 2e9, 5e9], r8=[4e9, 9e9, 7e9, 6e9]), acc="reward")
+    for delta, has_sliders in ((1e-3, False), (1e8, True)):
+        (card,) = concluded(results(rows, delta=delta)).findings.cards
+        assert (card.draws is not None) == has_sliders
+
+
 def changed(place: int, **cells: Any) -> list[Row]:
     return [row | cells if at == place else row for at, row in enumerate(THREE)]
 
