@@ -35,6 +35,7 @@ from rankwise.records.config.study import StudyConfig
 from rankwise.records.files import read_regular, write_atomically
 from rankwise.records.folder import StudyFolder
 from rankwise.records.study_file import load_config, validated
+from rankwise.tasks.own_rows import rows_kept
 
 if TYPE_CHECKING:
     from rankwise.cli.events import Events
@@ -107,9 +108,10 @@ def try_data(
             parts = [each.partition("=") for each in column or ()]
             roles = {role: name for role, _, name in parts}
             columns = validated(ColumnsConfig, roles, "--column") if roles else None
-            with usage_errors():
-                trial = trials.recognised(place, model, columns, note)
-            fitted = _told_and_fitted(trial, name, budget, events)
+            with rows_kept():
+                with usage_errors():
+                    trial = trials.recognised(place, model, columns, note)
+                fitted = _told_and_fitted(trial, name, budget, events)
             if trial.own.guessed and events is None and not yes:
                 _ask_about(trial.own.guessed)
             settings = trials.settings_of(trial, fitted.choice, name, folder.root)

@@ -13,6 +13,7 @@ from rankwise.errors import DataError
 from rankwise.records import quantities
 from rankwise.records.config.own_rows import ColumnsConfig, JudgeName
 from rankwise.records.config.study import BaseModelConfig, StudyConfig
+from rankwise.records.files import in_words
 from rankwise.records.json_reading import parse_json
 from rankwise.records.p_right import P_RIGHT
 from rankwise.records.study import Unit
@@ -33,6 +34,9 @@ NUMBERS_HELD_OUT = 200
 HELD_OUT_SHARE, MOST_HELD_OUT = 0.3, 500
 """The share of the rows that is held out, and the most rows: of few rows, a verdict needs more than
 training does."""
+
+LARGE_FILE = 10 << 20
+"""Bytes of a file that takes seconds to be read."""
 
 RETENTION = ("capitals", "continents", "elements")
 """Bundled tasks of what a base knows."""
@@ -131,6 +135,8 @@ def recognised(
     has_chat = bool(tokenizer.chat_template)
     if os.path.exists(data):
         data = data.resolve()
+        if (num_bytes := data.stat().st_size) > LARGE_FILE:
+            report(f"reading {data.name} ({in_words(num_bytes)})")
     own = read_own_rows(data, tokenizer, chat_template=has_chat, columns=columns)
     count = len(own.rows)
     if count < 10:

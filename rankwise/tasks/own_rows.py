@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from rankwise.errors import DataError, TaskError
 from rankwise.records.config.own_rows import ColumnsConfig
 from rankwise.records.own_data import ColumnsRead
-from rankwise.tasks.chat_templates import end_of_turn, render_chat
+from rankwise.tasks.chat_templates import Renderer, end_of_turn, render_chat
 from rankwise.tasks.columns import (
     CONVERSATION,
     NOTHING,
@@ -105,6 +107,22 @@ class EmptyAnswerError(DataError):
     """A row has no answer to learn: it is left out and counted, unless all are like it."""
 
 
+_kept: ContextVar[dict[Any, OwnRows] | None] = ContextVar("kept rows", default=None)
+
+
+@contextlib.contextmanager
+def rows_kept() -> Generator[None]:
+    """Within the block a file that has not changed is read and rendered once.
+
+    Whoever plans one study in several sizes would read its rows for each.
+    """
+    token = _kept.set({} if (kept := _kept.get()) is None else kept)
+    try:
+        yield
+    finally:
+        _kept.reset(token)
+
+
 def read_own_rows(
     data: Path,
     tokenizer: Any,
@@ -128,6 +146,32 @@ def read_own_rows(
     Raises:
         DataError: it cannot be read, or rows are bad (the message names the first ten).
     """
+    kept = _kept.get()
+    if kept is None:
+        return _read(data, tokenizer, chat_template, columns, in_pairs)
+    said = None if columns is None else tuple(columns.by_role.items())
+    key = (str(data), _stamp(data), Renderer.of(tokenizer), chat_template, said, in_pairs)
+    if key not in kept:
+        kept[key] = _read(data, tokenizer, chat_template, columns, in_pairs)
+    return kept[key]
+
+
+def _stamp(data: Path) -> tuple[int, ...]:
+    """What changes with a file; nothing of a data set."""
+    try:
+        found = data.stat()
+    except (OSError, ValueError):
+        return ()
+    return found.st_mtime_ns, found.st_size, found.st_ino
+
+
+def _read(
+    data: Path,
+    tokenizer: Any,
+    chat_template: bool,
+    columns: ColumnsConfig | None,
+    in_pairs: bool,
+) -> OwnRows:
     raw = read_raw_rows(data)
     reading_of = _readings(raw, columns, in_pairs=in_pairs)
     if reading_of.rows is not None:

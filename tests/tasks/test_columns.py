@@ -16,7 +16,7 @@ from rankwise.engine.models.loading import load_tokenizer
 from rankwise.errors import DataError
 from rankwise.records.config.own_rows import ColumnsConfig
 from rankwise.tasks.columns import guess
-from rankwise.tasks.own_rows import OwnRows, read_own_rows
+from rankwise.tasks.own_rows import OwnRows, read_own_rows, rows_kept
 from rankwise.tasks.row_files import read_raw_rows
 from tests.support.command_line import rankwise
 from tests.support.sentences import Sentences
@@ -217,3 +217,16 @@ def test_a_guess_is_said_before_training_and_kept_in_the_study_file(
     assert done.exit_code == 0, done.output
     text = (tmp_path / "studies" / "rows" / "study.yaml").read_text()
     assert "prompt: Frage" in text
+
+
+def test_rows_are_read_once_while_they_are_kept(tmp_path: Path, tokenizer: Any) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text(sheet(("prompt", "completion"), lambda i: (f"{TEXT[i]} {i}", KIND[i])))
+    with rows_kept():
+        first = read(path, tokenizer)
+        with rows_kept():
+            assert read(path, tokenizer) is first
+        assert read(path, tokenizer, prompt="prompt", completion="completion") is not first
+        path.write_text(sheet(("prompt", "completion"), lambda i: (f"{TEXT[i]} {i}!", KIND[i])))
+        assert read(path, tokenizer).rows[0].prompt.endswith("!")
+    assert read(path, tokenizer) is not read(path, tokenizer)
