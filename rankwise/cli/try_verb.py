@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import shlex
 import sys
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
     from rankwise.cli.events import Events
     from rankwise.study.budgets import Fitted
     from rankwise.study.planning.plan import StudyPlan
-    from rankwise.study.trial import Size, Trial
+    from rankwise.study.trial import Enough, Size, Trial
 
 NUM_EXAMPLES = 3
 
@@ -170,9 +171,12 @@ def _told_and_fitted(trial: Trial, name: str, budget: float, events: Events | No
     rate = measured_rate(plan_study(smallest, note))
     fitted = trials.fitted(trial, name, budget, rate, partial(plan_study, report=note))
     planned = fitted.plan
+    wanted = trials.enough(trial, name, fitted.choice, rate, partial(plan_study, report=note))
     if events is None:
         for line in (*example_lines(planned), *plan_lines(trial, fitted, budget, rate)):
             say(line)
+        if wanted is not None:
+            say(_too_small(fitted.choice, wanted))
     else:
         events.write(
             "fitted",
@@ -188,9 +192,22 @@ def _told_and_fitted(trial: Trial, name: str, budget: float, events: Events | No
             fits=fitted.fits,
             scored_tokens_per_second=rate,
             left_out=list(trials.left_out(trial, fitted.choice)),
+            enough=None if wanted is None else wanted._asdict(),
         )
     warn(planned.record.warnings)
     return fitted
+
+
+def _too_small(size: Size, wanted: Enough) -> str:
+    """What a study of this size cannot say, and the budget of one that can."""
+    what = "This budget holds few held-out rows: only large differences will show."
+    if len(size.ranks) == 1:
+        what = "This budget holds one rank: whether it helps will show, not which rank is enough."
+    minutes = math.ceil(wanted.budget_seconds / 60.0)
+    return (
+        f"{what} --budget {minutes}m holds {wanted.num_ranks} ranks and "
+        f"{quantities.counted(wanted.num_held_out, 'held-out row')}."
+    )
 
 
 def recognised_lines(trial: Trial) -> Iterator[str]:
