@@ -33,9 +33,9 @@ def test_it_is_planned_as_with_them(
     without_weights.write_text(text.replace(str(small), str(tiny_model_folder)))
     whole = rankwise("plan", without_weights, "--json")
     one, other = (json.loads(done.stdout) for done in (planned, whole))
-    assert [run["estimated_memory_bytes"] for run in one["runs"]] == [
-        run["estimated_memory_bytes"] for run in other["runs"]
-    ]
+    same = ("rank", "num_steps", "num_tokens", "num_trainable_parameters", "trainable_share")
+    for with_them, without in zip(other["runs"], one["runs"], strict=True):
+        assert {name: without[name] for name in same} == {name: with_them[name] for name in same}
     said = [line for line in planned.stderr.splitlines() if "no weights" in line]
     sentence(said[0].replace(str(small), "FOLDER/small"), names=("planned",))
 
