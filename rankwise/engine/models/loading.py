@@ -35,7 +35,7 @@ from rankwise.engine.models.limits import (
     refuse_growing,
     refuse_large_files,
 )
-from rankwise.errors import ModelError
+from rankwise.errors import ModelError, to_install
 from rankwise.records.config.training import BasePrecision
 
 # kinds of device that a base can be quantised on
@@ -215,7 +215,7 @@ def require_bitsandbytes(what: str) -> None:
     except ImportError as error:
         raise ModelError(
             f"{what} needs bitsandbytes, which cannot be imported ({error}). Install it: "
-            "pip install 'rankwise[quantization]'."
+            f"{to_install('quantization')}."
         ) from error
 
 
