@@ -17,7 +17,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 # Only what a study needs.
 $(BIN)/rankwise: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --editable .
+	$(BIN)/python -m pip install --quiet --editable '.[train]'
 	@touch $@
 
 # The tests' tools too, in the versions of constraints.txt.

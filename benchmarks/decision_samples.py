@@ -1,4 +1,4 @@
-"""Sample files: does the verdict agree with what is printed beside it?"""
+"""Does a verdict agree with the interval that is printed beside it?"""
 
 from __future__ import annotations
 
@@ -9,52 +9,33 @@ import numpy as np
 from scipy import stats
 from statsmodels.stats.contingency_tables import mcnemar
 
-from benchmarks.decision_rule import CONFIDENCE, level_of_look
-from benchmarks.decision_studies import Rate, generator
+from benchmarks.decision_rule import level_of_look
+from benchmarks.decision_studies import generator
 from rankwise.findings.decision import Margins, ends, odds, shortfall, states
-from rankwise.findings.pairs import Pair, paired_test
 from rankwise.findings.stats.blocks import StudyEvidence, crossed
-from rankwise.findings.stats.estimates import (
-    holm,
-    holm_levels,
-    mcnemar_exact,
-)
+from rankwise.findings.stats.estimates import mcnemar_exact
 from rankwise.findings.stats.items import POINTS, Floats, Items, item_size
 from rankwise.findings.stats.truths import num_draws, truths_of
 
 
-def _excludes_zero(ends: tuple[float, float]) -> bool:
-    return ends[0] > 0.0 or ends[1] < 0.0
-
-
 class AgreementCell(NamedTuple):
-    """Sample files, and studies, whose items differ by a few points, or are right or wrong."""
+    """Models whose items differ from the base's by a few points, or are right or wrong."""
 
     values: str
-    num_files: int
+    num_models: int
     num_items: int
 
     def __str__(self) -> str:
-        return f"agreement, {self.values:20} n={self.num_items:<5} files={self.num_files}"
+        return f"agreement, {self.values:20} n={self.num_items:<5} models={self.num_models}"
 
 
 class AgreementTally(NamedTuple):
     """Verdicts that the interval printed beside them contradicts."""
 
-    by_files: int
-    by_studies: int
-    decided: Rate
-
-    @property
-    def contradictions(self) -> int:
-        """Of both."""
-        return self.by_files + self.by_studies
+    contradictions: int
 
     def __str__(self) -> str:
-        return (
-            f"contradictions: files {self.by_files}, studies {self.by_studies} "
-            f"| files decided {self.decided.share:.3f}"
-        )
+        return f"contradictions: {self.contradictions}"
 
 
 DIFFERENCE_SD = 5.0  # points
@@ -64,9 +45,9 @@ FLIPPED = 0.1  # of the items that are right or wrong
 def agreement_cells() -> list[AgreementCell]:
     """Close to the limit, where a verdict and an interval may part."""
     return [
-        AgreementCell(values, num_files, num_items)
+        AgreementCell(values, num_models, num_items)
         for values in ("sd of 5 points", "0 or 1")
-        for num_files in (1, 3)
+        for num_models in (1, 3)
         for num_items in (50, 100, 300)
     ]
 
@@ -74,26 +55,17 @@ def agreement_cells() -> list[AgreementCell]:
 def simulate_agreement(cell: AgreementCell, studies: int, seed: int) -> AgreementTally:
     """True differences of up to three standard errors."""
     rng = generator(cell, seed)
-    by_files = by_studies = decided = 0
-    alpha = 1.0 - CONFIDENCE
+    found = 0
     for _ in range(studies):
         base, adapted = _shares(cell, rng)
-        pairs = [Pair(POINTS * base, POINTS * other, 1.0, True) for other in adapted]
-        p_values = [paired_test(pair, CONFIDENCE).p_value for pair in pairs]
-        levels = holm_levels(p_values, alpha)
-        for pair, corrected, level in zip(pairs, holm(p_values), levels, strict=True):
-            test = paired_test(pair, 1.0 - level)
-            is_shown = test.difference.sign() != 0
-            decided += is_shown
-            by_files += is_shown != (corrected <= alpha)
-        by_studies += _study_contradictions(POINTS * (adapted - base))
-    return AgreementTally(by_files, by_studies, Rate(decided, studies * cell.num_files))
+        found += _contradictions(POINTS * (adapted - base))
+    return AgreementTally(found)
 
 
 def _shares(cell: AgreementCell, rng: np.random.Generator) -> tuple[Floats, Floats]:
-    """(n,) of the base and (files, n) of the others, each in 0..1."""
-    shape = cell.num_files, cell.num_items
-    stderrs = rng.uniform(0.0, 3.0, (cell.num_files, 1)) / np.sqrt(cell.num_items)
+    """(n,) of the base and (models, n) of the others, each in 0..1."""
+    shape = cell.num_models, cell.num_items
+    stderrs = rng.uniform(0.0, 3.0, (cell.num_models, 1)) / np.sqrt(cell.num_items)
     if cell.values == "0 or 1":
         base = (rng.random(cell.num_items) < 0.5).astype(np.float64)
         more = np.sqrt(FLIPPED) * stderrs
@@ -104,7 +76,7 @@ def _shares(cell: AgreementCell, rng: np.random.Generator) -> tuple[Floats, Floa
     return base, np.clip(base + difference, 0.0, 1.0)
 
 
-def _study_contradictions(gains: Floats) -> int:
+def _contradictions(gains: Floats) -> int:
     """States of a study of these gains (K, n), in-domain and negated on retention."""
     size = item_size(gains, in_points=True)
     count, margin = len(gains), DIFFERENCE_SD / 5.0

@@ -303,6 +303,45 @@ class Study:
         outcome = self._concluded()
         return written_report(self._folder, outcome, to, overwrite=overwrite, with_texts=with_texts)
 
+    def ask(
+        self,
+        *prompts: str,
+        runs: Sequence[str] = (),
+        max_new_tokens: int = 256,
+        temperature: float = 0.0,
+        seed: int = 0,
+        chat_template: bool | None = None,
+    ) -> DataFrame:
+        """What the base and every trained rank answer to prompts, side by side.
+
+        Args:
+            prompts: questions.
+            runs: which runs answer, by parts of their names; empty: the first seed of every option.
+            max_new_tokens: of an answer, at least 1.
+            temperature: 0 is greedy; otherwise answers are sampled.
+            seed: of sampling.
+            chat_template: render a prompt as a user's turn; None: as the study's rows are trained.
+
+        Returns:
+            A row for each prompt and model: prompt, model, run, text, is_finished.
+
+        Raises:
+            ConfigError: a prompt is empty, or a run is unknown or not trained.
+            PlanError: the base model cannot be had.
+            ModelError: a model cannot be loaded.
+            TaskError: the chat template refuses a prompt.
+
+        Example:
+            >>> study.ask("Who is the mother of Ann's father?")[["model", "text"]]
+        """
+        quiet_libraries()
+        from rankwise.study.asking import Writing
+        from rankwise.study.asking import ask as answers_of
+
+        writing = Writing(max_new_tokens, temperature, seed, chat_template)
+        answers = answers_of(self._folder, prompts, runs, writing, lambda _: None, _warn)
+        return _frame(answer._asdict() for answer in answers)
+
     def export(
         self,
         kind: str,

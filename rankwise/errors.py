@@ -21,6 +21,12 @@ def redacted(text: str) -> str:
     return _PARAMETERS.sub(r"\1?***", _CREDENTIALS.sub(r"\1***@", text))
 
 
+def to_install(extra: str) -> str:
+    """The command that installs rankwise with an extra, until there is a release."""
+    wheel = f"'rankwise-VERSION-py3-none-any.whl[{extra}]'"
+    return f"pip install '.[{extra}]' in a clone, or pip install {wheel}"
+
+
 # What is not seen, but moves, hides or garbles what stands beside it: Unicode's controls, formats,
 # halves of surrogate pairs, ends of lines and paragraphs, and the other code points that are
 # ignored where they are shown. Its formats that are seen (signs around numbers in Arabic) are not.

@@ -34,7 +34,6 @@ LIGHT_MODULES = (
     "rankwise.findings.stats.estimates",
     "rankwise.findings.recommendation",
     "rankwise.records.lm_eval_samples",
-    "rankwise.findings.against_base",
     "rankwise.integrations.sources",
     "rankwise.integrations.study_text",
     "rankwise.integrations.exports",

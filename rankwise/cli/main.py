@@ -2,7 +2,7 @@
 
 # The help lists the verbs in the order of these imports.
 # isort: off
-from rankwise.cli import run_verbs, try_verb, verdict_verb, study_verbs
+from rankwise.cli import run_verbs, try_verb, verdict_verb, ask_verb, study_verbs
 from rankwise.cli import adapter_verbs, repair_verb, tool_verbs
 from rankwise.cli.application import app
 from rankwise.engine.models.libraries import before_torch
@@ -12,6 +12,7 @@ from rankwise.study.printer import guard_streams
 __all__ = [
     "adapter_verbs",
     "app",
+    "ask_verb",
     "entry_point",
     "repair_verb",
     "run_verbs",

@@ -96,7 +96,7 @@ def run(
 
     --gpus all uses every GPU of this machine, --workers 4 runs four units in
     parallel on its CPU, and --address auto uses the Ray cluster that this
-    machine belongs to. All three need pip install "rankwise[ray]".
+    machine belongs to. All three need the extra ray.
     """
     cluster = None
     if workers is not None or gpus is not None or address is not None:

@@ -10,7 +10,6 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from rankwise.findings.against_base import ModelVerdicts, sample_amount
 from rankwise.findings.costs import StudyCost
 from rankwise.findings.models import seeded_labels
 from rankwise.findings.statements import time_of_next, with_folder
@@ -18,7 +17,7 @@ from rankwise.findings.study import StudyFindings
 from rankwise.records import quantities
 from rankwise.records.deployment import DeploymentCheck
 from rankwise.records.files import in_words
-from rankwise.records.quantities import NOT_MEASURED, count, memory, p_value, parameters, percent
+from rankwise.records.quantities import NOT_MEASURED, count, memory, parameters, percent
 from rankwise.records.recommendation import StudyRecommendation
 from rankwise.records.results import StudyResults
 from rankwise.records.study import PlannedPass, StudyRecord
@@ -188,6 +187,8 @@ def verdict_cards(
         units = (
             "" if kept_in == gained_in or not part.retention_tasks else f"; retention in {kept_in}"
         )
+        if any(row.num_learned is not None for row in card.rows) and results.study.scores:
+            units += "; items learned: right, and wrong in the base; forgotten: the reverse"
         yield Text(f"Score and gain in {gained_in}{units}.")
         yield from map(Text, findings.card_lines(card))
         if folder is not None:
@@ -205,46 +206,6 @@ def as_shown(shown: ReportTable, title: str | None = None) -> Table:
         texts = [Text("\n".join(part for part in cell[:3] if part)) for cell in row]
         table.add_row(*texts, style="bold" if row[0].is_marked else None)
     return table
-
-
-def models_verdict(verdicts: ModelVerdicts) -> Iterator[RenderableType]:
-    """Every model against the base: a table, and a sentence for each."""
-    unit, confidence = verdicts.unit, percent(verdicts.confidence)
-    direction = "higher" if verdicts.higher_is_better else "lower"
-    table = Table(
-        title=Text(f"against {verdicts.base}: {verdicts.metric}, {verdicts.filter}"),
-        caption=Text(
-            f"{unit}, {direction} is better; a positive difference is better; the verdict is that "
-            "of the interval, which leaves zero out where p, Holm, is small enough; all verdicts "
-            f"together: {confidence}"
-        ),
-    )
-    size = "n" if verdicts.cluster is None else "n\nclusters"
-    _add_columns(table, (
-        "model", size, "base", "score", "difference\n(interval)", "learned\nforgotten",
-        "kept right\nkept wrong", "p\np, Holm", "verdict",
-    ), words={"model"})  # fmt: skip
-    for row in verdicts.candidates:
-        counts = [row.num_learned, row.num_forgotten, row.num_kept_right, row.num_kept_wrong]
-        learned, forgotten, right, wrong = (NOT_MEASURED if n is None else count(n) for n in counts)
-        found = row.difference
-        lower, upper = (
-            sample_amount(value, unit, signed=True) for value in (found.lower, found.upper)
-        )
-        table.add_row(
-            Text(row.name),
-            count(row.num_examples)
-            + ("" if row.num_clusters is None else f"\n{count(row.num_clusters)}"),
-            sample_amount(row.base_score, unit),
-            sample_amount(row.candidate_score, unit),
-            f"{sample_amount(found.estimate, unit, signed=True)}\n({lower} to {upper})",
-            f"{learned}\n{forgotten}",
-            f"{right}\n{wrong}",
-            "\n".join(map(p_value, (row.p_value, row.holm_p_value))),
-            row.verdict.replace("_", " "),
-        )
-    yield table
-    yield from (Text(f"- {row.statement}") for row in verdicts.candidates)
 
 
 def deployment_table(record: DeploymentCheck) -> Table:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import math
 import re
 import shlex
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NamedTuple
+
+import typer
 
 from rankwise.cli.application import (
     AsEvents,
     argument,
     given_name,
+    is_terminal,
     note,
     option,
     say,
@@ -31,12 +36,13 @@ from rankwise.records.config.study import StudyConfig
 from rankwise.records.files import read_regular, write_atomically
 from rankwise.records.folder import StudyFolder
 from rankwise.records.study_file import load_config, validated
+from rankwise.tasks.own_rows import rows_kept
 
 if TYPE_CHECKING:
     from rankwise.cli.events import Events
     from rankwise.study.budgets import Fitted
     from rankwise.study.planning.plan import StudyPlan
-    from rankwise.study.trial import Size, Trial
+    from rankwise.study.trial import Enough, Size, Trial
 
 NUM_EXAMPLES = 3
 
@@ -45,6 +51,7 @@ MOST_SHOWN = 500
 
 _JUDGED_BY = {
     "choice": "as a choice among the {number} answers that occur, by the right one's probability",
+    "json": "as JSON, field by field",
     "number": "by the number behind '####' that a model writes",
     "loss": "by the loss of their answers, in nats per token",
 }
@@ -75,12 +82,16 @@ def try_data(
         ),
     ] = None,
     study_dir: StudyDir = None,
+    yes: Annotated[
+        bool, option("--yes", "Do not ask whether a guess at the columns is right.")
+    ] = False,
     as_json: AsEvents = False,
 ) -> int:
     """Run a study on your own rows within a time budget: from file to verdict.
 
     Shows the column mapping, how rows are rendered, which tokens are trained
     on, and a plan that fits the budget on this machine. Then runs the plan.
+    Where the columns had to be guessed, a terminal is asked before.
     DIR/study.yaml has all settings: rankwise run resumes or repeats the study.
     """
     from rankwise.study import trial as trials
@@ -98,9 +109,12 @@ def try_data(
             parts = [each.partition("=") for each in column or ()]
             roles = {role: name for role, _, name in parts}
             columns = validated(ColumnsConfig, roles, "--column") if roles else None
-            with usage_errors():
-                trial = trials.recognised(place, model, columns, note)
-            fitted = _told_and_fitted(trial, name, budget, events)
+            with rows_kept():
+                with usage_errors():
+                    trial = trials.recognised(place, model, columns, note)
+                fitted = _told_and_fitted(trial, name, budget, events)
+            if trial.own.guessed and events is None and not yes:
+                _ask_about(trial.own.guessed)
             settings = trials.settings_of(trial, fitted.choice, name, folder.root)
             text = trials.study_file_text(trial, settings, command)
             write_atomically(folder.settings_file, text)
@@ -110,6 +124,19 @@ def try_data(
         return config, folder
 
     return run_and_report(find, quiet=False, as_json=as_json)
+
+
+def _ask_about(guessed: Mapping[str, str]) -> None:
+    """Ask whether the columns are right, where somebody can answer.
+
+    Raises:
+        ConfigError: they are not.
+    """
+    if not (is_terminal(sys.stdin) and is_terminal(sys.stderr)):
+        return
+    if not typer.confirm("Train on these rows, as shown?", default=True, err=True):
+        options = " ".join(f"--column {shlex.quote(f'{k}={v}')}" for k, v in guessed.items())
+        raise ConfigError("try", [f"name the columns, such as {options}"])
 
 
 def _is_begun(folder: StudyFolder, command: str) -> bool:
@@ -144,9 +171,12 @@ def _told_and_fitted(trial: Trial, name: str, budget: float, events: Events | No
     rate = measured_rate(plan_study(smallest, note))
     fitted = trials.fitted(trial, name, budget, rate, partial(plan_study, report=note))
     planned = fitted.plan
+    wanted = trials.enough(trial, name, fitted.choice, rate, partial(plan_study, report=note))
     if events is None:
         for line in (*example_lines(planned), *plan_lines(trial, fitted, budget, rate)):
             say(line)
+        if wanted is not None:
+            say(_too_small(fitted.choice, wanted))
     else:
         events.write(
             "fitted",
@@ -162,23 +192,39 @@ def _told_and_fitted(trial: Trial, name: str, budget: float, events: Events | No
             fits=fitted.fits,
             scored_tokens_per_second=rate,
             left_out=list(trials.left_out(trial, fitted.choice)),
+            enough=None if wanted is None else wanted._asdict(),
         )
     warn(planned.record.warnings)
     return fitted
 
 
+def _too_small(size: Size, wanted: Enough) -> str:
+    """What a study of this size cannot say, and the budget of one that can."""
+    what = "This budget holds few held-out rows: only large differences will show."
+    if len(size.ranks) == 1:
+        what = "This budget holds one rank: whether it helps will show, not which rank is enough."
+    minutes = math.ceil(wanted.budget_seconds / 60.0)
+    return (
+        f"{what} --budget {minutes}m holds {wanted.num_ranks} ranks and "
+        f"{quantities.counted(wanted.num_held_out, 'held-out row')}."
+    )
+
+
 def recognised_lines(trial: Trial) -> Iterator[str]:
     """What was read, and what was taken for what."""
     own = trial.own
-    same = len(own.raw.rows) - len(own.rows)
+    same = len(own.raw.rows) - len(own.rows) - own.num_without_answer
     repeated = f", {quantities.count(same)} of them repeated" if same else ""
+    if own.num_without_answer:
+        repeated += f", {quantities.count(own.num_without_answer)} without an answer left out"
     num_rows = quantities.counted(len(own.raw.rows), "row")
     yield f"{own.raw.source}: {own.raw.format}, {num_rows}{repeated}"
     for read in own.columns:
         roles = ", ".join(f"{role} = {column}" for role, column in read.columns.items())
         unread = f"; not read: {', '.join(read.unread)}" if read.unread else ""
         num_read = quantities.counted(read.num_rows, "row")
-        yield f"  {num_read} as {read.convention}: {roles}{unread}"
+        how = "by a guess" if read.convention == "guess" else f"as {read.convention}"
+        yield f"  {num_read} {how}: {roles}{unread}"
     if not trial.has_chat_template:
         yield f"chat template: none; {trial.base_model} has none, so rows are plain text"
     elif any(row.is_conversation for row in own.rows):

@@ -26,7 +26,8 @@ def verdict(
         cli.argument(
             "DIR|FILES...",
             "A study's folder; or files with scores of items: tables (CSV, JSON Lines, "
-            "Parquet), samples files of lm-eval (the base's first), logs of Inspect or HELM.",
+            "Parquet), output folders or samples files of lm-eval (the base's first), logs of "
+            "Inspect or HELM.",
             parser=cli.given_path,
         ),
     ],
@@ -153,7 +154,8 @@ def verdict(
     rank...) or named by options. Scores from 0 to 1, and true and false, are
     shares and count in points. A column called loss is in nats, and lower is
     better. For other numbers, such as rewards, --delta says which difference
-    matters. Items are paired: only items on which models differ count. The
+    matters: by default a tenth of the standard deviation of the base's items,
+    as 5 points of accuracy at 50 %. Items are paired: only items on which models differ count. The
     models are compared with the one called base, or with --base; without one,
     with each other. For samples of lm-eval, the first file is the base.
     """
@@ -166,9 +168,12 @@ def verdict(
     }  # fmt: skip
     given = {field: value for field, value in only_files.items() if value is not None}
     from rankwise.scores.asked import Asked
+    from rankwise.scores.lm_eval_folders import holds_samples
     from rankwise.scores.logs import HELM_FILES
 
-    if os.path.isdir(paths[0]) and not any((paths[0] / file).is_file() for file in HELM_FILES):
+    is_log = any((paths[0] / file).is_file() for file in HELM_FILES)
+    is_output = not (paths[0] / "study.json").exists() and holds_samples(paths[0])
+    if os.path.isdir(paths[0]) and not is_log and not is_output:
         if len(paths) > 1:
             problem = f"{paths[0]} is a study, and a verdict is of one; give it alone"
             raise ConfigError("verdict", [problem])
@@ -195,9 +200,6 @@ def _of_files(
     paths: Sequence[Path], asked: Asked, output: Path | None, *, overwrite: bool, as_json: bool
 ) -> int:
     from rankwise.api import written_report
-    from rankwise.cli.terminal import models_verdict
-    from rankwise.findings.against_base import against_base
-    from rankwise.findings.recommendation import has_margin
     from rankwise.report.page import refuse_report
     from rankwise.scores.keeping import kept
     from rankwise.scores.reading import read_scores
@@ -206,27 +208,18 @@ def _of_files(
 
     with cli.usage_errors():
         scored = scored_study(read_scores(paths, asked), asked, study_name(paths[0].stem))
-        results = scored.results()
-        (part,) = results.by_train_task
-        beside = against_base(part)
-        is_judged = beside is None or output is not None or has_margin(part)
-        outcome = conclusion.concluded(results) if is_judged else None
-    cli.warn(scored.record.warnings if beside is None else beside.warnings)
-    answer: dict[str, Any] = {} if beside is None else dict(beside)
-    if outcome is not None and output is not None:
+        outcome = conclusion.concluded(scored.results())
+    cli.warn(scored.record.warnings)
+    report: dict[str, Path] = {}
+    if output is not None:
         folder = StudyFolder(output)
         refuse_report(folder.root, *outcome, overwrite=overwrite)
         with kept(scored, folder, overwrite=overwrite) as place:
             outcome = conclusion.conclude(place)
             conclusion.keep(place, outcome)
-        answer["report"] = written_report(folder, outcome, overwrite=overwrite)
+        report["report"] = written_report(folder, outcome, overwrite=overwrite)
     if as_json:
-        return cli.emit(answer if outcome is None else {**answer, **verdict_content(outcome)})
-    if beside is not None:
-        cli.stdout.print(*models_verdict(beside), sep="\n")
-    if outcome is None:
-        cli.note("which models are alike is not judged: say with --delta which difference matters")
-        return cli.OK
+        return cli.emit({**report, **verdict_content(outcome)})
     _say_verdict(outcome, output)
     if output is None:
         cli.say(
@@ -234,7 +227,7 @@ def _of_files(
             "report of every item."
         )
     else:
-        cli.say(f"report: {answer['report']}", folded=False)
+        cli.say(f"report: {report['report']}", folded=False)
     return cli.OK
 
 

@@ -78,6 +78,11 @@ class CardRow(Record):
     gain: TaskMean | None
     retention: TaskMean | None
     num_parameters: int
+    num_learned: int | None = None
+    """Items that it has right and the base has wrong; None of several runs or tasks, and where an
+    item is neither right nor wrong."""
+    num_forgotten: int | None = None
+    """Items that it has wrong and the base has right."""
 
 
 class CheckedAdvice(Record):
@@ -133,7 +138,8 @@ class VerdictCard(Record):
     alternatives: tuple[Alternative, ...] = ()
     advice: tuple[CheckedAdvice, ...] = ()
     draws: RuleDraws | None = None
-    """None of more than ``MOST_DRAWN`` options, or ``MOST_VALUES`` draws of them."""
+    """None of more than ``MOST_DRAWN`` options, or ``MOST_VALUES`` draws of them, and where a
+    margin is next to nothing beside the gains."""
 
 
 def verdict_card(source: OptionGains, recommendation: Recommendation) -> VerdictCard | None:
@@ -150,6 +156,7 @@ def verdict_card(source: OptionGains, recommendation: Recommendation) -> Verdict
             runs=tuple(run.name for run in option.runs),
             is_choice=option.label == label,
             **_scores(source, option.runs, tasks.in_domain),
+            **_counts(recommendation, tasks, option),
             gain=source.change(option.runs, tasks.in_domain) if tasks.in_domain else None,
             retention=source.change(option.runs, tasks.retention) if tasks.retention else None,
             num_parameters=option.plan.num_trainable_parameters,
@@ -192,7 +199,16 @@ def verdict_card(source: OptionGains, recommendation: Recommendation) -> Verdict
     )
 
 
-def _scores(source: OptionGains, models: Runs, tasks: Sequence[str]) -> dict[str, float | None]:
+def _counts(recommendation: Recommendation, tasks: DecidingTasks, option: Option) -> dict[str, Any]:
+    """The items that the only run of an option learned and forgot on the only task."""
+    if len(option.runs) != 1 or len(tasks.in_domain) != 1:
+        return {}
+    where = option.runs[0].name, tasks.in_domain[0]
+    found = next(each for each in recommendation.comparisons if (each.run, each.task) == where)
+    return {"num_learned": found.num_learned, "num_forgotten": found.num_forgotten}
+
+
+def _scores(source: OptionGains, models: Runs, tasks: Sequence[str]) -> dict[str, Any]:
     """The mean score of some models over tasks, and in accuracy where p(right) decides."""
 
     def mean(of: OptionGains) -> float:
@@ -232,6 +248,8 @@ def _rule_draws(
         for draws, scale in zip(truths, (1.0 / step, RESOLUTION, RESOLUTION), strict=True)
     ]
     most = max(float(np.abs(draws).max()) for draws in whole if draws is not None)
+    if most > np.iinfo(np.int32).max:  # a margin that no slider sets: far below the errors
+        return None
     kind = "<i2" if most <= np.iinfo(np.int16).max else "<i4"
     gains, losses, worst = (
         "" if draws is None else base64.b64encode(draws.astype(kind).tobytes()).decode("ascii")

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from rankwise.errors import DataError
 from rankwise.findings.model_card import markdown_code, markdown_table, markdown_text
 from rankwise.findings.pairs import (
     Pair,
@@ -99,7 +100,18 @@ def judged_form(
 
     Raises:
         RecordError: they were scored on other items, or a task has fewer than two.
+        DataError: both score 0 on all items of a clause: it would hold whatever an adapter does.
     """
+    for task in rule.clauses:
+        items = reference.items[task]
+        values = (*items.values, *form.items[task].values)
+        if items.higher_is_better and max(values) <= 0.0:
+            raise DataError(
+                f"{task}: {reference.name} and {form.name} score 0 on all "
+                f"{quantities.counted(len(items.values), 'item')}, so nothing can be lost there, "
+                "and the clause would hold for any adapter. Choose rows that the base can do, or "
+                "judge them otherwise."
+            )
     by_unit = reference.tasks_by_unit(task for task in reference.items if task not in rule.clauses)
     groups = [TaskGroup(unit, tasks, rule.margin(unit)) for unit, tasks in by_unit.items()]
     for task, margin in rule.clauses.items():

@@ -79,12 +79,6 @@ def looks_of(recommendation: StudyRecommendation) -> StudyLooks:
     )
 
 
-def has_margin(results: TrainTaskResults) -> bool:
-    """Whether δ is known: scores in a unit of their own have no default."""
-    unit = _deciding_unit(results)
-    return unit != "units" or results.study.config.recommendation.delta_units is not None
-
-
 def recommend_for(
     results: TrainTaskResults, earlier: TrainTaskLooks | None = None
 ) -> Recommendation:
@@ -337,8 +331,8 @@ def _margins(results: TrainTaskResults, tasks: DecidingTasks) -> Margins:
         delta = config.delta_nats if tasks.unit == "nats" else config.delta_units
     if delta is None:
         raise RecordError(
-            f"the scores on {quantities.listed(tasks.in_domain)} have their own unit; say "
-            "which difference matters in it: --delta, or recommendation.delta_units"
+            f"the scores on {quantities.listed(tasks.in_domain)} have their own unit, and "
+            "recommendation.delta_units does not say which difference matters"
         )
     return Margins(
         delta=delta,

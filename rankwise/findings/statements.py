@@ -540,8 +540,11 @@ def _margins_used(numbers: Recommendation) -> Iterator[str]:
 def _verdict(verdict: RankVerdict, numbers: Recommendation) -> str:
     unit = numbers.unit
     better = {
-        "yes": "", "no": ", worse than the base", "undecided": ", not shown better", None: ""
-    }  # fmt: skip
+        "yes": ", better than the base",
+        "no": ", worse than the base",
+        "undecided": ", not shown to be better or worse than the base",
+        None: "",
+    }
     parts = [
         f"gain {amount(verdict.gain.estimate, unit)} ({score_range(verdict.gain, unit)})"
         + better[verdict.better_than_base]

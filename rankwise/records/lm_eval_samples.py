@@ -167,7 +167,9 @@ def read_compared(
     unit: Unit = "units"
     if metric == LOSS_METRIC:
         unit = "nats"
-    elif not (metric in OF_LOG_LIKELIHOODS and higher) and all(0.0 <= v <= 1.0 for v in values):
+    elif metric in OF_LOG_LIKELIHOODS and higher:
+        notes.append(f"items of {metric!r} are log-likelihoods, of which more is better")
+    elif all(0.0 <= value <= 1.0 for value in values):
         unit = "points"
     return ComparedFiles(files, filter_name, metric, higher, unit, tuple(notes))
 

@@ -13,6 +13,7 @@ Convention = Literal[
     "instruction and output",
     "conversations",
     "question and answer",
+    "text and label",
     "text",
     "prompt, chosen and rejected",
     "question, chosen and rejected",
@@ -20,8 +21,10 @@ Convention = Literal[
     "conversations, chosen and rejected",
     "chosen and rejected",
     "columns",
+    "guess",
 ]
-"""How the columns of a row are named; ``columns``: as the study file says."""
+"""How the columns of a row are named; ``columns``: as the study file says; ``guess``: by what
+stands in them."""
 
 
 class ColumnsRead(Record):
@@ -41,7 +44,7 @@ class OwnData(Record):
     source: str
     """Name of the file, or of the data set of the Hub."""
     format: str
-    """JSON Lines, JSON, CSV, Parquet or Hub."""
+    """JSON Lines, JSON, CSV, Parquet or Hub; behind it the encoding of a file, if not UTF-8."""
     revision: str | None
     """Commit of the data set; None of a file."""
     sha256: str | None
@@ -50,6 +53,8 @@ class OwnData(Record):
     num_rows: int
     num_distinct: int
     """Rows that differ as text; of equal ones, one is kept."""
+    num_without_answer: int = 0
+    """Rows that were left out, because their answer is empty."""
     num_held_out: int
     """Distinct rows that are scored and not trained on."""
     judged_by: tuple[Judge, ...]

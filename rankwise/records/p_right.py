@@ -170,7 +170,7 @@ def _by_text(line: Line) -> _Right:
 
 def _by_outcome(line: Line) -> _Right:
     requests = requests_of(line)
-    is_one_text = len({str(request[-1]) for request in requests}) == 1
+    is_one_text = all(requests) and len({str(request[-1]) for request in requests}) == 1
     if len(requests) != 2 or not is_one_text or line.get(ACCURACY) not in (0.0, 1.0):
         return None
     chosen = highest(option_nats(line))

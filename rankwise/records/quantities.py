@@ -19,18 +19,29 @@ LONGEST_NAME = 300
 MOST_LISTED = 20
 """More names than this in a sentence are not read."""
 
-_DIGITS: dict[Unit, int] = {"points": 1, "nats": 3, "tokens": 1, "units": 3}
+_DIGITS: dict[Unit, int] = {"points": 1, "nats": 3, "tokens": 1}
+"""Digits behind the point; of a unit of the scores' own nobody knows how large they are."""
+
 _SUPERSCRIPTS = str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻")
 
 
 def score(value: float, unit: Unit) -> str:
     """81.3 (points) or 2.507 (nats); the unit is in the heading."""
-    return decimal(value, _DIGITS[unit], signed=False)
+    return _in_unit(value, unit, signed=False)
 
 
 def change(value: float, unit: Unit) -> str:
     """+30.0 or −1.5 (points), +0.040 (nats): a difference always shows its sign."""
-    return decimal(value, _DIGITS[unit], signed=True)
+    return _in_unit(value, unit, signed=True)
+
+
+def _in_unit(value: float, unit: Unit, *, signed: bool) -> str:
+    if unit in _DIGITS:
+        return decimal(value, _DIGITS[unit], signed=signed)
+    text = f"{abs(value):.4g}"
+    if value < 0.0 and float(text) != 0.0:
+        return MINUS + text
+    return f"+{text}" if signed and float(text) != 0.0 else text
 
 
 def score_interval(lower: float, upper: float, unit: Unit) -> str:

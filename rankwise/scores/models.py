@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from rankwise.errors import ConfigError, DataError
@@ -130,11 +130,34 @@ def score_of(value: Any) -> float:
     return number
 
 
+_DECIMAL_COMMA = re.compile(r"\s*-?\d+,\d+\s*")
+_THOUSANDS = re.compile(r"\s*-?[1-9]\d{0,2}(,\d{3})+(\.\d+)?\s*")
+
+
+def with_decimal_point(text: str) -> str:
+    """A number with its decimals behind a point; other texts as they are."""
+    return text.replace(",", ".") if _DECIMAL_COMMA.fullmatch(text) else text
+
+
+def has_decimal_commas(cells: Iterable[Any]) -> bool:
+    """Whether the commas of a column's numbers can be nothing but decimal ones.
+
+    No number has a point, and one at least has no three digits behind its comma.
+    """
+    texts = [cell for cell in cells if isinstance(cell, str) and cell.strip()]
+    commas = [text for text in texts if "," in text]
+    return (
+        all(_DECIMAL_COMMA.fullmatch(text) for text in commas)
+        and any(not _THOUSANDS.fullmatch(text) for text in commas)
+        and not any("." in text for text in texts)
+    )
+
+
 def _remedy_of_comma(text: str) -> str:
     """What to do about a comma: in one country it begins the decimals, in another thousands."""
-    if re.fullmatch(r"\s*-?[1-9]\d{0,2}(,\d{3})+(\.\d+)?\s*", text):
+    if _THOUSANDS.fullmatch(text):
         return ", for its commas; write thousands without one, and decimals with a point"
-    if re.fullmatch(r"\s*-?\d+,\d+\s*", text):
+    if _DECIMAL_COMMA.fullmatch(text):
         return ", but for its comma, which has to be a point"
     return ""
 

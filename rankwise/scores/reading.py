@@ -6,7 +6,7 @@ import glob
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from rankwise.records.p_right import ACCURACY, P_RIGHT, option_nats
 from rankwise.records.quantities import shortened
 from rankwise.records.results import LOSS_METRIC
 from rankwise.scores.asked import Asked
+from rankwise.scores.lm_eval_folders import holds_samples, refuse_results, samples_in
 from rankwise.scores.logs import log_scorings, read_log
 from rankwise.scores.models import Given, Item, TableModel, TableScores
 from rankwise.scores.tables import ScoreTable, table_scorings
@@ -39,6 +40,14 @@ def read_scores(paths: Sequence[Path], asked: Asked) -> Given:
     paths = list(_found(paths))
     if all(path.is_file() and is_samples_file(path) for path in paths):
         return samples_given(paths, asked)
+    if all(path.is_dir() for path in paths) and any(map(holds_samples, paths)):
+        found = samples_in(paths)
+        names = {path: model.model for model in found.models for path in model.files}
+        given = samples_given([*names], asked, names)
+        given = given._replace(notes=(*found.notes, *given.notes))
+        return given if found.has_order else given._replace(base=None)
+    for path in paths:
+        refuse_results(path)
     logs = [read_log(path) for path in paths]
     read = [log for log in logs if log is not None]
     if len(read) == len(paths):
@@ -67,13 +76,20 @@ def read_scores(paths: Sequence[Path], asked: Asked) -> Given:
     if len(paths) > 1:
         named = zip(paths, file_names(paths), raw, strict=True)
         tables = [ScoreTable(str(path), each.rows, model=name) for path, name, each in named]
-    scorings, columns = table_scorings(tables, asked)
+    scorings, columns, notes = table_scorings(tables, asked)
     files = {str(path): each.sha256 or "" for path, each in zip(paths, raw, strict=True)}
-    return Given(scorings, files, columns)
+    return Given(scorings, files, columns, notes=notes)
 
 
-def samples_given(paths: Sequence[Path], asked: Asked) -> Given:
+def samples_given(
+    paths: Sequence[Path], asked: Asked, names: Mapping[Path, str] | None = None
+) -> Given:
     """What sample files of lm-eval say; the first file's model is the base.
+
+    Args:
+        paths: of the files.
+        asked: how they are read.
+        names: of the model of each file; None: they are told by the paths.
 
     Raises:
         DataError: a file cannot be read, or is given twice.
@@ -81,9 +97,9 @@ def samples_given(paths: Sequence[Path], asked: Asked) -> Given:
         RecordError: files of a task are not about the same items.
     """
     by_task = grouped((task_of(path) or "task", path) for path in paths)
-    if len(by_task) == 1:
+    if names is None and len(by_task) == 1:
         names = dict(zip(paths, file_names(paths), strict=True))
-    else:  # of several tasks, a model is the folder that has a file of each
+    elif names is None:  # of several tasks, a model is the folder that has a file of each
         names = {path: path.resolve().parent.name for path in paths}
     scorings: list[TableScores] = []
     notes: list[str] = []
@@ -136,10 +152,10 @@ def rows_given(rows: Any, asked: Asked) -> Given:
         raise DataError(f"{type(rows).__name__} is not a table; give a data frame, rows or a path.")
     listed: list[Any] = list(rows)
     raw = [RawRow(f"row {number}", row) for number, row in enumerate(listed, 1)]
-    scorings, columns = table_scorings([ScoreTable("the table", raw)], asked)
+    scorings, columns, notes = table_scorings([ScoreTable("the table", raw)], asked)
     content = json.dumps([*map(flat_row, listed)], default=str)
     digest = hashlib.sha256(content.encode()).hexdigest()
-    return Given(scorings, {"the table": digest}, columns)
+    return Given(scorings, {"the table": digest}, columns, notes=notes)
 
 
 def _found(paths: Sequence[Path]) -> Iterator[Path]:

@@ -123,6 +123,14 @@ def scored_study(given: Given, asked: Asked, name: str) -> ScoredStudy:
     num_options = len({*run_labels([*runs.values()]).values()})
     _refuse_many(num_options, MOST_OPTIONS, "settings, whatever their seeds,")
     notes = (*given.notes, *notes, *(note for each in by_task.values() for note in each.notes))
+    deciding = [task for task in relations["in_domain"] if units[task] == "units"]
+    if relations["in_domain"][0] in deciding and asked.delta is None:
+        delta = _default_delta([by_task[task] for task in deciding])
+        asked = asked._replace(delta=delta)
+        notes += (
+            f"--delta is {delta:.4g}, a tenth of the standard deviation of the "
+            f"{'base' if base else 'mean'}'s items: nobody said which difference matters",
+        )
     record = _record(given, asked, name, relations, base, units, by_task, [*runs.values()], notes)
     evaluations: dict[str, dict[str, tuple[TaskEvaluation, Sequence[Line]]]] = {}
     for task, paired in by_task.items():
@@ -307,6 +315,8 @@ def _on_common_items(
             f"{task}: {quantities.count(len(common))} of {every} are scored by every model, and "
             f"these are compared; {worst.model.label} lacks {len(everything) - len(worst.items)}"
         )
+    if not common and (said := _strangers(all_of_task)):
+        raise DataError(f"{task}: {said}. Score all models on the same items, under the same ids.")
     if len(common) < MIN_ITEMS:
         raise DataError(
             f"{task}: {quantities.counted(len(common), 'item')} of {len(everything)} "
@@ -318,6 +328,18 @@ def _on_common_items(
     numbers = {item: item if is_numbered else place for place, item in enumerate(kept)}
     stands = _mean_of(bases or list(scorings.values()), kept)
     return _Paired({None: stands, **scorings}, numbers, tuple(notes), missing)
+
+
+def _strangers(scorings: Sequence[TableScores]) -> str:
+    """Two models that share no item, with the first ids of each; empty where any two share some."""
+    for one, other in itertools.combinations(scorings, 2):
+        if not one.items.keys() & other.items.keys():
+            ids = [", ".join(map(shown, [*each.items][:2])) for each in (one, other)]
+            return (
+                f"{one.model.label} and {other.model.label} share no item: the ids of the first "
+                f"begin with {ids[0]}, those of the second with {ids[1]}"
+            )
+    return ""
 
 
 def _missing(task: str, scorings: Sequence[TableScores], asked: Asked) -> Iterator[str]:
@@ -425,6 +447,31 @@ def _unit(task: str, scorings: Mapping[TableModel | None, TableScores]) -> Unit:
             f"{most[large[0]]:g}: two units. Write all as shares of 1, or all in percent."
         )
     return "units"
+
+
+_DELTA_SD = 0.1
+"""The share of the items' standard deviation that counts as a difference, where nobody says which:
+5 points of accuracy are such a share where half of the answers are right."""
+
+
+def _default_delta(tasks: Sequence[_Paired]) -> float:
+    """The difference that counts, of scores in a unit of their own: from how the base's items vary.
+
+    Raises:
+        DataError: they do not vary.
+    """
+    deviations = [
+        statistics.pstdev(float(base.items[item].line[base.metric]) for item in paired.numbers)
+        for paired in tasks
+        for base in [paired.scorings[None]]
+    ]
+    delta = float(f"{_DELTA_SD * statistics.fmean(deviations):.2g}")
+    if not delta > 0.0:
+        raise DataError(
+            "The base has the same score on every item, in a unit of its own. Say with --delta "
+            "which difference matters."
+        )
+    return delta
 
 
 def _planned(

@@ -16,9 +16,12 @@ from rankwise.scores.models import (
     TableModel,
     TableScores,
     answered,
+    has_decimal_commas,
     score_of,
     settings_of,
+    with_decimal_point,
 )
+from rankwise.scores.wide import Sheet, one_score_a_row, score_columns, without_totals
 from rankwise.tasks.row_files import RawRow, flat_row
 
 NAMES: Mapping[str, tuple[str, ...]] = {
@@ -66,14 +69,15 @@ class ScoreTable(NamedTuple):
 
 def table_scorings(
     tables: Sequence[ScoreTable], asked: Asked
-) -> tuple[list[TableScores], dict[str, str]]:
-    """What each model scored on each task, and the column that was read for each role.
+) -> tuple[list[TableScores], dict[str, str], tuple[str, ...]]:
+    """What each model scored on each task, the column that was read for each role, and notes.
 
     Raises:
         DataError: a row or a column is not what it has to be; the sentence names both.
     """
     scorings: dict[tuple[TableModel, str], TableScores] = {}
     found: dict[str, str] = {}
+    notes: list[str] = []
     described: dict[str, dict[Any, dict[str, Any]]] = {}
     for table in tables:
         rows: list[RawRow] = []
@@ -89,29 +93,65 @@ def table_scorings(
                 raise DataError(f"{place}: nested too deep; flatten it.") from error
         if not rows:
             raise DataError(f"{table.name} has no rows; give one for each item and model.")
-        names = list(dict.fromkeys(name for row in rows for name in row.content))
-        columns = find_columns(table.name, names, asked.columns)
+        sheet = without_totals(table.name, rows)
+        names = _columns_of(sheet.rows)
+        said, several = dict(asked.columns), ()
+        if asked.score is not None and asked.score not in names and "," in asked.score:
+            several = tuple(name.strip() for name in said.pop("score").split(","))
+        roles = {role: _candidates(role, names) for role in ("item", "model")}
+        roles |= {role: [said[role]] for role in roles.keys() & said.keys()}
+        long = Sheet(sheet.rows)
+        if several or (table.model is None and not said.keys() & {"score", "model"}):
+            metrics = NAMES["score"]
+            long = one_score_a_row(table.name, sheet.rows, several, metrics, roles)
+        columns = find_columns(table.name, long.rows, {**said, **long.columns})
+        notes += (*sheet.notes, *long.notes)
+        if has_decimal_commas(row.content.get(columns["score"]) for row in long.rows):
+            notes.append(f"{table.name}: commas in {columns['score']} are read as decimal points")
+            long = Sheet([_with_points(row, columns["score"]) for row in long.rows])
         found |= columns
-        for row in rows:
+        for row in long.rows:
             _add(scorings, described, table, row, columns)
     for (_, task), scoring in scorings.items():
         shared = set.intersection(*map(set, described[task].values()))
         for item, (_, line) in scoring.items.items():
             line["doc"] = {k: v for k, v in described[task][item].items() if k in shared}
-    return list(scorings.values()), found
+    return list(scorings.values()), found, tuple(notes)
 
 
-def find_columns(source: str, names: Sequence[str], said: Mapping[str, str]) -> dict[str, str]:
+def _columns_of(rows: Sequence[RawRow]) -> list[str]:
+    return list(dict.fromkeys(name for row in rows for name in row.content))
+
+
+def _with_points(row: RawRow, column: str) -> RawRow:
+    """The row with its score's decimals behind a point."""
+    cell = row.content.get(column)
+    if not isinstance(cell, str):
+        return row
+    return RawRow(row.place, {**row.content, column: with_decimal_point(cell)})
+
+
+def _candidates(role: str, names: Sequence[str]) -> list[str]:
+    """The columns that a role's names fit, or else the ends of their names."""
+    place = {name.lower(): name for name in names}
+    by_end = {name.lower().rpartition(".")[2]: name for name in names}
+    known = NAMES[role]
+    found = [place[name] for name in known if name in place]
+    return found or [by_end[name] for name in known if name in by_end]
+
+
+def find_columns(source: str, rows: Sequence[RawRow], said: Mapping[str, str]) -> dict[str, str]:
     """Role -> column of a table, for the roles that it has.
 
     Args:
         source: the table's name, for errors.
-        names: its columns.
+        rows: with cells by column.
         said: what a user says.
 
     Raises:
         DataError: a column that is said is not there, or several may be the score or the model.
     """
+    names = _columns_of(rows)
     there = f"it has {quantities.listed(list(names)) or 'no columns'}"
     found: dict[str, str] = {}
     for role, column in said.items():
@@ -121,14 +161,11 @@ def find_columns(source: str, names: Sequence[str], said: Mapping[str, str]) -> 
                 f"{source} has no column {column!r}; {f'{hint} ' if hint else ''}{there}."
             )
         found[role] = column
-    for role, known in NAMES.items():
+    for role in NAMES:
         if role in found:
             continue
         left = [name for name in names if name not in found.values()]
-        place = {name.lower(): name for name in left}
-        by_end = {name.lower().rpartition(".")[2]: name for name in left}
-        candidates = [place[name] for name in known if name in place]
-        candidates = candidates or [by_end[name] for name in known if name in by_end]
+        candidates = _candidates(role, left)
         if len(candidates) > 1 and role in _ONE_OF_SEVERAL:
             raise DataError(
                 f"{source}: {quantities.listed(candidates)} may be the {role}; say which: "
@@ -136,6 +173,14 @@ def find_columns(source: str, names: Sequence[str], said: Mapping[str, str]) -> 
             )
         if candidates:
             found[role] = candidates[0]
+    if "score" not in found:
+        scores = [name for name in score_columns(rows, names) if name not in found.values()]
+        if 1 < len(scores) <= quantities.MOST_LISTED and "model" not in found:
+            raise DataError(
+                f"{source}: no column is recognised as the score; say which: --score COLUMN. If it "
+                f"has a column for each model, name these: --score {','.join(scores)}."
+            )
+    _refuse_means(source, rows, found)
     for role in ("item", "score"):
         if role not in found:
             raise DataError(
@@ -143,6 +188,18 @@ def find_columns(source: str, names: Sequence[str], said: Mapping[str, str]) -> 
                 f"{there}."
             )
     return found
+
+
+def _refuse_means(source: str, rows: Sequence[RawRow], columns: Mapping[str, str]) -> None:
+    """Refuse a table with one row for each model: nothing says how sure its means are."""
+    by = [columns[role] for role in ("model", "rank", "seed", "task") if role in columns]
+    settings = [tuple(shown(row.content.get(column)) for column in by) for row in rows]
+    if by and "item" not in columns and len({*settings}) == len(settings):
+        raise DataError(
+            f"{source} has one row for each model: means, of which nobody knows how sure they are. "
+            "A verdict needs a row for each item and model; lm_eval writes these with "
+            "--log_samples."
+        )
 
 
 def _add(
@@ -187,8 +244,7 @@ def _model(table: ScoreTable, row: RawRow, columns: Mapping[str, str]) -> TableM
     if table.model is None:
         raise DataError(
             f"{table.name}: no column is recognised as the model; say which: --model COLUMN. It "
-            f"has {quantities.listed(list(row.content))}. A table with a column for each model has "
-            "to be made long: one row an item and model."
+            f"has {quantities.listed(list(row.content))}."
         )
     return TableModel(table.model, **settings)
 

@@ -28,6 +28,7 @@ from rankwise.study.speeds import remembered_speeds
 from rankwise.study.stages.form import work_after_verdict
 from rankwise.study.stages.graph import stages, study_outline
 from rankwise.study.times import seconds_left
+from rankwise.tasks.own_rows import rows_kept
 from rankwise.tasks.questions import Continuation, Scorer
 from rankwise.weights.session import ScoringSession
 
@@ -265,7 +266,8 @@ def largest_that_fits(
         return Fitted(choices[place], made, seconds, seconds <= SURE_SHARE * budget_seconds)
 
     places = range(len(choices) - 1)
-    return fitted(bisect_left(places, True, key=lambda place: fitted(place).fits))
+    with rows_kept():
+        return fitted(bisect_left(places, True, key=lambda place: fitted(place).fits))
 
 
 def affordable(

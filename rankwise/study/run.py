@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace as changed
 from typing import NamedTuple
 
+from rankwise.engine.models.base_folder import refuse_without_weights
 from rankwise.engine.models.devices import quick_collections
 from rankwise.errors import RankwiseError, RecordError, StageFailedError
 from rankwise.records import quantities
@@ -80,6 +81,7 @@ def run_study(
         failed takes no part in them and is named.
 
     Raises:
+        ModelError: the base has no weights yet.
         StageFailedError: stages failed without which nothing can be concluded.
         StudyChangedError: finished scores would be replaced, or joined by those of another stack.
         StudyLockedError: another process leads the study.
@@ -110,6 +112,7 @@ def lead(
         share: of each task's planned items that is scored, see ``StudyPlan.in_part``.
         is_last: whether the runs that the verdict names are checked in their deployed forms.
     """
+    refuse_without_weights(plan.base)
     context = StudyContext.of(plan, folder, observer)
     with quick_collections(), context.signals.listening():
         leader = _Leader(context, terms, share, is_last=is_last)

@@ -13,11 +13,13 @@ from rankwise.errors import DataError
 from rankwise.records import quantities
 from rankwise.records.config.own_rows import ColumnsConfig, JudgeName
 from rankwise.records.config.study import BaseModelConfig, StudyConfig
+from rankwise.records.files import in_words
+from rankwise.records.json_reading import parse_json
 from rankwise.records.p_right import P_RIGHT
 from rankwise.records.study import Unit
 from rankwise.records.study_file import margins_text
 from rankwise.records.yaml_reading import dumped_yaml
-from rankwise.study.budgets import Fitted, largest_that_fits
+from rankwise.study.budgets import SURE_SHARE, Fitted, largest_that_fits, planned_seconds
 from rankwise.study.planning.plan import StudyPlan
 from rankwise.tasks.own_rows import OwnRows, read_own_rows
 from rankwise.tasks.user_data import ends_in_number
@@ -32,6 +34,12 @@ NUMBERS_HELD_OUT = 200
 HELD_OUT_SHARE, MOST_HELD_OUT = 0.3, 500
 """The share of the rows that is held out, and the most rows: of few rows, a verdict needs more than
 training does."""
+
+FEWEST_HELD_OUT = 100
+"""With fewer held-out rows only large differences between ranks are seen."""
+
+LARGE_FILE = 10 << 20
+"""Bytes of a file that takes seconds to be read."""
 
 RETENTION = ("capitals", "continents", "elements")
 """Bundled tasks of what a base knows."""
@@ -130,6 +138,8 @@ def recognised(
     has_chat = bool(tokenizer.chat_template)
     if os.path.exists(data):
         data = data.resolve()
+        if (num_bytes := data.stat().st_size) > LARGE_FILE:
+            report(f"reading {data.name} ({in_words(num_bytes)})")
     own = read_own_rows(data, tokenizer, chat_template=has_chat, columns=columns)
     count = len(own.rows)
     if count < 10:
@@ -145,7 +155,7 @@ def recognised(
         has_chat_template=has_chat,
         judged_by=_judged_by([row.completion for row in own.rows], round(fraction * count)),
         held_out_fraction=fraction,
-        columns=columns,
+        columns=columns if own.guessed is None else ColumnsConfig(**own.guessed),
     )
 
 
@@ -156,9 +166,19 @@ def _judged_by(answers: Sequence[str], num_held_out: int) -> JudgeName:
         and max(map(len, distinct)) <= LONGEST_CHOICE
     ):
         return "choice"
+    if all(map(_is_object, answers)):
+        return "json"
     if num_held_out >= NUMBERS_HELD_OUT and all(map(ends_in_number, answers)):
         return "number"
     return "loss"
+
+
+def _is_object(answer: str) -> bool:
+    """Whether an answer is a JSON object, whose fields can be compared."""
+    try:
+        return isinstance(parse_json(answer), dict)
+    except ValueError:
+        return False
 
 
 def settings_of(trial: Trial, size: Size, name: str, folder: Path | None = None) -> dict[str, Any]:
@@ -224,6 +244,39 @@ def fitted(
         return plan(StudyConfig.model_validate(settings_of(trial, size, name)))
 
     return largest_that_fits(SIZES[::-1], planned, budget_seconds, scored_per_second)
+
+
+class Enough(NamedTuple):
+    """The smallest study that can answer the question, and the budget that holds it."""
+
+    num_ranks: int
+    num_held_out: int
+    budget_seconds: float
+
+
+def enough(
+    trial: Trial,
+    name: str,
+    size: Size,
+    scored_per_second: float | None,
+    plan: Callable[[StudyConfig], StudyPlan],
+) -> Enough | None:
+    """What budget holds several ranks and 100 held-out rows; None where a study of this size does.
+
+    Of fewer held-out rows all are enough.
+    """
+    rows = min(FEWEST_HELD_OUT, trial.num_held_out)
+
+    def answers(of: Size) -> bool:
+        return len(of.ranks) > 1 and (of.num_items is None or of.num_items >= rows)
+
+    smallest = next(filter(answers, SIZES), None)
+    if answers(size) or smallest is None:
+        return None
+    made = plan(StudyConfig.model_validate(settings_of(trial, smallest, name)))
+    seconds = planned_seconds(made, scored_per_second) / SURE_SHARE
+    num_held_out = min(smallest.num_items or trial.num_held_out, trial.num_held_out)
+    return Enough(len(smallest.ranks), num_held_out, seconds)
 
 
 def left_out(trial: Trial, size: Size) -> Iterator[str]:

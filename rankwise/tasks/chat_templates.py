@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
@@ -91,11 +92,32 @@ def end_of_turn(tokenizer: Any, *, chat_template: bool) -> str:
     """The text after an answer: the template's end of an assistant turn, or the end of text."""
     if not chat_template:
         return str(tokenizer.eos_token)
+    return _end_of_turn(Renderer.of(tokenizer))
+
+
+@dataclass(frozen=True)
+class Renderer:
+    """A tokenizer, which equals others that render alike: of its class, template and tokens."""
+
+    kind: type[Any]
+    template: str
+    tokens: str
+    tokenizer: Any = field(compare=False)
+
+    @classmethod
+    def of(cls, tokenizer: Any) -> Renderer:
+        """Of this tokenizer."""
+        template, tokens = str(tokenizer.chat_template), str(tokenizer.special_tokens_map)
+        return cls(type(tokenizer), template, tokens, tokenizer)
+
+
+@lru_cache(maxsize=8)  # each row of a user's asks for it
+def _end_of_turn(of: Renderer) -> str:
     answer = "the answer"
     conversation = [{"role": "user", "content": "?"}, {"role": "assistant", "content": answer}]
     with task_code("the chat template writes no answer", "Repair it, or set chat_template: false."):
-        text = applied_template(tokenizer, conversation)
-        return text[text.rindex(answer) + len(answer) :].rstrip() or str(tokenizer.eos_token)
+        text = applied_template(of.tokenizer, conversation)
+        return text[text.rindex(answer) + len(answer) :].rstrip() or str(of.tokenizer.eos_token)
 
 
 def chat_template_fault(tokenizer: Any) -> str | None:

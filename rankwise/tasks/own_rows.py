@@ -2,179 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Generator, Mapping, Sequence
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from rankwise.errors import DataError, TaskError
 from rankwise.records.config.own_rows import ColumnsConfig
-from rankwise.records.own_data import ColumnsRead, Convention
-from rankwise.tasks.chat_templates import end_of_turn, render_chat
+from rankwise.records.own_data import ColumnsRead
+from rankwise.tasks.chat_templates import Renderer, end_of_turn, render_chat
+from rankwise.tasks.columns import (
+    CONVERSATION,
+    NOTHING,
+    RowReading,
+    flattened,
+    guess,
+    recognise,
+    say_which,
+)
 from rankwise.tasks.row_files import RawRow, RawRows, read_raw_rows
 from rankwise.tasks.task_files import task_code
 from rankwise.tasks.training_rows import TrainingRow
-
-KNOWN = (
-    "prompt and completion, messages, instruction and output (and input), conversations, question "
-    "and answer, or text"
-)
-KNOWN_PAIRS = (
-    "prompt (or question, instruction, conversations), chosen and rejected, or chosen and rejected "
-    "conversations that begin with the same turns"
-)
-SAY_WHICH = (
-    "columns: {prompt: ..., completion: ...} (of `rankwise try`: --column prompt=... "
-    "--column completion=...)"
-)
-
-CONVERSATION = "conversation_id"
-"""The column that clusters rows where the study file names no other."""
-
-NOTHING = (None, "", [], {})
-"""What a column may hold where a row has no use for it."""
-
-
-class RowReading(NamedTuple):
-    """Which column of a row is what.
-
-    Attributes:
-        convention: by which it was recognised.
-        columns: (role, column): prompt, input, system, completion, messages, rejected and cluster.
-    """
-
-    convention: Convention
-    columns: tuple[tuple[str, str], ...]
-
-    def column(self, role: str) -> str | None:
-        """The column of a role; None if there is none."""
-        return dict(self.columns).get(role)
-
-
-class _Names(NamedTuple):
-    """The columns of a convention by role: those that make it, and those that may come besides."""
-
-    needed: Mapping[str, str]
-    besides: Mapping[str, str] = {}
-
-
-_CONVENTIONS: dict[Convention, _Names] = {
-    "messages": _Names({"messages": "messages"}),
-    "prompt and completion": _Names({"prompt": "prompt", "completion": "completion"}),
-    "instruction and output": _Names(
-        {"prompt": "instruction", "completion": "output"}, {"input": "input", "system": "system"}
-    ),
-    "conversations": _Names({"messages": "conversations"}, {"system": "system"}),
-    "question and answer": _Names({"prompt": "question", "completion": "answer"}),
-}
-_PAIR = {"completion": "chosen", "rejected": "rejected"}
-# of the prompt's columns the first that is there is read
-_PAIR_CONVENTIONS: dict[Convention, _Names] = {
-    "prompt, chosen and rejected": _Names({"prompt": "prompt", **_PAIR}, {"system": "system"}),
-    "question, chosen and rejected": _Names({"prompt": "question", **_PAIR}, {"system": "system"}),
-    "instruction, chosen and rejected": _Names(
-        {"prompt": "instruction", **_PAIR}, {"input": "input", "system": "system"}
-    ),
-    "conversations, chosen and rejected": _Names(
-        {"prompt": "conversations", **_PAIR}, {"system": "system"}
-    ),
-    "chosen and rejected": _Names({"messages": "chosen", "rejected": "rejected"}),
-}
-_TEXT = RowReading("text", (("completion", "text"),))
-_FIRST: tuple[Convention, ...] = ("messages", "prompt and completion")
-"""Rows that have these are read so, whatever else they have."""
-
-# beside a text, they may be what it answers
-_PARTS = {name for names in _CONVENTIONS.values() for name in names.needed.values()}
-# columns that change what a question asks
-OPTIONS = ("choices", "options")
-"""Columns that hold what a question is to be answered by."""
-
-
-def recognise(
-    row: Mapping[str, Any], wanted: ColumnsConfig | None, *, in_pairs: bool = False
-) -> RowReading:
-    """Which column of a row is what.
-
-    ``messages`` come first, then a prompt with its completion. A ``text`` beside columns of another
-    convention usually repeats them, and is left. Every other pair is ambiguous.
-
-    Args:
-        row: columns and their content.
-        wanted: what the study file says; None: it says nothing.
-        in_pairs: whether rows have a chosen and a rejected answer.
-
-    Raises:
-        DataError: no convention fits, or several do.
-    """
-    for role, name in ({} if wanted is None else wanted.by_role).items():
-        if name not in row:
-            raise DataError(
-                f"has no column {name!r}, which columns.{role} names; it has "
-                f"{listed(row) or 'no columns'}. Correct the name"
-            )
-    if wanted is not None:
-        return RowReading("columns", tuple(wanted.by_role.items()))
-    conventions = _PAIR_CONVENTIONS if in_pairs else _CONVENTIONS
-    found: list[Convention] = [
-        convention
-        for convention, names in conventions.items()
-        if row.keys() >= set(names.needed.values())
-    ]
-    if found and (in_pairs or found[0] in _FIRST):
-        found = found[:1]
-    if len(found) > 1:
-        raise DataError(
-            f"could be read as {' or as '.join(found)}; say which with {SAY_WHICH}, or with "
-            "{messages: ...}"
-        )
-    if found:
-        names = conventions[found[0]]
-        besides = {role: name for role, name in names.besides.items() if name in row}
-        reading = RowReading(found[0], tuple({**names.needed, **besides}.items()))
-        _refuse_options(row, reading)
-        return reading
-    if in_pairs:
-        raise DataError(
-            f"has {listed(row) or 'no columns'}; needs {KNOWN_PAIRS}. If others hold them, say "
-            "columns: {prompt: ..., completion: ..., rejected: ...}"
-        )
-    if row.keys() >= {*_PAIR.values()}:
-        raise DataError(
-            "has chosen and rejected: train on such pairs with train.objective: dpo, or say which "
-            "answer is learned, columns: {prompt: prompt, completion: chosen}"
-        )
-    parts = sorted(_PARTS & row.keys())
-    if "text" in row and not parts:
-        return _TEXT
-    if "text" in row:
-        raise DataError(
-            f"has text and {', '.join(parts)}: is the text an answer, or all of it? Say with "
-            f"columns: {{completion: text}} or {{prompt: {parts[0]}, completion: text}}"
-        )
-    raise DataError(
-        f"has {listed(row) or 'no columns'}; needs {KNOWN}. If others hold them, say {SAY_WHICH}"
-    )
-
-
-def _refuse_options(row: Mapping[str, Any], reading: RowReading) -> None:
-    prompt, completion = reading.column("prompt"), reading.column("completion")
-    if reading.convention == "prompt and completion" or prompt is None:
-        return
-    for name in OPTIONS:
-        if row.get(name) not in NOTHING:
-            raise DataError(
-                f'column "{name}" would be lost; write it into column "{prompt}", or leave it out '
-                f"with columns: {{prompt: {prompt}, completion: {completion}}}"
-            )
-
-
-def listed(names: Collection[Any]) -> str:
-    """Columns in words, the first twelve of them."""
-    shown = [str(name)[:40] for name in sorted(map(str, names))]
-    more = f" and {len(shown) - 12} more" if len(shown) > 12 else ""
-    return ", ".join(shown[:12]) + more
-
 
 MOST_SHOWN = 10
 """Bad rows that are named one by one."""
@@ -236,12 +86,41 @@ class OwnRows(NamedTuple):
         rows: those that differ as text, in their order.
         columns: which column was taken for what.
         cluster: the column by whose values rows belong together; None: each is its own.
+        num_without_answer: rows that were left out, because their answer is empty.
     """
 
     raw: RawRows
     rows: list[OwnRow]
     columns: tuple[ColumnsRead, ...]
     cluster: str | None
+    num_without_answer: int = 0
+
+    @property
+    def guessed(self) -> Mapping[str, str] | None:
+        """Role -> column, where only what stands in the columns says it; None elsewhere."""
+        return next(
+            (dict(each.columns) for each in self.columns if each.convention == "guess"), None
+        )
+
+
+class EmptyAnswerError(DataError):
+    """A row has no answer to learn: it is left out and counted, unless all are like it."""
+
+
+_kept: ContextVar[dict[Any, OwnRows] | None] = ContextVar("kept rows", default=None)
+
+
+@contextlib.contextmanager
+def rows_kept() -> Generator[None]:
+    """Within the block a file that has not changed is read and rendered once.
+
+    Whoever plans one study in several sizes would read its rows for each.
+    """
+    token = _kept.set({} if (kept := _kept.get()) is None else kept)
+    try:
+        yield
+    finally:
+        _kept.reset(token)
 
 
 def read_own_rows(
@@ -254,6 +133,9 @@ def read_own_rows(
 ) -> OwnRows:
     """Read and render every row. Of rows that are equal as text, the first is kept.
 
+    Where no row is of a known convention, columns are guessed by what stands in them, if one
+    reading is clear. Rows whose answer is empty are left out.
+
     Args:
         data: a file, or the name of a data set of the Hub; see ``read_raw_rows``.
         tokenizer: renders conversations.
@@ -264,13 +146,43 @@ def read_own_rows(
     Raises:
         DataError: it cannot be read, or rows are bad (the message names the first ten).
     """
+    kept = _kept.get()
+    if kept is None:
+        return _read(data, tokenizer, chat_template, columns, in_pairs)
+    said = None if columns is None else tuple(columns.by_role.items())
+    key = (str(data), _stamp(data), Renderer.of(tokenizer), chat_template, said, in_pairs)
+    if key not in kept:
+        kept[key] = _read(data, tokenizer, chat_template, columns, in_pairs)
+    return kept[key]
+
+
+def _stamp(data: Path) -> tuple[int, ...]:
+    """What changes with a file; nothing of a data set."""
+    try:
+        found = data.stat()
+    except (OSError, ValueError):
+        return ()
+    return found.st_mtime_ns, found.st_size, found.st_ino
+
+
+def _read(
+    data: Path,
+    tokenizer: Any,
+    chat_template: bool,
+    columns: ColumnsConfig | None,
+    in_pairs: bool,
+) -> OwnRows:
     raw = read_raw_rows(data)
+    reading_of = _readings(raw, columns, in_pairs=in_pairs)
+    if reading_of.rows is not None:
+        raw = raw._replace(rows=reading_of.rows)
     rows: dict[OwnRow, OwnRow] = {}  # by what is trained on: of equal ones, the first is kept
     readings: list[tuple[RowReading, frozenset[str]]] = []
     problems: list[str] = []
+    empty: list[str] = []
     for row in raw.rows:
         try:
-            reading = _reading_of(row, columns, in_pairs=in_pairs)
+            reading = reading_of(row)
             render = _rendered_pair if in_pairs else _rendered
             parsed = render(row.content, reading, tokenizer, chat_template)
             length = len(parsed.prompt) + len(parsed.completion) + len(parsed.rejected or "")
@@ -279,13 +191,15 @@ def read_own_rows(
                     f"has {length:,} characters, and at most {MOST_CHARACTERS:,} are read; cut it "
                     "into rows"
                 )
+        except EmptyAnswerError as error:
+            empty.append(f"{row.place}: {error}")
         except (DataError, TaskError) as error:
             problems.append(f"{row.place}: {error}")
         else:
             rows.setdefault(parsed, parsed._replace(raw=row))
             readings.append((reading, frozenset(row.content)))
-    if problems:
-        raise DataError(_in_words(raw, problems))
+    if problems or (empty and not rows):
+        raise DataError(_in_words(raw, problems or empty))
     named = None if columns is None else columns.cluster
     cluster, distinct = named or CONVERSATION, list(rows.values())
     cells = [row.raw.content.get(cluster) for row in distinct if row.raw is not None]
@@ -293,13 +207,13 @@ def read_own_rows(
     if all(values) and len({*values}) > 1:
         pairs = zip(distinct, values, strict=True)
         clustered = [row._replace(cluster=((cluster, value),)) for row, value in pairs]
-        return OwnRows(raw, clustered, _columns_read(readings), cluster)
+        return OwnRows(raw, clustered, _columns_read(readings), cluster, len(empty))
     if named is not None:
         raise DataError(
             f"{raw.source}: column {named!r} (columns.cluster) is empty in some rows, or the same "
             "in all; name one that tells groups of rows apart"
         )
-    return OwnRows(raw, distinct, _columns_read(readings), None)
+    return OwnRows(raw, distinct, _columns_read(readings), None, len(empty))
 
 
 def _in_words(raw: RawRows, problems: list[str]) -> str:
@@ -330,17 +244,68 @@ def _columns_read(readings: list[tuple[RowReading, frozenset[str]]]) -> tuple[Co
     )
 
 
-def _reading_of(row: RawRow, columns: ColumnsConfig | None, *, in_pairs: bool) -> RowReading:
-    if row.problem is not None:
-        raise DataError(row.problem)
-    if not isinstance(row.content, dict):
-        raise DataError("not a JSON object; write one with a prompt and a completion")
-    if row.content.get("tools"):
-        raise DataError("has tools, which would be lost; write them into a system message")
-    reading = recognise(row.content, columns, in_pairs=in_pairs)
-    if reading.column("cluster") is None and CONVERSATION in row.content:
-        return reading._replace(columns=(*reading.columns, ("cluster", CONVERSATION)))
-    return reading
+class _Readings(NamedTuple):
+    """How rows are read: each by its own names, or all by what was said or guessed."""
+
+    columns: ColumnsConfig | None
+    in_pairs: bool
+    is_guess: bool = False
+    suggested: Mapping[str, str] | None = None
+    """Columns that may be meant, where it is not clear."""
+    rows: list[RawRow] | None = None
+    """The rows with nested columns flattened; None: they are read as they are."""
+
+    def __call__(self, row: RawRow) -> RowReading:
+        if row.problem is not None:
+            raise DataError(row.problem)
+        if not isinstance(row.content, dict):
+            raise DataError("not a JSON object; write one with a prompt and a completion")
+        if row.content.get("tools"):
+            raise DataError("has tools, which would be lost; write them into a system message")
+        try:
+            reading = recognise(row.content, self.columns, in_pairs=self.in_pairs)
+        except DataError as error:
+            if self.suggested is None:
+                raise
+            raise DataError(str(error).replace(say_which(), say_which(self.suggested))) from error
+        if self.is_guess:
+            reading = reading._replace(convention="guess")
+        if reading.column("cluster") is None and CONVERSATION in row.content:
+            return reading._replace(columns=(*reading.columns, ("cluster", CONVERSATION)))
+        return reading
+
+
+def _readings(raw: RawRows, columns: ColumnsConfig | None, *, in_pairs: bool) -> _Readings:
+    """How the rows of a file are read; guessed where none is of a known convention."""
+    plain = _Readings(columns, in_pairs)
+    contents = [row.content for row in raw.rows if isinstance(row.content, dict)]
+    if columns is not None and not any({*columns.by_role.values()} <= {*row} for row in contents):
+        return plain._replace(rows=_flat(raw, contents))
+    if columns is not None or in_pairs or any(map(_is_known, contents)):
+        return plain
+    rows = _flat(raw, contents)
+    found = guess(contents if rows is None else [row.content for row in rows])
+    if found is None:
+        return plain
+    if not found.is_clear:
+        return plain._replace(suggested=found.columns.by_role)
+    return _Readings(found.columns, in_pairs, is_guess=True, rows=rows)
+
+
+def _flat(raw: RawRows, contents: Sequence[Mapping[str, Any]]) -> list[RawRow] | None:
+    """The rows with nested columns under names with dots; None where none is nested."""
+    flat = flattened(contents)
+    if flat is None or len(flat) < len(raw.rows):  # some are no rows
+        return None
+    return [row._replace(content=content) for row, content in zip(raw.rows, flat, strict=True)]
+
+
+def _is_known(row: Mapping[str, Any]) -> bool:
+    try:
+        recognise(row, None)
+    except DataError:
+        return False
+    return True
 
 
 def _rendered_pair(
@@ -354,7 +319,7 @@ def _rendered_pair(
     for column in (columns[role], rejected):
         value = [row[column]] if isinstance(row[column], dict) else row[column]
         if value in NOTHING:
-            raise DataError(f'column "{column}" is empty; give both answers or drop the row')
+            raise EmptyAnswerError(f'column "{column}" is empty; give both answers or drop the row')
         if role == "messages" and not isinstance(value, list):
             raise DataError(
                 f'column "{column}" is a text with its prompt in it; write the prompt into a '
@@ -397,7 +362,7 @@ def _rendered(
     if prompt is None:
         answer = _answer(row[column], column, "write a text or drop the row")
         return OwnRow("", answer, end_of_turn(tokenizer, chat_template=False), False)
-    if isinstance(row[prompt], list) or isinstance(row[column], list):
+    if _has_turns(row[prompt]) or _has_turns(row[column]):
         answer = _messages(row[column], column)
         before = [*system, *_messages(row[prompt], prompt), *answer[:-1]]
         return _conversation(before, answer[-1], column, tokenizer)
@@ -425,10 +390,15 @@ def _rendered(
     return OwnRow(before, answer, end_of_turn(tokenizer, chat_template=False), False)
 
 
+def _has_turns(value: Any) -> bool:
+    """Whether a cell is a list of turns; a list of one text is that text."""
+    return isinstance(value, list) and not (len(value) == 1 and isinstance(value[0], str))
+
+
 def _answer(value: Any, column: str, remedy: str) -> str:
     text = _text(value, column)
     if not text.strip():
-        raise DataError(f'column "{column}" is empty; {remedy}')
+        raise EmptyAnswerError(f'column "{column}" is empty; {remedy}')
     return text
 
 
@@ -438,6 +408,8 @@ def _text(value: Any, column: str) -> str:
         return value or ""
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
+    if isinstance(value, list) and not _has_turns(value):
+        return value[0]
     kind = _NOT_TEXT.get(type(value), f"a {type(value).__name__}")
     raise DataError(f'column "{column}" is {kind}; write it as text, or drop the row')
 

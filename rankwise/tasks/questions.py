@@ -45,6 +45,10 @@ class LogLikelihood(NamedTuple):
     is_greedy: bool
 
 
+MOST_NEW_TOKENS = 256
+"""Tokens of an answer to a person's question, at most, unless another number is given."""
+
+
 class GenerationSettings(NamedTuple):
     """How a prompt is continued.
 

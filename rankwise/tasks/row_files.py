@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import csv
 import hashlib
@@ -66,7 +67,8 @@ class RawRows(NamedTuple):
 
     Attributes:
         source: name of the file, or of the data set.
-        format: JSON Lines, JSON, CSV, Parquet, Hub or bundled.
+        format: JSON Lines, JSON, CSV, Parquet, Hub or bundled; behind it the encoding of a file, if
+            it is not UTF-8.
         rows: in their order.
         revision: commit of the data set; None of a file.
         sha256: of the file; None of a data set.
@@ -105,15 +107,17 @@ def read_raw_rows(data: Path) -> RawRows:
     except (OSError, ValueError) as error:  # also of a path with a NUL
         raise DataError(f"{data} cannot be read: {error}. Check the path.") from error
     ending = data.suffix.lower()
-    if ending != ".parquet":
-        _refuse_packed(data, content)
     if ending == ".parquet":
         kind, rows = "Parquet", _parquet_rows(data, content)
-    elif ending in (".csv", ".tsv"):
-        marks = (f"{delimiter}\r\n" for delimiter in _DELIMITERS)
-        kind, rows = "CSV", _csv_rows(data, _text(data, content, *marks))
     else:
-        kind, rows = _json_rows(data, _text(data, content, "[{,:\n"))
+        _refuse_packed(data, content)
+        encoding = _encoding(content)
+        if ending in (".csv", ".tsv"):
+            marks = (f"{delimiter}\r\n" for delimiter in _DELIMITERS)
+            kind, rows = "CSV", _csv_rows(data, _text(data, content, encoding, *marks))
+        else:
+            kind, rows = _json_rows(data, _text(data, content, encoding, "[{,:\n"))
+        kind += "" if encoding == _UTF_8 else f" in {_NAMES[encoding]}"
     _refuse_many(data.name, len(rows))
     return RawRows(data.name, kind, rows, sha256=hashlib.sha256(content).hexdigest())
 
@@ -144,15 +148,40 @@ def _refuse_many(source: str, num_rows: int) -> None:
         )
 
 
-def _text(path: Path, content: bytes, *marks: str) -> str:
+_UTF_8 = "utf-8-sig"
+_NAMES = {"utf-16": "UTF-16", "cp1252": "Windows-1252"}
+
+# No text has these; a file of another kind nearly always does.
+_CONTROL = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
+
+
+def _encoding(content: bytes) -> str:
+    """How a file is encoded: in UTF-8; as its first bytes say; or as Windows writes in the west."""
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return "utf-16"
+    try:
+        content.decode(_UTF_8)
+    except UnicodeDecodeError:
+        pass
+    else:
+        return _UTF_8
+    try:
+        content.decode("cp1252")
+    except UnicodeDecodeError:
+        return _UTF_8  # which says where it fails
+    return _UTF_8 if _CONTROL.search(content) else "cp1252"
+
+
+def _text(path: Path, content: bytes, encoding: str, *marks: str) -> str:
     """A file's text, in which none of these sets of marks stands for too many values."""
     try:
-        text = content.decode("utf-8-sig")
+        text = content.decode(encoding)
         refuse_values(max(sum(map(text.count, each)) for each in marks))
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
         raise DataError(
-            f"{path} cannot be read: line {line} is not UTF-8 ({error}). Save it in UTF-8."
+            f"{path} cannot be read: line {line} is not {_NAMES.get(encoding, 'UTF-8')} ({error}). "
+            "Save it in UTF-8."
         ) from error
     except JsonError as error:
         raise DataError(f"{path.name}: {error}.") from error
@@ -171,12 +200,7 @@ def _json_rows(path: Path, text: str) -> tuple[str, list[RawRow]]:
     """JSON Lines, or one list of rows, whatever the file is called."""
     if text.lstrip().startswith("["):
         try:
-            rows = _numbered(parse_exactly(text))
-            if may_hold_half(text):
-                rows = [
-                    row._replace(problem=_HALF if holds_half(row.content) else None) for row in rows
-                ]
-            return "JSON", rows
+            return "JSON", _whole(_numbered(parse_exactly(text)), text)
         except json.JSONDecodeError as error:
             if error.msg != "Extra data":  # else lines follow on a list
                 raise DataError(
@@ -188,13 +212,51 @@ def _json_rows(path: Path, text: str) -> tuple[str, list[RawRow]]:
     lines = enumerate(_lines(text, _JSON_LINE), 1)
     written = (_json_row(f"line {number}", line) for number, line in lines if line.strip())
     rows = list(itertools.islice(written, MOST_ROWS + 1))
-    begins_badly = len(rows) > 1 and rows[0].problem is not None
-    if begins_badly and isinstance(_json_row("", text).content, dict):
+    whole = rows[0].content if len(rows) == 1 else None
+    if len(rows) > 1 and rows[0].problem is not None:
+        whole = _json_row("", text).content
+    if isinstance(whole, dict) and (within := _list_of_rows(path, whole)) is not None:
+        return "JSON", _whole(within, text)
+    if isinstance(whole, dict) and len(rows) > 1:
         raise DataError(
             f"{path.name} is one JSON object over {len(rows)} lines. Write a list of rows, [...], "
             "or one object a line."
         )
     return "JSON Lines", rows
+
+
+def _is_no_turn(value: Any) -> bool:
+    """Whether an object may be a row; a turn of a conversation is a part of one."""
+    names = set[str](value) if isinstance(value, dict) else {"role", "content"}
+    return not (names >= {"role", "content"} or names >= {"from", "value"})
+
+
+def _whole(rows: list[RawRow], text: str) -> list[RawRow]:
+    """The rows, those with half a character marked."""
+    if not may_hold_half(text):
+        return rows
+    return [row._replace(problem=_HALF if holds_half(row.content) else None) for row in rows]
+
+
+def _list_of_rows(path: Path, whole: Mapping[str, Any]) -> list[RawRow] | None:
+    """The rows of the only list of objects in a JSON object: ``{"data": [...]}``.
+
+    Raises:
+        DataError: there are several such lists.
+    """
+    lists = {
+        name: value
+        for name, value in whole.items()
+        if isinstance(value, list) and value and all(map(_is_no_turn, value))
+    }
+    if not lists:
+        return None
+    if len(lists) > 1:
+        raise DataError(
+            f"{path.name} has {len(lists)} lists of rows: {', '.join(map(shown, lists))}. Give one "
+            "as a file of its own."
+        )
+    return _numbered(*lists.values())
 
 
 def _json_row(place: str, line: str) -> RawRow:

@@ -216,6 +216,7 @@ def _record(
         columns=own.columns,
         num_rows=len(own.raw.rows),
         num_distinct=len(own.rows),
+        num_without_answer=own.num_without_answer,
         num_held_out=num_scored,
         judged_by=judged_by,
         answers=answers,

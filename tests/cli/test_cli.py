@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from rankwise.cli import application, running
 from rankwise.cli.main import app
-from rankwise.errors import ModelError
+from rankwise.errors import ModelError, to_install
 from rankwise.findings.statements import headline, next_command, with_folder
 from rankwise.records.files import read_record
 from rankwise.records.folder import StudyFolder
@@ -34,7 +34,7 @@ from tests.support.sentences import Sentences
 
 # In the order in which the help lists them.
 VERBS = (
-    "run", "plan", "try", "verdict", "report", "status", "verify", "init", "extend",
+    "run", "plan", "try", "verdict", "ask", "report", "status", "verify", "init", "extend",
     "audit", "heads", "check", "repair", "export", "tasks", "lm-eval", "doctor",
 )  # fmt: skip
 HEAVY = ("torch", "transformers", "peft", "datasets", "lm_eval", "pandas", "scipy")
@@ -609,7 +609,7 @@ def test_doctor_names_versions_devices_and_the_cache(
         finding = findings[f"optional {name}"]
         is_there = importlib.util.find_spec(name) is not None
         assert finding.startswith("found: ") == is_there
-        assert is_there or finding.endswith(f"pip install 'rankwise[{extra}]'")
+        assert is_there or to_install(extra) in finding
     assert findings["CUDA"].startswith("found" if torch.cuda.is_available() else "missing")
     shown = rankwise("doctor")
     assert shown.exit_code == 0
@@ -638,10 +638,10 @@ def test_doctor_compiles_a_kernel_where_there_is_a_card(
             raise error
 
     card = torch.device("cuda", 0)
-    monkeypatch.setattr(doctor, "check_flex", compiled)
-    monkeypatch.setattr(doctor, "choose_device", lambda: card)
-    monkeypatch.setattr(doctor, "device_name", lambda _: "a card")
-    monkeypatch.setattr(doctor, "has_fast_bfloat16", lambda _: True)
+    monkeypatch.setattr("rankwise.engine.models.packed_kernels.check_flex", compiled)
+    monkeypatch.setattr("rankwise.engine.models.devices.choose_device", lambda: card)
+    monkeypatch.setattr("rankwise.engine.models.devices.device_name", lambda _: "a card")
+    monkeypatch.setattr("rankwise.engine.models.devices.has_fast_bfloat16", lambda _: True)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (1, 2))
     find_spec = importlib.util.find_spec
     monkeypatch.setattr(
@@ -678,7 +678,7 @@ def test_doctor_says_what_old_cards_and_apple_s_get(
 
     from rankwise.cli import doctor
 
-    monkeypatch.setattr(doctor, "has_fast_bfloat16", lambda _: False)
+    monkeypatch.setattr("rankwise.engine.models.devices.has_fast_bfloat16", lambda _: False)
     assert "Apple's GPU (mps)" not in dict(doctor.examine())
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     found = dict(doctor.examine())

@@ -198,7 +198,7 @@ def test_a_clause_limits_what_is_written(
     strong: Planted, tmp_path: Path, sentence: Sentences
 ) -> None:
     """Of the right answers' three tokens, two may be written; the record says it."""
-    limited = {"data": "long.jsonl", "judged_by": "contains", "max_new_tokens": 2}
+    limited = {"data": "long.jsonl", "judged_by": "rouge", "max_new_tokens": 2}
     file = contract(tmp_path, long=limited)
     rows = [{"prompt": f"Sky {number}:", "completion": " blue blue blue"} for number in range(9)]
     (tmp_path / "long.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
@@ -206,7 +206,12 @@ def test_a_clause_limits_what_is_written(
     record = DeploymentCheck.model_validate_json(done.stdout)
     (warning,) = [each for each in record.warnings if each.startswith("long: ")]
     sentence(warning)
-    assert record.base_scores["long"] == 0
+    # of a text that is cut no word is missing but the last
+    limited["judged_by"] = "contains"
+    file = contract(tmp_path, long=limited)
+    done = strong.check("merged-bf16", "--contract", file, "--max-loss", 30)
+    assert done.exit_code == 2, done.output
+    sentence(words(done.stderr), "vacuous", names=("long", "9 items"))
 
 
 def test_a_function_judges_a_clause_and_items_without_a_number_are_left_out(

@@ -133,4 +133,4 @@ def test_without_ray_it_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setitem(sys.modules, "ray", None)
     refused = rankwise("run", "--workers", "2")
     assert refused.exit_code == 2
-    assert 'pip install "rankwise[ray]"' in words(refused.stderr)
+    assert "pip install '.[ray]'" in words(refused.stderr)

@@ -19,6 +19,7 @@ from rankwise.study.budgets import resolution, smaller_studies
 from rankwise.study.planning.plan import plan_study
 from rankwise.study.trial import SIZES, Size, recognised
 from tests.support.command_line import rankwise, words
+from tests.support.sentences import Sentences
 
 COLOURS = ("red", "green", "blue")
 
@@ -168,11 +169,11 @@ def test_rows_that_cannot_be_read_leave_nothing_behind(
     tmp_path: Path, tiny_model_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "rows.csv").write_text("instruction,output\na,b\nc,\n")
+    (tmp_path / "rows.csv").write_text("instruction,output\na,b\nc\n")
     result = rankwise("try", "rows.csv", "--model", tiny_model_folder)
     assert result.exit_code == 2
     said = words(result.output)
-    assert 'row 2: column "output" is empty; give an answer or drop the row' in said
+    assert "row 2: has 1 cells and the header 2" in said
     written(tmp_path / "few.jsonl", rows(9))
     result = rankwise("try", "few.jsonl", "--model", tiny_model_folder)
     assert result.exit_code == 2
@@ -264,6 +265,34 @@ def test_the_largest_size_that_fits_is_taken(
         assert found.seconds == 100.0 * count
     assert (1,) in asked
     assert len(asked) <= 4 * 3  # of five sizes, and none is planned twice for a time
+
+
+def test_a_budget_for_one_rank_says_which_one_compares_ranks(
+    tmp_path: Path,
+    tiny_model_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    sentence: Sentences,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    written(tmp_path / "rows.jsonl", rows(400))
+    seconds = {size.ranks: 60.0 * place for place, size in enumerate(SIZES, start=1)}
+
+    def planned(plan: Any, *_: Any) -> float:
+        return seconds[tuple(run.rank for run in plan.record.runs if run.rank)]
+
+    for module in (budgets, trials):
+        monkeypatch.setattr(module, "planned_seconds", planned)
+    monkeypatch.setattr("rankwise.cli.try_verb.measured_rate", lambda _: 1.0)
+    monkeypatch.setattr("rankwise.cli.try_verb.run_and_report", lambda find, **_: find(None) and 0)
+    for budget, ranks in (("2m", "one"), ("1h", "")):
+        place = tmp_path / budget
+        options = ("--model", tiny_model_folder, "--budget", budget, "--study-dir", place)
+        result = rankwise("try", "rows.jsonl", *options)
+        assert result.exit_code == 0, result.output
+        said = [line for line in result.stdout.splitlines() if line.startswith("This budget")]
+        assert bool(said) == bool(ranks)
+        if said:
+            sentence(said[0], names=("--budget", "100 held-out rows"))
 
 
 def test_the_study_file_says_the_margins_that_it_is_judged_by(tried: Tried) -> None:

@@ -38,7 +38,6 @@ from rankwise.findings.stats.estimates import (
     zero_p_value,
 )
 from rankwise.findings.stats.items import Floats, Items, item_size
-from rankwise.findings.stats.prospects import chance_of_sign
 from rankwise.findings.stats.truths import deciding_level
 
 
@@ -376,28 +375,6 @@ def estimate_with(value: float, stderr: float) -> Estimate:
     return Estimate(
         value, stderr, 0.0, Spread(np.array(stderr**2), nothing + 299, nothing, nothing)
     )
-
-
-def test_the_chance_of_a_sign_comes_true() -> None:
-    """Nothing is known of the truth but the estimate; 300 items now, grown by 4."""
-    rng = np.random.default_rng(9)
-    truth = rng.uniform(-60.0, 60.0, 400_000)
-    now = rng.normal(truth, 2.0)
-    then = now / 4.0 + 0.75 * rng.normal(truth, 2.0 / math.sqrt(3.0))
-    shown = np.abs(then) > 1.96 * 1.0
-    for low, high in ((0.0, 0.4), (1.0, 1.4), (2.0, 2.4), (3.0, 3.4), (6.0, 6.4)):
-        its = (np.abs(now) >= low) & (np.abs(now) < high)
-        said = chance_of_sign(estimate_with((low + high) / 2.0, 2.0), 4.0, 0.05)
-        assert said == pytest.approx(shown[its].mean(), abs=0.03)
-        assert chance_of_sign(estimate_with(-(low + high) / 2.0, 2.0), 4.0, 0.05) == pytest.approx(
-            said
-        )
-
-
-def test_the_chance_of_a_sign_is_the_same_in_other_units() -> None:
-    points = estimate_with(2.0, 2.0)
-    nats = estimate_with(0.05, 0.05)
-    assert chance_of_sign(nats, 4.0, 0.05) == pytest.approx(chance_of_sign(points, 4.0, 0.05))
 
 
 def test_the_deciding_level_is_bonferronis_for_one_more_than_the_options() -> None:

@@ -18,12 +18,15 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from tests.fuzz.parsers import PARSERS, TooSlow, check
 
 BATCH = 100
-"""Examples of one parser before the next has its turn."""
+"""Examples of one parser before the next has its turn, unless they take longer than"""
+
+SECONDS = 45.0
+"""of it: verbs that are called as a user would take a second each, and all parsers get a turn."""
 
 
 def batch(name: str, number: int, counts: Counter[str]) -> None:
     """Try ``BATCH`` inputs; the seed is the batch's number, so that each batch tries others."""
-    parser = PARSERS[name]
+    parser, until = PARSERS[name], time.monotonic() + SECONDS
 
     @seed(number)
     @settings(
@@ -35,6 +38,8 @@ def batch(name: str, number: int, counts: Counter[str]) -> None:
     )
     @given(parser.inputs)
     def holds(content: Any) -> None:
+        if time.monotonic() >= until:
+            return
         counts[name] += 1
         with tempfile.TemporaryDirectory(dir=Path.cwd()) as folder:
             check(parser, Path(folder), content)

@@ -68,8 +68,10 @@ _JUDGED_AGAIN = {"recommendation.json", "findings.json", "looks.json"}
 """Records that ``verdict DIR`` and ``report DIR`` make from the others, whatever they were."""
 
 
-_OWN_NAMES = _JUDGED_AGAIN | {".leader", ".progress.json", ".finished", ".checked.json"}
+_WORKING = {".leader", ".progress.json", ".finished", ".checked.json"}
 """What a study works with; without a readable ``study.json`` they are somebody else's."""
+
+_OWN_NAMES = _JUDGED_AGAIN | _WORKING
 
 
 @cache
@@ -329,8 +331,9 @@ def read_foreign(place: Path, drawn: tuple[str, list[tuple[str, str]], bool]) ->
         with contextlib.suppress(OSError):
             _write_around(root, before)
     _call(verb, root, place)
-    if has_study and verb not in INTO_A_FOLDER:  # they are its own, whoever wrote them
-        before = {name: s for name, s in before.items() if name[6:] not in _OWN_NAMES}
+    if has_study:  # they are its own, whoever wrote them
+        own = _WORKING if verb in INTO_A_FOLDER else _OWN_NAMES
+        before = {name: s for name, s in before.items() if name[6:] not in own}
     before.pop(f"study/{MANIFEST}", None)
     refuse_changes(before, place)
 

@@ -629,20 +629,19 @@ def test_exported_samples_compare_as_the_study_does(exported: ExportedStudy, tas
     assert higher_is_better(file, decision.metric) is decision.higher_is_better
     assert verdicts.higher_is_better is decision.higher_is_better
     assert (verdicts.base, verdict.name) == (exported.base.folder.name, row.run)
-    assert verdict.candidate_score == row.adapted_score
     same = (
-        "num_examples", "base_score", "difference", "stderr", "num_learned",
-        "num_forgotten", "num_kept_right", "num_kept_wrong",
+        "num_examples", "base_score", "adapted_score", "stderr", "num_learned",
+        "num_forgotten", "num_kept_right", "num_kept_wrong", "accuracy",
     )  # fmt: skip
-    assert {name: getattr(verdict, name) for name in same} == {
+    assert {name: getattr(verdict.of, name) for name in same} == {
         name: getattr(row, name) for name in same
     }
-    assert verdict.accuracy == row.accuracy
+    assert verdict.of.difference.estimate == row.difference.estimate
     assert (row.accuracy is not None) == (task == "colours")
     if row.accuracy is None:
-        assert row.mcnemar_p_value in (None, verdict.p_value)
+        assert row.mcnemar_p_value in (None, verdict.of.mcnemar_p_value)
     if task == "small_prose":  # the tiny model answers as many of the others right as before
-        assert verdict.difference.estimate != 0.0
+        assert verdict.of.difference.estimate != 0.0
 
 
 def test_the_study_folders_own_samples_will_do(exported: ExportedStudy) -> None:
@@ -654,8 +653,8 @@ def test_the_study_folders_own_samples_will_do(exported: ExportedStudy) -> None:
     assert raw.warnings == ()
     files = [model.samples_file("colours") for model in (exported.base, exported.lora)]
     ours = compare_samples(files[0], files[1:]).candidates[0]
-    assert raw.candidates[0].difference.estimate == ours.difference.estimate
-    assert raw.candidates[0].p_value == ours.p_value
+    assert raw.candidates[0].of.difference.estimate == ours.of.difference.estimate
+    assert raw.candidates[0].of.p_value == ours.of.p_value
 
 
 @pytest.mark.parametrize("task", ["colours", "sums", "digits", "last_word"])
@@ -670,11 +669,11 @@ def test_lm_evals_samples_compare_as_ours_do(
         assert verdicts.higher_is_better is ours.higher_is_better
         (verdict,), (wanted,) = verdicts.candidates, ours.candidates
         assert verdict.verdict == wanted.verdict
-        assert verdict.num_learned == wanted.num_learned
-        assert verdict.difference.estimate == pytest.approx(
-            wanted.difference.estimate, rel=1e-3, abs=1e-9
+        assert verdict.of.num_learned == wanted.of.num_learned
+        assert verdict.of.difference.estimate == pytest.approx(
+            wanted.of.difference.estimate, rel=1e-3, abs=1e-9
         )
-        assert verdict.p_value == pytest.approx(wanted.p_value, rel=1e-2)
+        assert verdict.of.p_value == pytest.approx(wanted.of.p_value, rel=1e-2)
 
 
 def test_a_perplexity_of_items_is_a_log_likelihood(peer: Written, lora_peer: Written) -> None:
@@ -687,5 +686,6 @@ def test_a_perplexity_of_items_is_a_log_likelihood(peer: Written, lora_peer: Wri
         written.results["results"]["last_word"]["perplexity,none"] for written in (peer, lora_peer)
     )
     assert before != after
-    assert (verdict.difference.estimate > 0) == (after < before)
-    assert (verdicts.unit, verdicts.higher_is_better) == ("log-likelihood", True)
+    assert (verdict.of.difference.estimate > 0) == (after < before)
+    assert (verdicts.unit, verdicts.higher_is_better) == ("units", True)
+    assert any("log-likelihoods" in warning for warning in verdicts.warnings)

@@ -6,14 +6,40 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
-from rankwise.findings.against_base import ModelVerdicts, against_base
+from rankwise.findings.recommendation import recommend
+from rankwise.findings.statements import option_name
+from rankwise.records.recommendation import Comparison, RankVerdict
+from rankwise.records.study import Unit
 from rankwise.scores.asked import Asked
 from rankwise.scores.reading import samples_given
 from rankwise.scores.study import scored_study
 
 Outcome = tuple[int, int, int, int]
+
+
+class Row(NamedTuple):
+    """A model against the base: the comparison, the verdict on it, and the sentence of both."""
+
+    name: str
+    verdict: Literal["better", "worse", "cannot_tell"]
+    of: Comparison
+    judged: RankVerdict
+    sentence: str
+
+
+class Compared(NamedTuple):
+    """What a verdict on sample files says, each model in the order of the files."""
+
+    base: str | None
+    metric: str
+    filter: str
+    unit: Unit
+    higher_is_better: bool
+    warnings: tuple[str, ...]
+    reasons: tuple[str, ...]
+    candidates: tuple[Row, ...]
 
 
 def hashed(text: str) -> str:
@@ -60,7 +86,7 @@ def outcomes(learned: int, forgotten: int, right: int, wrong: int) -> tuple[list
     return base, [1] * learned + [0] * forgotten + [1] * right + [0] * wrong
 
 
-def planted(folder: Path, *each: Outcome) -> ModelVerdicts:
+def planted(folder: Path, *each: Outcome) -> Compared:
     """One base and some candidates; all outcomes give the base the same items."""
     files: list[Path] = []
     first: list[int] = []
@@ -83,11 +109,40 @@ def compare_samples(
     *,
     filter_name: str | None = None,
     **settings: Any,
-) -> ModelVerdicts:
+) -> Compared:
     """What ``rankwise verdict BASE.jsonl A.jsonl`` says of each model against the base."""
     asked = Asked(filter=filter_name, **settings)
     scored = scored_study(samples_given([base, *candidates], asked), asked, "samples")
-    (part,) = scored.results().by_train_task
-    verdicts = against_base(part)
-    assert verdicts is not None
-    return verdicts
+    results = scored.results()
+    (found,) = recommend(results).by_train_task
+    (items,) = results.base.items.values()
+    assert scored.record.scores is not None
+    names = {run.planned.name: run.planned.called for run in scored.runs}
+    judged = {each.runs[0]: each for each in found.verdicts}
+    rows = [
+        Row(
+            names[each.run] or "",
+            verdict_of(judged[each.run]),
+            each,
+            judged[each.run],
+            next(r for r in found.reasons if r.startswith(f"{option_name(judged[each.run])} ")),
+        )
+        for each in found.comparisons
+    ]
+    return Compared(
+        scored.record.scores.base,
+        items.metric,
+        results.base.evaluations[items.task].decision_filter,
+        items.unit,
+        items.higher_is_better,
+        scored.record.warnings,
+        found.reasons,
+        tuple(rows),
+    )
+
+
+def verdict_of(judged: RankVerdict) -> Literal["better", "worse", "cannot_tell"]:
+    """What is shown of a model against the base."""
+    assert judged.better_than_base is not None
+    shown: dict[str, Literal["better", "worse", "cannot_tell"]] = {"yes": "better", "no": "worse"}
+    return shown.get(judged.better_than_base, "cannot_tell")

@@ -250,7 +250,10 @@ def test_samples_of_lm_eval_of_several_ranks_and_tasks(tmp_path: Path) -> None:
     assert part["verdicts"][1]["gain"]["estimate"] == 50.0
     alone = rankwise("verdict", *paths[:3], "--json")
     answer = json.loads(alone.stdout)
-    assert [each["name"] for each in answer["candidates"]] == ["r4", "r16"]
+    assert [each["label"] for each in answer["by_train_task"][0]["verdicts"]] == [
+        "rank 4",
+        "rank 16",
+    ]
     assert answer["by_train_task"][0]["outcome"] == "recommended"
 
 
@@ -278,16 +281,17 @@ def test_other_layouts_are_refused(tmp_path: Path, content: Any) -> None:
 def test_samples_files_get_the_numbers_that_they_had(tmp_path: Path, name: str) -> None:
     """Every number was written down by the code that compared files before tables were read.
 
-    Those of values between right and wrong are newer: one item size is taken for all models. So are
-    the probabilities with more items, by hand: a difference is normal around its estimate.
+    Those of values between right and wrong are newer: one item size is taken for all models.
     """
     frozen = json.loads((Path(__file__).parent / "frozen_samples.json").read_text())[name]
     make, settings = CASES[name]
     files = make(tmp_path)
-    found = compare_samples(files[0], files[1:], **settings).model_dump(mode="json")
+    found = compare_samples(files[0], files[1:], **settings)
     candidates = frozen.pop("candidates")
-    assert {key: found[key] for key in frozen} == frozen
-    for now, before in zip(found["candidates"], candidates, strict=True):
+    assert {key: getattr(found, key) for key in frozen} == frozen
+    for row, before in zip(found.candidates, candidates, strict=True):
+        now = row.of.model_dump(mode="json")
+        now |= {"name": row.name, "difference": row.of.difference.estimate}
         assert_close({key: now[key] for key in before}, before)
 
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas
 import pytest
 
@@ -217,13 +218,30 @@ def test_the_direction_and_the_unit_follow_from_the_scores() -> None:
     assert of("value", [0.0, 0.5, 1.0], lower_is_better=True) == ("points", False)
 
 
-def test_rewards_need_a_margin(tmp_path: Path, sentence: Sentences) -> None:
-    rows = renamed(scores(r4=[3.0, 1.5, 2.0, 2.5], r8=[2.0, 1.0, 2.5, 2.0]), acc="reward")
+def test_the_margin_of_rewards_is_a_tenth_of_their_deviation(
+    tmp_path: Path, sentence: Sentences
+) -> None:
+    base = [3.0, 1.5, 2.0, 2.5]
+    rows = renamed(scores(base=base, r8=[2.0, 1.0, 2.5, 2.0]), acc="reward")
     path = write_csv(tmp_path / "scores.csv", rows)
     found = rankwise("verdict", path)
+    assert found.exit_code == 0, found.output
+    sentence(" ".join(found.stderr.split()), names=("--delta", f"{0.1 * np.std(base):.2g}"))
+    found = rankwise("verdict", path, "--delta", "0.5", "--json")
+    assert json.loads(found.stdout)["by_train_task"][0]["delta"] == 0.5
+    assert found.stderr == ""
+    alike = renamed(scores(base=[3.0] * 4, r8=[2.0, 1.0, 2.5, 2.0]), acc="reward")
+    found = rankwise("verdict", write_csv(tmp_path / "alike.csv", alike))
     assert found.exit_code == 2
-    sentence(" ".join(found.stderr.split()), names=("--delta",))
-    assert rankwise("verdict", path, "--delta", "0.5").exit_code == 0
+    sentence(" ".join(found.stderr.split()), "alike", names=("--delta",))
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_margin_far_below_the_gains_has_no_sliders() -> None:
+    rows = renamed(scores(base=[1e9, 3e9, 2e9, 5e9], r8=[4e9, 9e9, 7e9, 6e9]), acc="reward")
+    for delta, has_sliders in ((1e-3, False), (1e8, True)):
+        (card,) = concluded(results(rows, delta=delta)).findings.cards
+        assert (card.draws is not None) == has_sliders
 
 
 def changed(place: int, **cells: Any) -> list[Row]:
@@ -461,8 +479,7 @@ def test_a_file_of_another_kind_is_called_that(
     [
         ("1,234", "for its commas; write thousands without one, and decimals with a point"),
         ("-12,345,678.5", "for its commas; write thousands without one"),
-        ("0,5", "but for its comma, which has to be a point"),
-        ("12,5", "but for its comma, which has to be a point"),
+        ("1,5e3", "'1,5e3' is not a number. Score"),
         ("1,2,3", "'1,2,3' is not a number. Score"),
     ],
 )

@@ -215,7 +215,7 @@ def test_the_setting_changes_no_fingerprint_of_older_studies(planted: Planted) -
 @pytest.mark.parametrize(
     ("override", "problem"),
     [
-        ("deploy=[4bit]", "pip install 'rankwise[quantization]'"),
+        ("deploy=[4bit]", "pip install '.[quantization]'"),
         ("deploy=[gguf:q4_k_m]", "Install llama.cpp"),
         ("methods.imported=[]", "full fine-tuning is never recommended"),
     ],

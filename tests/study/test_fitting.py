@@ -14,7 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from rankwise.engine.models.devices import Machine
 from rankwise.engine.training.memory import AdapterSize
-from rankwise.errors import PlanError
+from rankwise.errors import PlanError, to_install
 from rankwise.records.config.methods import FullConfig, MethodsConfig
 from rankwise.records.config.study import StudyConfig
 from rankwise.records.files import in_words
@@ -310,7 +310,8 @@ def test_what_cannot_fit_is_a_problem_with_the_setting_that_would(study_file: Pa
         f" takes {peaks[0] / 1e6:.1f} MB at least and there are "
         f"{peaks[2] / USABLE_SHARE / 1e6:.1f} MB, of which {peaks[2] / 1e6:.1f} MB are planned "
         "for; "
-        "methods.full={weights: bfloat16, optimizer: adamw_8bit} (pip install 'rankwise[torchao]') "
+        "methods.full={weights: bfloat16, optimizer: adamw_8bit} "
+        f"({to_install('torchao')}) "
         f"takes {peaks[2] / 1e6:.1f} MB"
     )
     # what takes more than is planned for and less than there is may fit

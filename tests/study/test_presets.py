@@ -181,7 +181,7 @@ def test_a_paper_s_study_needs_8_bit_moments_there(
     done = rankwise("plan", *paper, "--device", "cuda", "--memory", "80GB")
     assert done.exit_code == 2
     assert "methods.full={weights: bfloat16, optimizer: adamw_8bit}" in words(done.stderr)
-    assert "pip install 'rankwise[torchao]'" in words(done.stderr)
+    assert "pip install '.[torchao]'" in words(done.stderr)
 
 
 def test_ranks_beyond_the_smaller_side_are_a_warning(

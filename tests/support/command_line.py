@@ -10,9 +10,9 @@ from typer.testing import CliRunner
 from rankwise.cli.main import app
 
 
-def rankwise(*arguments: object) -> Any:
+def rankwise(*arguments: object, typed: str | None = None) -> Any:
     """Call the command in this process; asserts that nothing but an exit was raised."""
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments], input=typed)
     assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
     assert "Traceback" not in result.output
     return result

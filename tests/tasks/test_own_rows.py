@@ -355,8 +355,8 @@ def test_what_is_a_file_and_what_a_data_set(text: str, expected: HubData | None)
 
 Problem = tuple[str, Any, str]
 PROBLEMS: list[Problem] = [
-    ("rows.csv", "instruction,output\na,b\nc,\n",
-     'row 2: column "output" is empty; give an answer or drop the row'),
+    ("rows.csv", "instruction,output\na,\n",
+     'row 1: column "output" is empty; give an answer or drop the row'),
     ("rows.csv", "instruction,output\n ,b\n",
      'row 1: column "instruction" is empty; write a question or drop the row'),
     ("rows.csv", "question;answer\na;b;c\n",
@@ -378,7 +378,7 @@ PROBLEMS: list[Problem] = [
      'line 1: column "answer" is true or false; write it as text, or drop the row'),
     ("rows.jsonl", [{"question": {"text": "q"}, "answer": "a"}],
      'line 1: column "question" is an object; write it as text, or drop the row'),
-    ("rows.jsonl", [{"text": ["a"]}],
+    ("rows.jsonl", [{"text": ["a", "b"]}],
      'line 1: column "text" is a list; write it as text, or drop the row'),
     ("rows.jsonl", [{"text": " "}], 'line 1: column "text" is empty; write a text or drop the row'),
     ("rows.jsonl", [{"messages": [{"role": "user", "content": "q"}]}],
@@ -413,7 +413,7 @@ def test_a_bad_row_is_named_with_its_column_and_a_remedy(
         ('q,a\n"x,1\n', "rows.csv row 1, up to line 2: unexpected end of data. Close its quotes"),
         ("q,q\n1,2\n", "rows.csv row 0, the header, names column 'q' twice. Rename one."),
         (
-            "question,answer\nq,é\n".encode("latin-1"),
+            b"question,answer\nq,\xe9\x81\n",
             "rows.csv cannot be read: line 2 is not UTF-8",
         ),
     ],

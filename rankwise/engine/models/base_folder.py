@@ -20,6 +20,12 @@ SMALL_FILES = ("*.json", "*.txt", "*.model", "*.jinja")
 # of one sample of a weights file; changing this would change every folder's fingerprint
 _SAMPLE_BYTES = 1 << 16
 
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack")
+"""Endings of weights that are not read: some can run code."""
+
+_FOLDER, _PLANNED = "folder:", "planned:"
+"""Begin the fingerprints of a folder with its weights, and of one without any."""
+
 # The small files that decide what a model computes and generates, and how text becomes tokens.
 _FINGERPRINTED_FILES = (
     "config.json",
@@ -50,6 +56,11 @@ class BaseModel(NamedTuple):
     start: str | None = None
 
     @property
+    def has_weights(self) -> bool:
+        """Whether its weights are in the folder: those of a hub may come later."""
+        return not self.fingerprint.startswith(("hub:", _PLANNED))
+
+    @property
     def recorded_name(self) -> str:
         """What an adapter that was trained on it names as its base."""
         return self.name if self.start is None else str(merged_base_folder(self.fingerprint))
@@ -63,7 +74,8 @@ def find_base_model(
     Args:
         config: name and, for a hub repository, revision.
         report: receives a line before a download.
-        weights: False fetches config and tokenizer only from a hub.
+        weights: False needs config and tokenizer only, which planning does; of a hub these are
+            fetched, and a local folder may have no weights.
 
     Raises:
         ModelError: there is no such model, it has no safetensors, or it is an adapter.
@@ -75,7 +87,10 @@ def find_base_model(
     here = folder_here(config.name)
     if here is not None:
         refuse_adapter(here)
-        return BaseModel(config.name, here, _folder_fingerprint(here))
+        found = BaseModel(config.name, here, _folder_fingerprint(here, weights))
+        if found.fingerprint.startswith(_PLANNED):
+            report(f"{here} has no weights: a study of it can be planned, and not be run")
+        return found
     if not _may_be_on_the_hub(config.name):
         raise ModelError(f"base_model {config.name!r} is not a folder; check the path.")
     return _hub_model(config, report, weights)
@@ -85,12 +100,26 @@ def own_weights(base: BaseModel) -> Path:
     """The folder of a planned base with its own weights; of a hub model, the exact commit.
 
     Raises:
-        ModelError: the weights cannot be fetched, or are no safetensors.
+        ModelError: the weights cannot be fetched, are no safetensors, or are not there.
     """
+    refuse_without_weights(base)
     if not base.fingerprint.startswith("hub:"):
         return base.folder
     config = BaseModelConfig(name=base.name, revision=base.folder.name)
     return _hub_model(config, lambda _: None, weights=True).folder
+
+
+def refuse_without_weights(base: BaseModel) -> None:
+    """Refuse a base that was planned with from its config and tokenizer alone.
+
+    Raises:
+        ModelError: it is one.
+    """
+    if base.fingerprint.startswith(_PLANNED):
+        raise ModelError(
+            f"{base.folder} has no *.safetensors: a study of it can be planned, and not be run. "
+            "Put the weights there."
+        )
 
 
 def trained_folder(name: str, report: Callable[[str], None] = lambda _: None) -> Path:
@@ -161,7 +190,7 @@ def _snapshot(
         ) from error
 
 
-def _folder_fingerprint(folder: Path) -> str:
+def _folder_fingerprint(folder: Path, needs_weights: bool) -> str:
     """A digest of a model folder: small files whole, each weights file by its size and samples.
 
     The samples are 64 blocks of 64 KiB spread over every file: two fine-tunings of one model differ
@@ -169,7 +198,9 @@ def _folder_fingerprint(folder: Path) -> str:
     """
     digest = hashlib.sha256()
     weights = weights_files(folder)
-    if not (folder / "config.json").is_file() or not weights:
+    has_others = any(path.suffix in _PICKLES for path in folder.iterdir())
+    is_enough = bool(weights) or not (needs_weights or has_others)
+    if not (folder / "config.json").is_file() or not is_enough:
         raise ModelError(
             f"{folder} is not a transformers folder with safetensors: it needs config.json and "
             "*.safetensors."
@@ -189,4 +220,4 @@ def _folder_fingerprint(folder: Path) -> str:
             for block in range(64):
                 file.seek(max(size - _SAMPLE_BYTES, 0) * block // 63)  # from the start to the end
                 digest.update(file.read(_SAMPLE_BYTES))
-    return f"folder:{digest.hexdigest()}"
+    return f"{_FOLDER if weights else _PLANNED}{digest.hexdigest()}"

@@ -69,6 +69,22 @@ def refuse_large_files(folder: Path) -> None:
             raise ValueError(f"{path.name} has more than {most >> 20} MiB")
 
 
+_CHARSMAP = re.compile(rb'"precompiled_charsmap"\s*:\s*("(?:[^"\\]|\\.)*")')
+
+
+def refuse_false_charsmaps(folder: Path) -> None:
+    """Raises ValueError for a normalizer's map whose first four bytes say that it is longer.
+
+    The tokenizers package takes as much memory as they say, and the process ends where there is
+    less.
+    """
+    path = folder / "tokenizer.json"
+    for found in _CHARSMAP.finditer(path.read_bytes() if path.is_file() else b""):
+        content = base64.b64decode(json.loads(found[1]))
+        if len(content) < 4 or int.from_bytes(content[:4], "little") > len(content) - 4:
+            raise ValueError(f"the precompiled_charsmap of {path.name} is cut")
+
+
 def refuse_large_numbers(config: Mapping[str, Any]) -> None:
     """Raises ValueError for a size in a config, or in a section of it, that no model has."""
     layers = experts = 1

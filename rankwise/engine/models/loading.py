@@ -30,8 +30,12 @@ from rankwise.engine.models.files import (
     tensor_headers,
     unusable,
 )
-from rankwise.engine.models.limits import refuse_growing, refuse_large_files
-from rankwise.errors import ModelError
+from rankwise.engine.models.limits import (
+    refuse_false_charsmaps,
+    refuse_growing,
+    refuse_large_files,
+)
+from rankwise.errors import ModelError, to_install
 from rankwise.records.config.training import BasePrecision
 
 # kinds of device that a base can be quantised on
@@ -47,6 +51,7 @@ def load_tokenizer(folder: Path) -> Any:
     what = f"the tokenizer in {folder} cannot be loaded"
     with unusable(what, "Check tokenizer.json and tokenizer_config.json there."):
         refuse_large_files(folder)
+        refuse_false_charsmaps(folder)
         tokenizer: Any = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
         longest = tokenizer.model_max_length
         if not (isinstance(longest, int | float) and longest >= 1):
@@ -210,7 +215,7 @@ def require_bitsandbytes(what: str) -> None:
     except ImportError as error:
         raise ModelError(
             f"{what} needs bitsandbytes, which cannot be imported ({error}). Install it: "
-            "pip install 'rankwise[quantization]'."
+            f"{to_install('quantization')}."
         ) from error
 
 

@@ -13,7 +13,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from rankwise.errors import ModelError
+from rankwise.errors import ModelError, to_install
 from rankwise.records.study import OptimizerName
 
 EIGHT_BIT_BLOCK = 256
@@ -225,13 +225,13 @@ def _adamw_8bit(
         except ImportError:
             raise ModelError(
                 "optimizer adamw_8bit needs torchao or bitsandbytes, and neither can be imported "
-                f"({no_torchao}). Install one: pip install 'rankwise[torchao]'."
+                f"({no_torchao}). Install one: {to_install('torchao')}."
             ) from no_torchao
         if has_bfloat16:
             raise ModelError(
                 "optimizer adamw_8bit needs torchao for bfloat16 weights, and torchao cannot be "
                 f"imported ({no_torchao}); bitsandbytes would lose small steps. "
-                "Install it: pip install 'rankwise[torchao]'."
+                f"Install it: {to_install('torchao')}."
             ) from no_torchao
         return bitsandbytes.AdamW8bit(weights, lr=learning_rate, weight_decay=weight_decay)
     if any(weight.device.type == "cpu" for weight in weights):

@@ -8,14 +8,12 @@ estimates are normal with mean truth + V' V^-1 r and covariance V' - V' V^-1 V'.
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import numpy as np
 from scipy import special
 
 from rankwise.findings.stats.blocks import Block, lead_variances, normal_draws
-from rankwise.findings.stats.estimates import Estimate
 from rankwise.findings.stats.items import Floats
 
 
@@ -101,23 +99,3 @@ def probability_below(limit: float, mean: Floats, stderr: Floats) -> Floats:
         distance, stderr, out=certain, where=np.broadcast_to(stderr, distance.shape) > 0
     )
     return np.asarray(special.ndtr(scaled))
-
-
-def chance_of_sign(estimate: Estimate, factor: float, alpha: float) -> float:
-    """The probability that ``factor`` times the items show that a difference is not zero.
-
-    The truth lies around the estimate with its standard error, the new items' mean around the
-    truth, and what is there already is kept. So the estimate then is normal around the one now,
-    with the variance now less that then. With one seed.
-
-    Args:
-        estimate: of the difference now.
-        factor: above 1.
-        alpha: two-sided, of the interval then.
-    """
-    if estimate.stderr == 0.0:
-        return 0.0
-    spread = estimate.stderr * math.sqrt(1.0 - 1.0 / factor)
-    reach = float(special.ndtri(1.0 - alpha / 2.0)) * estimate.stderr / math.sqrt(factor)
-    below = ((side * estimate.value - reach) / spread for side in (1.0, -1.0))
-    return float(sum(map(special.ndtr, below)))

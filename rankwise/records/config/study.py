@@ -215,7 +215,8 @@ class RecommendationConfig(Section):
     delta_nats: Nats = 0.05
     """Margin δ for tasks that are scored by their loss, in nats per token."""
     delta_units: Margin | None = None
-    """Margin δ for scores in a unit of their own, such as rewards; they have no default."""
+    """Margin δ for scores in a unit of their own, such as rewards; None: a tenth of the standard
+    deviation of the base's items."""
     confidence: Confidence = 0.95
 
     def delta_for(self, metrics: Iterable[str]) -> float:

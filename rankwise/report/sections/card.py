@@ -61,6 +61,11 @@ def card_table(
         Column("Weights", lambda row: quantities.parameters(row.num_parameters), "trained"),
         Column("Training", time),
     ]
+    if results.study.scores is not None:  # nothing was trained here
+        trained = [
+            Column.optional("Learned", lambda row: row.num_learned, "items"),
+            Column.optional("Forgotten", lambda row: row.num_forgotten, "items"),
+        ]
     gained_in, kept_in = cells.measures(recommendation)
     scores: list[Column[CardRow]] = [
         Column("Score", lambda row: _score(row.score, unit), gained_in),
@@ -74,7 +79,7 @@ def card_table(
         *(scores if has_scores else ()),
         Column("Gain" if has_base else "Over the mean", lambda row: _short(row.gain), gained_in),
         Column.optional("Change in retention", lambda row: _short(row.retention), kept_in),
-        *(trained if results.study.scores is None else ()),
+        *trained,
     )
     if len(rows) == len(all_rows):
         return made

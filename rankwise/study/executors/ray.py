@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from rankwise.engine.models.libraries import before_torch
-from rankwise.errors import ConfigError, RankwiseError, WorkerLostError
+from rankwise.errors import ConfigError, RankwiseError, WorkerLostError, to_install
 from rankwise.records.locking import leader_in
 from rankwise.study.agenda import Agenda, Unit, longest_chains
 from rankwise.study.executors.desk import Attempt, Desk, Letter, SupersededError, take_in
@@ -133,7 +133,7 @@ class Cluster:
         try:
             self.ray: Any = importlib.import_module("ray")
         except ImportError as error:
-            problem = f'--workers, --gpus and --address: {error}; run pip install "rankwise[ray]"'
+            problem = f"--workers, --gpus and --address: {error}; {to_install('ray')}"
             raise ConfigError("run", [problem]) from error
 
     def __enter__(self) -> Self:

@@ -51,7 +51,7 @@ def check_model(config: StudyConfig, model: StudyModel, issues: Issues) -> None:
     # training and scoring pack sequences; a model that would mix them is refused
     with issues.of("base_model"):
         refuse_unpackable(model.skeleton)
-        if not model.base.fingerprint.startswith("hub:"):  # whose weights may come later
+        if model.base.has_weights:
             beside = check_stored(model.base.folder, model.skeleton)
             issues.warnings.extend(f"base_model: {each}" for each in beside)
     if model.base.start is not None:

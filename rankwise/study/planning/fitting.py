@@ -16,7 +16,7 @@ from rankwise.engine.models.placed import WEIGHTS_SHARE
 from rankwise.engine.models.variants import shares_a_pass
 from rankwise.engine.training.memory import PassMemory
 from rankwise.engine.training.optimizers import has_8bit_adamw
-from rankwise.errors import RecordError
+from rankwise.errors import RecordError, to_install
 from rankwise.records.config.study import StudyConfig
 from rankwise.records.config.training import BasePrecision
 from rankwise.records.files import in_words
@@ -211,7 +211,7 @@ class Room:
                 peak = least_bytes(memory.changed(full=full), train, None)
                 if peak <= limit:
                     is_8bit = full.optimizer != "adamw"
-                    needs = " (pip install 'rankwise[torchao]')" if is_8bit else ""
+                    needs = f" ({to_install('torchao')})" if is_8bit else ""
                     way = f"{{weights: {full.weights}, optimizer: {full.optimizer}}}"
                     return f"methods.full={way}{needs} takes {in_words(peak)}"
             return (

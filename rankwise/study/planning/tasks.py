@@ -22,9 +22,9 @@ from rankwise.records.results import MIN_ITEMS
 from rankwise.records.study import RELATIONS, PromptedTask, Relation, StudyTasks
 from rankwise.study.planning.issues import Issues
 from rankwise.study.planning.model import StudyModel
+from rankwise.tasks.columns import OPTIONS
 from rankwise.tasks.formats import TrainedFormat, in_trained_format, trained_format
 from rankwise.tasks.overlap import find_overlap
-from rankwise.tasks.own_rows import OPTIONS
 from rankwise.tasks.requests import PreparedTask, prepare_task, prepared_task
 from rankwise.tasks.resolution import GENERAL, LoadedTask, Unloaded, load_tasks, tasks_of_general
 from rankwise.tasks.training_rows import (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import random
 import shutil
 from pathlib import Path
@@ -164,3 +165,19 @@ def test_the_usual_config_of_every_kind_of_model_is_accepted() -> None:
         refuse_large_numbers(config)
         accepted += 1
     assert accepted > 100
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"abc", b"\xff\xff\xff\x7f" + b"a" * 60, b"\x09\x00\x00\x00" + b"a" * 8]
+)
+def test_a_map_that_says_that_it_is_longer_takes_no_memory(
+    content: bytes, tiny_model_folder: Path, tmp_path: Path
+) -> None:
+    """tokenizers ends the process where the memory that it asks for is not there."""
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_model_folder, folder)
+    path = folder / "tokenizer.json"
+    map_ = {"type": "Precompiled", "precompiled_charsmap": base64.b64encode(content).decode()}
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"normalizer": map_}))
+    with pytest.raises(ModelError, match=r"precompiled_charsmap of tokenizer\.json is cut"):
+        load_tokenizer(folder)

@@ -62,7 +62,7 @@ def test_a_missing_package_is_named(
     precision: BasePrecision, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
-    with pytest.raises(ModelError, match=r"pip install 'rankwise\[quantization\]'"):
+    with pytest.raises(ModelError, match=r"pip install '\.\[quantization\]'"):
         quantization_config(precision, torch.bfloat16, CPU)
 
 

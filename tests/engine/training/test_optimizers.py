@@ -258,7 +258,7 @@ def eight_bit(weights: list[nn.Parameter], rate: float = 1e-3) -> Any:
 def test_8bit_without_its_packages_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torchao.optim", None)
     monkeypatch.setitem(sys.modules, "bitsandbytes.optim", None)
-    with pytest.raises(ModelError, match=r"pip install 'rankwise\[torchao\]'"):
+    with pytest.raises(ModelError, match=r"pip install '\.\[torchao\]'"):
         eight_bit([weight_of(torch.ones(3), torch.float32)])
 
 

@@ -1,0 +1,291 @@
+"""Which column of users' own rows is what: by their names, or by what stands in them."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import statistics
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from rankwise.errors import DataError
+from rankwise.records.config.own_rows import ColumnsConfig
+from rankwise.records.own_data import Convention
+from rankwise.tasks.row_files import flat_row
+
+KNOWN = (
+    "prompt and completion, messages, instruction and output (and input), conversations, question "
+    "and answer, text and label, or text"
+)
+KNOWN_PAIRS = (
+    "prompt (or question, instruction, conversations), chosen and rejected, or chosen and rejected "
+    "conversations that begin with the same turns"
+)
+
+PROMPTS = frozenset(
+    {
+        "prompt", "question", "instruction", "query", "input", "problem", "request", "user",
+        "user_message", "source", "frage", "pregunta", "domanda",
+    }
+)  # fmt: skip
+COMPLETIONS = frozenset(
+    {
+        "completion", "answer", "response", "output", "reply", "solution", "assistant", "target",
+        "assistant_message", "antwort", "respuesta", "risposta", "réponse",
+    }
+)  # fmt: skip
+"""Names of columns with a prompt or an answer; a row with one of each is read as these."""
+
+TEXTS = ("text", "sentence", "content", "review", "utterance")
+LABELS = ("label", "labels", "category", "categories", "class", "intent", "sentiment", "score")
+"""A text beside a label is to be classified; of several labels the first is learned."""
+
+CONVERSATION = "conversation_id"
+"""The column that clusters rows where the study file names no other."""
+
+NOTHING = (None, "", [], {})
+"""What a column may hold where a row has no use for it."""
+
+
+class RowReading(NamedTuple):
+    """Which column of a row is what.
+
+    Attributes:
+        convention: by which it was recognised.
+        columns: (role, column): prompt, input, system, completion, messages, rejected and cluster.
+    """
+
+    convention: Convention
+    columns: tuple[tuple[str, str], ...]
+
+    def column(self, role: str) -> str | None:
+        """The column of a role; None if there is none."""
+        return dict(self.columns).get(role)
+
+
+def say_which(columns: Mapping[str, str] | None = None) -> str:
+    """How a user says which column is what: these, or any."""
+    named = {"prompt": "...", "completion": "..."} if columns is None else columns
+    setting = ", ".join(f"{role}: {name}" for role, name in named.items())
+    options = [
+        shlex.quote(f"{role}={name}") if columns else f"{role}={name}"
+        for role, name in named.items()
+    ]
+    command = " ".join(f"--column {option}" for option in options)
+    return f"columns: {{{setting}}} (of `rankwise try`: {command})"
+
+
+class _Names(NamedTuple):
+    """The columns of a convention by role: those that make it, and those that may come besides."""
+
+    needed: Mapping[str, str]
+    besides: Mapping[str, str] = {}
+
+
+_CONVENTIONS: dict[Convention, _Names] = {
+    "messages": _Names({"messages": "messages"}),
+    "prompt and completion": _Names({"prompt": "prompt", "completion": "completion"}),
+    "instruction and output": _Names(
+        {"prompt": "instruction", "completion": "output"}, {"input": "input", "system": "system"}
+    ),
+    "conversations": _Names({"messages": "conversations"}, {"system": "system"}),
+    "question and answer": _Names({"prompt": "question", "completion": "answer"}),
+}
+_PAIR = {"completion": "chosen", "rejected": "rejected"}
+# of the prompt's columns the first that is there is read
+_PAIR_CONVENTIONS: dict[Convention, _Names] = {
+    "prompt, chosen and rejected": _Names({"prompt": "prompt", **_PAIR}, {"system": "system"}),
+    "question, chosen and rejected": _Names({"prompt": "question", **_PAIR}, {"system": "system"}),
+    "instruction, chosen and rejected": _Names(
+        {"prompt": "instruction", **_PAIR}, {"input": "input", "system": "system"}
+    ),
+    "conversations, chosen and rejected": _Names(
+        {"prompt": "conversations", **_PAIR}, {"system": "system"}
+    ),
+    "chosen and rejected": _Names({"messages": "chosen", "rejected": "rejected"}),
+}
+_FIRST: tuple[Convention, ...] = ("messages", "prompt and completion")
+"""Rows that have these are read so, whatever else they have."""
+
+# beside a text, they may be what it answers
+_PARTS = {name for names in _CONVENTIONS.values() for name in names.needed.values()}
+# columns that change what a question asks
+OPTIONS = ("choices", "options")
+"""Columns that hold what a question is to be answered by."""
+
+
+def recognise(
+    row: Mapping[str, Any], wanted: ColumnsConfig | None, *, in_pairs: bool = False
+) -> RowReading:
+    """Which column of a row is what.
+
+    ``messages`` come first, then a prompt with its completion. A ``text`` beside columns of another
+    convention usually repeats them, and is left. Every other pair is ambiguous. Capitals, spaces
+    and hyphens in names make no difference.
+
+    Args:
+        row: columns and their content.
+        wanted: what the study file says; None: it says nothing.
+        in_pairs: whether rows have a chosen and a rejected answer.
+
+    Raises:
+        DataError: no convention fits, or several do.
+    """
+    for role, name in ({} if wanted is None else wanted.by_role).items():
+        if name not in row:
+            raise DataError(
+                f"has no column {name!r}, which columns.{role} names; it has "
+                f"{listed(row) or 'no columns'}. Correct the name"
+            )
+    if wanted is not None:
+        return RowReading("columns", tuple(wanted.by_role.items()))
+    conventions, there = _PAIR_CONVENTIONS if in_pairs else _CONVENTIONS, _plain_names(row)
+    found: list[Convention] = [
+        convention
+        for convention, names in conventions.items()
+        if there.keys() >= set(names.needed.values())
+    ]
+    if found and (in_pairs or found[0] in _FIRST):
+        found = found[:1]
+    if len(found) > 1:
+        raise DataError(
+            f"could be read as {' or as '.join(found)}; say which with {say_which()}, or with "
+            "{messages: ...}"
+        )
+    if found:
+        names = conventions[found[0]]
+        besides = {role: name for role, name in names.besides.items() if name in there}
+        columns = {role: there[name] for role, name in {**names.needed, **besides}.items()}
+        reading = RowReading(found[0], tuple(columns.items()))
+        _refuse_options(row, reading)
+        return reading
+    if in_pairs:
+        raise DataError(
+            f"has {listed(row) or 'no columns'}; needs {KNOWN_PAIRS}. If others hold them, say "
+            "columns: {prompt: ..., completion: ..., rejected: ...}"
+        )
+    if there.keys() >= {*_PAIR.values()}:
+        raise DataError(
+            "has chosen and rejected: train on such pairs with train.objective: dpo, or say which "
+            "answer is learned, columns: {prompt: prompt, completion: chosen}"
+        )
+    parts = sorted(there[name] for name in _PARTS & there.keys())
+    text = next((there[name] for name in TEXTS if name in there), None)
+    label = next((there[name] for name in LABELS if name in there), None)
+    if text is not None and label is not None and not parts:
+        return RowReading("text and label", (("prompt", text), ("completion", label)))
+    if "text" in there and not parts:
+        return RowReading("text", (("completion", there["text"]),))
+    if "text" in there:
+        raise DataError(
+            f"has text and {', '.join(parts)}: is the text an answer, or all of it? Say with "
+            f"columns: {{completion: text}} or {{prompt: {parts[0]}, completion: text}}"
+        )
+    raise DataError(
+        f"has {listed(row) or 'no columns'}; needs {KNOWN}. If others hold them, say {say_which()}"
+    )
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[\s_-]+", "_", name.strip().lower())
+
+
+def _plain_names(row: Mapping[str, Any]) -> dict[str, str]:
+    """Name without capitals, spaces and hyphens -> column; one that is spelt so goes first."""
+    plain: dict[str, str] = {}
+    for name in map(str, row):
+        plain.setdefault(_plain(name), name)
+    return plain | {name: name for name in map(str, row) if name in plain}
+
+
+class Guess(NamedTuple):
+    """What columns seem to hold a prompt and an answer; ``is_clear`` says that nothing else may."""
+
+    columns: ColumnsConfig
+    is_clear: bool
+
+
+FEWEST_GUESSED = 10
+"""Rows by which a guess is made, at least."""
+
+_SHORT, _FEW_ROWS = 50, 5
+"""A class has at most so many characters, and so many rows at least, on average."""
+
+_DATE = re.compile(r"\d{4}-\d\d-\d\d([T ].*)?|\d{1,2}[./]\d{1,2}[./]\d{2,4}.*")
+_NUMBER = re.compile(r"[-+]?[\d.,]+(e[-+]?\d+)?", re.IGNORECASE)
+
+
+def guess(rows: Sequence[Mapping[str, Any]]) -> Guess | None:
+    """Which columns may hold a prompt and its answer, where no convention fits.
+
+    Names go first: one that says prompt beside one that says answer. Else what stands there: a
+    text beside a class. Numbers, dates, names of rows and what is always the same are neither.
+    None where nothing looks like either.
+    """
+    if len(rows) < FEWEST_GUESSED:
+        return None
+    columns = {name: [row.get(name) for row in rows] for name in rows[0]}
+    prompts, answers = (
+        [name for name in columns if _plain(name).rpartition(".")[2] in known]
+        for known in (PROMPTS, COMPLETIONS)
+    )
+    if len(prompts) == len(answers) == 1:
+        return Guess(ColumnsConfig(prompt=prompts[0], completion=answers[0]), True)
+    texts = {name: cells for name, values in columns.items() if (cells := _texts(values))}
+    classes = [name for name, cells in texts.items() if _is_class(cells)]
+    others = [name for name, cells in texts.items() if name not in classes and not _is_id(cells)]
+    if not others or len(classes) + len(others) < 2:
+        return None
+    prompt = max(others, key=lambda name: statistics.fmean(map(len, texts[name])))
+    if classes:
+        found = ColumnsConfig(prompt=prompt, completion=classes[-1])
+        return Guess(found, len(classes) == len(others) == 1)
+    return Guess(ColumnsConfig(prompt=others[0], completion=others[-1]), False)
+
+
+def _texts(values: Sequence[Any]) -> list[str]:
+    """A column's texts; none of what is a number, a date, something nested or always the same."""
+    if not all(isinstance(value, str) or value is None for value in values):
+        return []
+    cells = [value.strip() for value in values if isinstance(value, str) and value.strip()]
+    is_plain = all(map(_NUMBER.fullmatch, cells)) or all(map(_DATE.fullmatch, cells))
+    return [] if is_plain or len({*cells}) < 2 else cells
+
+
+def _is_class(cells: Sequence[str]) -> bool:
+    return len(cells) >= _FEW_ROWS * len({*cells}) and max(map(len, cells)) <= _SHORT
+
+
+def _is_id(cells: Sequence[str]) -> bool:
+    """Whether every cell is another word of its own."""
+    return len({*cells}) == len(cells) and not any(re.search(r"\s", cell) for cell in cells)
+
+
+def flattened(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]] | None:
+    """Rows whose nested columns have names with dots; None where none is nested, or too deeply."""
+    if not any(isinstance(value, Mapping) for row in rows for value in row.values()):
+        return None
+    try:
+        return [flat_row(row) for row in rows]
+    except RecursionError:
+        return None
+
+
+def _refuse_options(row: Mapping[str, Any], reading: RowReading) -> None:
+    prompt, completion = reading.column("prompt"), reading.column("completion")
+    if reading.convention == "prompt and completion" or prompt is None:
+        return
+    there = _plain_names(row)
+    for name in (there[option] for option in OPTIONS if option in there):
+        if row.get(name) not in NOTHING:
+            raise DataError(
+                f'column "{name}" would be lost; write it into column "{prompt}", or leave it out '
+                f"with columns: {{prompt: {prompt}, completion: {completion}}}"
+            )
+
+
+def listed(names: Collection[Any]) -> str:
+    """Columns in words, the first twelve of them."""
+    shown = [str(name)[:40] for name in sorted(map(str, names))]
+    more = f" and {len(shown) - 12} more" if len(shown) > 12 else ""
+    return ", ".join(shown[:12]) + more
