@@ -15,7 +15,7 @@ from syrupy.assertion import SnapshotAssertion
 from tests.support.checked import check_first_calls, checked, forget_calls
 from tests.support.sentences import LEFT_OUT, Sentences
 from tests.support.tiny_tasks import tiny_tokenizer, write_tiny_tasks
-from tests.thorough import THOROUGH
+from tests.thorough import is_thorough
 
 # ignored where the tests are started by nohup, or in the background of a script
 if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
@@ -46,7 +46,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark what `make test` leaves to `make test-all`."""
     for item in items:
         needs_browser = "visit" in getattr(item, "fixturenames", ())
-        if item.nodeid.startswith(THOROUGH) or needs_browser:
+        if is_thorough(item.nodeid) or needs_browser:
             item.add_marker(pytest.mark.thorough)
 
 

@@ -259,25 +259,21 @@ def test_wrong_options_are_an_answer_too(verb: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "error", "code", "problems"),
+    ("arguments", "error", "code", "keys"),
     [
         (("status", "nowhere"), "RecordError", 1, []),
         (("audit", "nobody/nothing", "nowhere"), "ModelError", 2, []),
-        (
-            ("plan", "train.epochs=0"),
-            "ConfigError",
-            2,
-            ["train.epochs: 0 given; input should be greater than or equal to 1"],
-        ),
+        (("plan", "train.epochs=0"), "ConfigError", 2, ["train.epochs"]),
     ],
 )
 def test_an_error_is_one_document(
-    arguments: tuple[str, ...], error: str, code: int, problems: list[str]
+    arguments: tuple[str, ...], error: str, code: int, keys: list[str]
 ) -> None:
     done = rankwise(*arguments, "--json")
     answer = strict(done.stdout)
     assert done.exit_code == answer["exit_code"] == code
-    assert (answer["error"], answer["problems"]) == (error, problems)
+    assert answer["error"] == error
+    assert [problem.partition(": ")[0] for problem in answer["problems"]] == keys
     assert done.stderr.endswith(f"{error}: {answer['message']}\n")  # people read the same
 
 

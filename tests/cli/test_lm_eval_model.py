@@ -21,6 +21,7 @@ from rankwise.cli.lm_eval.arguments import parse_model_arguments
 from rankwise.cli.lm_eval.model import RankwiseLM
 from rankwise.cli.main import app
 from rankwise.errors import ConfigError, ModelError, UnchangedOutputsError
+from tests.support.sentences import Sentences
 
 TASKS = ["colours", "small_prose", "sums"]
 RANKS = {"small": 2, "large": 8}
@@ -172,13 +173,14 @@ def test_prompts_that_are_too_long_are_cut_and_counted(
     evaluated: Callable[..., dict[str, Any]],
     tiny_model_folder: Path,
     caplog: pytest.LogCaptureFixture,
+    sentence: Sentences,
 ) -> None:
     given = {"pretrained": str(tiny_model_folder), "dtype": "float32", "max_length": 40}
     ours = evaluated("rankwise", model_args=given, num_fewshot=2)
     peer = HFLM(pretrained=str(tiny_model_folder), dtype="float32", device="cpu", max_length=40)
     assert_same_answers(ours, evaluated(peer, num_fewshot=2))
     assert ours["config"]["num_truncated"] > 6
-    assert "longer than the context of 40 tokens; their left end is lost" in caplog.text
+    sentence(caplog.messages, names=("40 tokens",), part=True)
 
 
 def test_an_adapter_that_is_not_applied_is_refused(
@@ -186,6 +188,7 @@ def test_an_adapter_that_is_not_applied_is_refused(
     tiny_model_folder: Path,
     adapters: dict[str, Path],
     monkeypatch: pytest.MonkeyPatch,
+    sentence: Sentences,
 ) -> None:
     given = {
         "pretrained": str(tiny_model_folder),
@@ -200,8 +203,9 @@ def test_an_adapter_that_is_not_applied_is_refused(
         return asked([None] * len(models), items, *rest)
 
     monkeypatch.setattr(scorer, "log_likelihoods", of_the_base)
-    with pytest.raises(UnchangedOutputsError, match="small has a non-zero update"):
+    with pytest.raises(UnchangedOutputsError) as caught:
         evaluated("rankwise", model_args=given)
+    sentence(caught.value, names=("small",))
 
 
 def test_an_adapter_that_does_nothing_answers_as_the_base(
@@ -334,7 +338,8 @@ def test_a_configuration_file_is_read_as_lm_eval_reads_it(
     (tmp_path / "config.yaml").write_text(json.dumps(config))
     refused = command("--config", tmp_path / "config.yaml", "--num_fewshot", 1)
     assert refused.exit_code == 2
-    assert "colours.yaml, line 3: !function colours.load is" in " ".join(refused.output.split())
+    for named in ("colours.yaml, line 3", "!function colours.load"):
+        assert named in " ".join(refused.output.split())
     done = command("--config", tmp_path / "config.yaml", "--num_fewshot", 1, "--allow-task-code")
     assert done.exit_code == 0, done.output
     assert {*adapters} < {path.name for path in (tmp_path / "out").iterdir()}
@@ -360,37 +365,41 @@ def test_task_code_is_refused_however_it_is_named(
         arguments += ["--include_path", folder]
     refused = command(*arguments)
     assert refused.exit_code == 2
-    assert "evil.yaml, line 2: !function code.run is code" in " ".join(refused.output.split())
+    for named in ("evil.yaml, line 2", "!function code.run"):
+        assert named in " ".join(refused.output.split())
     assert not (tmp_path / "was_here").exists()
     command(*arguments, "--allow-task-code")
     assert (tmp_path / "was_here").exists()
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "names"),
     [
-        (["--model_args", "adapters=a=b"], ["pretrained: say which base model"]),
-        (
-            ["--model_args", "pretrained=x,adpters=a=b,dtype=int3"],
-            ["did you mean 'adapters'?", "dtype: 'int3'"],
-        ),
-        (["--model_args", "pretrained=x,adapters=a=b;a=c"], ["'a' is given twice"]),
-        (["--model_args", "pretrained=x,adapters=a=b;base=c"], ["another word than 'base'"]),
-        (["--model_args", "pretrained=x,adapters=a=b,peft=c"], ["'c' is none of the adapters a"]),
-        (["--model_args", "pretrained=x", "--model", "hf"], ["--model hf"]),
-        (["--model_args", "pretrained=x", "--device", "warp"], ["device: 'warp'"]),
-        (["--model_args", '{"pretrained": x}'], ["Invalid JSON"]),
-        (["--model_args", "pretrained=x", "--log_samples"], ["--output_path"]),
-        (["--model_args", "pretrained=x,adapters=a", "--output_path", "o.json"], ["give a folder"]),
-        (["--model_args", "pretrained=./no/such/folder"], ["is not a folder"]),
-        (["--model_arguments", "pretrained=x"], ["unrecognized arguments"]),
+        ("--model_args adapters=a=b", ("pretrained",)),
+        ("--model_args pretrained=x,adpters=a=b,dtype=int3", ("'adapters'", "dtype: 'int3'")),
+        ("--model_args pretrained=x,adapters=a=b;a=c", ("'a'",)),
+        ("--model_args pretrained=x,adapters=a=b;base=c", ("'base'",)),
+        ("--model_args pretrained=x,adapters=a=b,peft=c", ("'c'",)),
+        ("--model_args pretrained=x --model hf", ("--model hf",)),
+        ("--model_args pretrained=x --device warp", ("device: 'warp'",)),
+        ("--model_args pretrained=x --log_samples", ("--output_path",)),
+        ("--model_args pretrained=x,adapters=a --output_path o.json", ("--output_path", "o.json")),
+        ("--model_args pretrained=./no/such/folder", ("./no/such/folder",)),
     ],
 )
-def test_what_makes_no_sense_is_refused(arguments: list[str], words: list[str]) -> None:
-    done = command("--tasks", "colours", *arguments)
+def test_what_makes_no_sense_is_refused(
+    arguments: str, names: tuple[str, ...], sentence: Sentences
+) -> None:
+    done = command("--tasks", "colours", *arguments.split())
     assert done.exit_code == 2
-    for text in words:
-        assert text in " ".join(done.output.split())
+    sentence(" ".join(done.output.split()), names=names)
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--model_args", '{"pretrained": x}'], ["--model_arguments", "pretrained=x"]]
+)
+def test_what_lm_eval_itself_refuses(arguments: list[str]) -> None:
+    assert command("--tasks", "colours", *arguments).exit_code == 2
 
 
 def test_an_adapter_that_is_not_there_is_refused(tiny_model_folder: Path, tmp_path: Path) -> None:
@@ -407,7 +416,7 @@ def test_an_adapter_that_is_not_there_is_refused(tiny_model_folder: Path, tmp_pa
 def test_a_task_that_is_not_there_is_refused(no_index: None, tiny_model_folder: Path) -> None:
     done = command("--tasks", "colurs", "--model_args", f"pretrained={tiny_model_folder}")
     assert done.exit_code == 2
-    assert "Tasks not found: colurs" in done.output
+    assert "colurs" in done.output
 
 
 def test_adapters_by_every_spelling(tmp_path: Path) -> None:

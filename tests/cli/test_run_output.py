@@ -24,6 +24,7 @@ from rankwise.study.stages.scoring import ScoreWorker
 from rankwise.study.stages.stage import Stage
 from rankwise.study.stopping import Stopped
 from tests.support.command_line import rankwise, words
+from tests.support.sentences import Sentences
 from tests.support.small_studies import write_study
 
 SETTINGS = """
@@ -204,7 +205,7 @@ def test_extending_writes_events_too(ran: Ran, monkeypatch: pytest.MonkeyPatch) 
     assert (ended["outcome"], ended["exit_code"], done.exit_code) == ("stopped", 130, 130)
 
 
-def test_a_reader_that_goes_away_ends_it_with_a_sentence(ran: Ran) -> None:
+def test_a_reader_that_goes_away_ends_it_with_a_sentence(ran: Ran, sentence: Sentences) -> None:
     reading, writing = os.pipe()
     os.close(reading)
     command = [sys.executable, "-m", "rankwise", "run", str(ran.folder), "--json"]
@@ -213,8 +214,7 @@ def test_a_reader_that_goes_away_ends_it_with_a_sentence(ran: Ran) -> None:
     )
     os.close(writing)
     assert done.returncode == 1
-    assert done.stderr.startswith("StorageError: stdout cannot be written: Broken pipe. Read the")
-    assert "Traceback" not in done.stderr
+    sentence(done.stderr, names=("StorageError", "stdout", "Broken pipe"))
 
 
 # --quiet
@@ -240,10 +240,10 @@ def test_quiet_tells_of_what_fails(
     monkeypatch.setattr("rankwise.study.stages.heads.CompareHeads.do", fail)
     done = rankwise("run", ran.file, "--study-dir", tmp_path / "study", "--quiet")
     assert done.exit_code == 1
-    assert "heads failed: ModelError: the heads are gone" in words(done.stderr)
+    assert "ModelError: the heads are gone" in words(done.stderr)
 
 
-def test_quiet_and_events_are_two_things(ran: Ran) -> None:
+def test_quiet_and_events_are_two_things(ran: Ran, sentence: Sentences) -> None:
     done = rankwise("run", ran.folder, "--quiet", "--json")
     assert done.exit_code == 2
-    assert "--quiet does not go with --json" in done.stderr
+    sentence(done.stderr, names=("--quiet", "--json"))

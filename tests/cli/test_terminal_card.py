@@ -66,15 +66,13 @@ def test_a_study_ends_in_a_card_of_twelve_lines(
 
 def test_the_card_has_what_was_planted(tmp_path: Path) -> None:
     lines = card_of(tmp_path, {})
-    assert lines[0].startswith("Use rank 16. Settled at 95 % for this adapter. ")
+    assert lines[0].startswith("Use rank 16. ")
     (chosen,) = (line for line in lines if line.endswith("<- use this"))
     assert re.match(r"rank 16 +80\.0 +\+30\.0 ±\d\.\d +0\.0 ±\d\.\d +1\.84 M +30 s ", chosen)
     (base,) = (line for line in lines if line.startswith("base "))
     assert base.split()[:2] == ["base", "50.0"]
-    assert "Score and gain in points of accuracy." in lines
     (full,) = (line for line in lines if line.startswith("full fine-tuning "))
     assert re.match(r"full fine-tuning +81\.0 +\+31\.0 ±\d\.\d +−10\.0 ±\d\.\d ", full)
-    assert "Signs of failure: Forgetting on prose (2)." in lines
     said = "".join("".join(lines).split())  # a long path folds
     assert "".join(f"Next: rankwise export {tmp_path} --format peft".split()) in said
 

@@ -17,6 +17,7 @@ from rankwise.report.rendering import rendered
 from rankwise.weights.audit import audit, find_audited
 from tests.support.audited_models import adapter, checkpoint, plant_intruder
 from tests.support.pages import Page, colours, words
+from tests.support.sentences import Sentences
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
 
@@ -64,7 +65,6 @@ def test_the_one_model_has_the_section_of_a_study(with_intruder: AuditRecord) ->
 
 def test_intruders_stand_beside_both_nulls(with_intruder: AuditRecord) -> None:
     page = page_of(with_intruder)
-    assert "Intruder dimensions, rank-1 adapter" in page
     assert {"trained", "Gaussian", "Haar"} <= {*words(Page(page).charts["map-intruders"])}
 
 
@@ -75,31 +75,28 @@ def test_without_intruders_there_is_no_map_of_them(tiny_model_folder: Path, tmp_
 
 
 def test_without_draws_nothing_is_said_of_random_updates(
-    tiny_model_folder: Path, tmp_path: Path
+    tiny_model_folder: Path, tmp_path: Path, sentence: Sentences
 ) -> None:
     record = look(tiny_model_folder, plant_intruder(tiny_model_folder, tmp_path / "a"), draws=0)
     page = page_of(record)
     assert "Gaussian" not in {*words(Page(page).charts)}
-    assert not any("andom updates" in sentence for sentence in record.statements)
-    text = text_of(page)
-    assert "Intruder dimensions, rank-1 adapter" in text
-    assert "No random updates were drawn to compare with (--null-draws 0)" in text
-    for said in ("0 draws", "under random updates", "Small numbers", "means under"):
-        assert said not in text
+    assert {*Page(page).charts} == {"map-norm", "map-turned", "map-intruders"}
+    sentence(record.statements, "statements")
+    (weights,) = (each for each in audit_page(record).sections if each.name == "weights")
+    said = [*weights.remarks, *(figure.caption for figure in weights.figures)]
+    sentence([*said, *(each.table.caption for each in weights.tables)], "section")
 
 
 def test_fewer_vectors_are_said_to_be_so_many(tiny_model_folder: Path, tmp_path: Path) -> None:
     source = plant_intruder(tiny_model_folder, tmp_path / "a")
     record = look(tiny_model_folder, source, top_k=5)
     assert {each.leading for each in record.matrices} == {(5,)}
-    assert any("among the 5 leading directions" in text for text in record.statements)
+    assert any("5 leading" in text for text in record.statements)
     text = text_of(page_of(record))
-    assert "k = 5, ε = 0.5" in text
-    assert "of 5 leading vectors" in text
-    assert "How many of the 5 leading left singular vectors" in text
-    for said in ("k = 10", "10 leading"):
-        assert said not in text
-    assert "among the 10 leading" in text_of(page_of(look(tiny_model_folder, source)))
+    assert text.count("5 leading") >= 3
+    for other in ("k = 10", "10 leading"):
+        assert other not in text
+    assert "10 leading" in text_of(page_of(look(tiny_model_folder, source)))
 
 
 def test_medians_of_a_checkpoint_are_over_what_it_changed(
@@ -116,7 +113,6 @@ def test_medians_of_a_checkpoint_are_over_what_it_changed(
     base = sum(each.base_frobenius_norm**2 for each in record.matrices) ** 0.5
     assert found.relative_norm == pytest.approx(record.frobenius_norm / base)
     page = page_of(record)
-    assert "What this checkpoint changes in" in page
     assert "rankwise repair" not in page  # it is for adapters
 
 
@@ -127,7 +123,7 @@ def test_an_adapter_can_be_cut_and_a_zero_one_has_no_section(
     record = look(tiny_model_folder, tmp_path / "a")
     assert "rankwise repair" not in page_of(record)  # it needs its full rank
     cut = KeptEnergy(rank=2, share=0.995, lowest=0.99)
-    assert "--by energy=0.9 ..." in page_of(record.model_copy(update={"cut": cut}))
+    assert "--by energy=0.9" in page_of(record.model_copy(update={"cut": cut}))
     adapter(tiny_model_folder, tmp_path / "zero", std=0.0)
     page = audit_page(look(tiny_model_folder, tmp_path / "zero"))
     assert [section.name for section in page.sections] == ["provenance"]

@@ -229,7 +229,7 @@ def test_too_many_items_are_a_page_of_their_own(
     monkeypatch.setattr(encoding, "MOST_BYTES", 10)
     page = written(tmp_path, planted_items())
     beside = tmp_path / "items.html"
-    assert "8 items are too many for this page; see items.html." in page.read_text("utf-8")
+    assert "items.html" in page.read_text("utf-8")
     shown = visit(page)
     click_mark(shown, "gain-and-retention", "rank 64")
     expect(ready(shown).locator(".found")).to_have_text("3 of 8 items")

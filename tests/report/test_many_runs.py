@@ -18,6 +18,7 @@ from rankwise.report.charts.ranks import RankLine, RankMark, RankPanel, rank_cha
 from rankwise.report.parts import MOST_ROWS, Cell, Chart, Heading, RowGroup, Table, shortened
 from rankwise.report.sections.overview import study_figures
 from tests.planted.results import planted_study
+from tests.support.sentences import Sentences
 
 RANKS, SEEDS = (8, 12, 32), 60
 RECOMMENDED = 101
@@ -32,13 +33,13 @@ def points(chart: Chart) -> list[dict[str, Any]]:
     return layers(chart, "point")[-1]["data"]["values"]
 
 
-def test_marks_of_many_seeds_stand_beside_their_rank() -> None:
+def test_marks_of_many_seeds_stand_beside_their_rank(sentence: Sentences) -> None:
     marks = [RankMark(rank, float(seed)) for rank in RANKS for seed in range(SEEDS)]
     marks[RECOMMENDED] = marks[RECOMMENDED]._replace(is_ringed=True)
     lines = [RankLine("full", "full", Interval(estimate=9.0, lower=8.0, upper=10.0))] * SEEDS
     drawing = rank_chart([RankPanel("points", marks, lines, write=str)])
     drawn = points(drawing.chart)
-    assert drawing.note == f"{len(drawn)} of 180 points are drawn, evenly thinned out."
+    sentence(drawing.note, names=(len(drawn), "180"))
     assert MOST_MARKS <= len(drawn) <= MOST_MARKS + 1
     assert [row["y"] for row in drawn if row["is_ringed"]] == [RECOMMENDED - SEEDS]
     places = {rank: [row["x"] for row in drawn if _nearest(row["x"]) == rank] for rank in RANKS}
@@ -76,7 +77,7 @@ def test_numbers_that_differ_by_rounding_have_an_axis_that_can_be_read() -> None
     assert high - low > 0.5
 
 
-def test_a_plane_of_many_runs_keeps_its_path_its_ring_and_some_names() -> None:
+def test_a_plane_of_many_runs_keeps_its_path_its_ring_and_some_names(sentence: Sentences) -> None:
     marks = [
         PlaneMark(f"rank {n // 10}", MarkStyle.of(8), float(n), 0.0, f"run {n}") for n in range(400)
     ]
@@ -91,8 +92,7 @@ def test_a_plane_of_many_runs_keeps_its_path_its_ring_and_some_names() -> None:
     names = [row["names"] for row in layers(drawing.chart, "text")[-1]["data"]["values"]]
     assert "rank 10" in names
     assert len(names) <= MOST_NAMES + 1
-    assert drawing.note.startswith(f"{len(drawn)} of 400 points are drawn")
-    assert drawing.note.endswith(f"{MOST_NAMES} of 40 names are written.")
+    sentence(drawing.note, names=(len(drawn), "400", MOST_NAMES, "40"))
 
 
 @pytest.mark.parametrize(("num_layers", "has_numbers"), [(30, True), (31, False)])
@@ -110,7 +110,7 @@ def test_bars_of_very_many_runs_are_of_one_run_at_each_rank() -> None:
     figures = study_figures(part, recommendation, summarise(part, recommendation))
     for figure, relations in ((figures[2], 3), (figures[3], 1)):
         assert figure.drawing is not None
-        assert "36 more runs are in the table" in figure.caption
+        assert "36 more" in figure.caption
         series = {row["run"] for panel in figure.drawing.chart["vconcat"] for row in points(panel)}
         assert series == {f"rank {n}, seed 0" for n in (2, 4, 8)} | {"full fine-tuning, seed 0"}
         assert len(figure.drawing.chart["vconcat"]) == relations
@@ -120,16 +120,14 @@ def rows(num_rows: int, marked: int = -1) -> tuple[tuple[Cell, ...], ...]:
     return tuple((Cell(str(n), is_marked=n == marked),) for n in range(num_rows))
 
 
-def test_a_long_table_is_thinned_out_and_keeps_what_is_marked() -> None:
+def test_a_long_table_is_thinned_out_and_keeps_what_is_marked(sentence: Sentences) -> None:
     whole = Table("Runs.", (Heading("Run"),), (RowGroup("", "", rows(1000, marked=504)),))
     shown = shortened(whole)
     (group,) = shown.groups
     names = [int(row[0].value) for row in group.rows]
     assert {0, 504, 999} <= set(names)
     assert MOST_ROWS <= len(names) <= MOST_ROWS + 1
-    assert (
-        shown.caption == f"Runs. {len(names)} of 1,000 rows are shown; the report's files have all."
-    )
+    sentence(shown.caption, names=("Runs. ", len(names), "1,000"))
 
 
 def test_a_table_of_many_tasks_shows_whole_tasks() -> None:

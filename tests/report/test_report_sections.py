@@ -29,6 +29,7 @@ from rankwise.report.sections.transfer import SCALE, heat_cell, transfer_section
 from tests.planted.grid import planted_domains
 from tests.planted.results import planted_study
 from tests.support.pages import Page, colours, words
+from tests.support.sentences import Sentences
 
 
 class Written(NamedTuple):
@@ -132,14 +133,13 @@ def test_csv_numbers_equal_the_findings(report: Written) -> None:
     assert len(rows) - len(with_axis) == sum(len(each.points) for each in findings.axes)
 
 
-def test_the_page_says_what_matters_and_that_it_is_exploratory(report: Written) -> None:
-    text = Page(report.html).text
-    assert "Trained on sums: rank (8, 32, 128): in-domain it matters" in text
-    assert "Trained on organs: target modules (q/k/v/o, q/k/v/o/gate/up/down): in-domain" in text
-    assert text.count("exploratory") + text.count("Exploratory") >= 3
-    assert "2 of them one run" in text  # rank 8, on either set of modules
-    assert "The mean over items decides nothing" in text
-    assert "4 more are in the table" in text  # of 24 subjects
+def test_the_page_says_what_matters_and_that_it_is_exploratory(
+    report: Written, sentence: Sentences
+) -> None:
+    sections = {each.name: each for each in study_sections(report.results, report.findings)}
+    for name in ("axes", "transfer", "retention-by-subject"):
+        sentence(sections[name].remarks, name)
+    assert "4 more" in sections["retention-by-subject"].figures[0].caption  # of 24 subjects
 
 
 def test_alarms_are_named_and_marked(report: Written) -> None:
@@ -147,7 +147,6 @@ def test_alarms_are_named_and_marked(report: Written) -> None:
     alarms = [cell for cell in report.findings.transfer.cells if cell.is_alarm]
     assert alarms
     text = Page(report.html).text
-    assert "Negative transfer, a drop of over 10 % of the base's score" in text.replace("\xa0", " ")
     assert text.count("negative transfer") >= len(alarms)
     chart = Page(report.html).charts["transfer-full-fine-tuning"]
     texts = [row.get("text", "") for rows in chart["datasets"].values() for row in rows]

@@ -24,6 +24,7 @@ from rankwise.report.tables import decision_table
 from tests.planted.items import written
 from tests.planted.results import Key, planted_study, with_rslora
 from tests.support.browser import Visit
+from tests.support.sentences import Sentences
 
 
 def card_of(results: StudyResults) -> tuple[VerdictCard, Recommendation]:
@@ -51,26 +52,24 @@ def test_the_card_names_the_choice_and_what_else_would_do() -> None:
     assert kept.estimate == pytest.approx(-10.0)
 
 
-def test_the_card_holds_what_people_are_told_against_the_study() -> None:
+def test_the_card_holds_what_people_are_told_against_the_study(sentence: Sentences) -> None:
     card, _ = card_of(planted_study({4: 0.70, 8: 0.75, 16: 0.80, 64: 0.81}))
-    told = {each.advice: each.here for each in card.advice}
-    assert told["Unsloth's guide: rank 16 or 32"] == "that is the choice here"
-    assert not any(advice.startswith("TRL's") for advice in told)  # rank 256 is not in the study
-    assert told["PEFT's default: rank 8"].startswith("rank 8 gains 5.0 points less (−")
-    assert told["Many recipes: alpha = 2r"] == "the choice has it"
+    assert not any("256" in each.advice for each in card.advice)  # is not in the study
+    sentence([f"{each.advice}: {each.here}" for each in card.advice], names=("rank 8", "5.0 "))
 
 
 @pytest.mark.parametrize(
-    ("ranks", "here"),
-    [
-        ({8: 0.70, 32: 0.80, 64: 0.81}, "that is the choice here"),
-        ({8: 0.80, 16: 0.70, 64: 0.81}, "rank 16 gains 10.0 points less (−"),
-    ],
+    ("ranks", "rank", "difference"),
+    [({8: 0.70, 32: 0.80, 64: 0.81}, "32", ""), ({8: 0.80, 16: 0.70, 64: 0.81}, "16", "10.0 ")],
+    ids=["32", "16"],
 )
-def test_advice_of_two_ranks_is_read_at_both(ranks: dict[Key, float], here: str) -> None:
+def test_advice_of_two_ranks_is_read_at_both(
+    ranks: dict[Key, float], rank: str, difference: str, sentence: Sentences
+) -> None:
     card, _ = card_of(planted_study(ranks))
-    told = {each.advice: each.here for each in card.advice}
-    assert told["Unsloth's guide: rank 16 or 32"].startswith(here)
+    (here,) = [each.here for each in card.advice if "16 or 32" in each.advice]
+    sentence(here, names=(difference,))
+    assert (card.choice == f"rank {rank}") is (not difference)
 
 
 def test_rslora_is_said_wherever_alpha_is() -> None:
@@ -85,8 +84,7 @@ def test_rslora_is_said_wherever_alpha_is() -> None:
         "alpha 32 with rsLoRA",
         "alpha 128 with rsLoRA",
     ]
-    told = {each.advice: each.here for each in card.advice}
-    assert "Many recipes: alpha = 2r" not in told
+    assert not any("alpha = 2r" in each.advice for each in card.advice)
 
 
 def test_an_unsettled_study_has_its_best_bet_on_the_card() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -35,6 +36,7 @@ from rankwise.study.stopping import Stopped
 from tests.support.command_line import rankwise, words
 from tests.support.observers import Recorder
 from tests.support.records import change, content_of, items_as_they_are
+from tests.support.sentences import Sentences
 from tests.support.small_studies import SMALL, Study
 from tests.support.studies import run
 
@@ -52,18 +54,20 @@ def contents(folder: Path) -> dict[Path, bytes]:
 
 
 @pytest.mark.parametrize(
-    ("override", "said"),
+    ("override", "named"),
     [
-        ("evaluation.limit=10", "evaluation.limit: None when they were scored, 10 now"),
-        ("evaluation.num_fewshot=2", "evaluation.num_fewshot: None when they were scored, 2 now"),
+        ("evaluation.limit=10", "evaluation.limit: None"),
+        ("evaluation.num_fewshot=2", "evaluation.num_fewshot: None"),
     ],
+    ids=["limit", "num_fewshot"],
 )
-def test_finished_scores_are_not_scored_over(study: Study, override: str, said: str) -> None:
+def test_finished_scores_are_not_scored_over(
+    study: Study, override: str, named: str, sentence: Sentences
+) -> None:
     before = contents(study.folder.root)
     with pytest.raises(StudyChangedError) as caught:
         run_study(planned(study, override), study.folder, Recorder())
-    assert said in str(caught.value)
-    assert "give --replace" in str(caught.value)
+    sentence(caught.value, names=(named, "--replace"))
     assert contents(study.folder.root) == before
     done = rankwise("run", study.file, *SMALL, override, "--study-dir", study.folder.root)
     assert (done.exit_code, "StudyChangedError" in done.stderr) == (2, True)
@@ -72,7 +76,7 @@ def test_finished_scores_are_not_scored_over(study: Study, override: str, said: 
     assert {stage for _, stage in recorder.stages} >= {"colours", "sums"}
     old = study.folder.root / "quarantine" / "001" / BASE / "eval" / "colours.json"
     assert old.read_bytes() == before[study.folder.evaluation_file(BASE, "colours")]
-    assert said in (study.folder.root / "quarantine" / "001" / "why.txt").read_text()
+    assert named in (study.folder.root / "quarantine" / "001" / "why.txt").read_text()
 
 
 def test_more_is_free_and_the_same_is_free(study: Study) -> None:
@@ -105,7 +109,7 @@ def test_an_extension_that_fails_leaves_the_study_as_it_was(
 
 
 def test_a_stopped_extension_goes_on_with_the_folder(
-    study: Study, monkeypatch: pytest.MonkeyPatch
+    study: Study, monkeypatch: pytest.MonkeyPatch, sentence: Sentences
 ) -> None:
     config = extended(study.folder.read_study().config, Extension(num_seeds=1))
     plan = plan_study(config)
@@ -122,34 +126,36 @@ def test_a_stopped_extension_goes_on_with_the_folder(
     assert done.exit_code == 0
     new = [run.name for run in plan.record.runs if run.seed == 1]
     for name in new:
-        assert f"left out: {name} is not scored on " in done.stderr
+        assert [line for line in done.stderr.splitlines() if name in line]
+    sentence(done.stderr, "left out", names=new[:1], part=True)
     assert rankwise("run", study.folder.root).exit_code == 0
-    assert "left out" not in rankwise("verdict", study.folder.root).stderr
+    said = rankwise("verdict", study.folder.root).stderr
+    assert not any(name in said for name in new)
     refused = rankwise("run", study.folder.root, "train.epochs=3")
-    assert (refused.exit_code, "give overrides with its study file" in words(refused.stderr)) == (
-        2,
-        True,
-    )
+    assert refused.exit_code == 2
+    sentence(words(refused.stderr), "overrides")
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "names"),
     [
-        (["--ranks", "8,8"], "--ranks: 8 is given twice"),
-        (["--ranks", "99999999999999999999"], "ranks"),
-        (["--seeds", "100000"], "seeds"),
-        (["--seeds", "-1"], "seeds"),
-        (["--ranks", "x"], "'x' is not a rank"),
-        (["--ranks", "2"], "rank 2 is in the study"),
-        (["--items", "5"], "every item of every task is scored already"),
-        ([], "nothing to add"),
+        ("--ranks 8,8", ("--ranks", "8")),
+        ("--ranks 99999999999999999999", ("ranks",)),
+        ("--seeds 100000", ("seeds",)),
+        ("--seeds -1", ("seeds",)),
+        ("--ranks x", ("--ranks", "'x'")),
+        ("--ranks 2", ("rank 2",)),
+        ("--items 5", ()),
+        ("", ("--items", "--ranks")),
     ],
 )
-def test_what_cannot_be_added(study: Study, arguments: list[str], said: str) -> None:
+def test_what_cannot_be_added(
+    study: Study, arguments: str, names: tuple[str, ...], sentence: Sentences
+) -> None:
     before = contents(study.folder.root)
-    done = rankwise("extend", study.folder.root, *arguments)
+    done = rankwise("extend", study.folder.root, *arguments.split())
     assert done.exit_code == 2
-    assert said in words(done.stderr)
+    sentence(words(done.stderr), names=names)
     assert contents(study.folder.root) == before
 
 
@@ -185,18 +191,17 @@ def test_the_same_scores_on_another_stack_go_on_and_are_noted(study: Study) -> N
     assert entry.largest_shift_nats < 1e-5  # the same batches
     assert entry.num_changed == 0
     assert entry.num_items >= 3
-    assert entry.statement.startswith("torch 1.0.0 -> ")
+    assert "torch 1.0.0" in entry.statement
 
 
-def test_scores_that_moved_are_not_mixed_unasked(study: Study) -> None:
+def test_scores_that_moved_are_not_mixed_unasked(study: Study, sentence: Sentences) -> None:
     other_stack(study)
     moved(study, by=0.25)
     before = contents(study.folder.root)
     with pytest.raises(StudyChangedError) as caught:
         run_study(planned(study, "seeds=[0,1]"), study.folder, Recorder())
-    assert "torch 1.0.0 -> " in str(caught.value)
-    assert "moved by up to 0.25 nats, and 0 answers changed" in str(caught.value)
-    assert "--accept-new-stack" in str(caught.value)
+    names = ("torch 1.0.0", "0.25 nats", "--accept-new-stack")
+    sentence(caught.value, names=names, VERSION=r"(?<=torch 1\.0\.0 -> )[\w.+]+")
     assert contents(study.folder.root) == before
     accepted = planned(study, "seeds=[0,1]")
     run_study(accepted, study.folder, Recorder(), accept_new_stack=True)
@@ -207,7 +212,7 @@ def test_scores_that_moved_are_not_mixed_unasked(study: Study) -> None:
     run_study(accepted, study.folder, Recorder())
     page = study.folder.root / "report.html"
     assert rankwise("report", study.folder.root).exit_code == 0
-    assert "Scored on several stacks" in words(page.read_text())
+    assert "torch 1.0.0" in words(page.read_text())
 
 
 def test_a_finished_study_is_not_scored_again_on_another_stack(
@@ -221,23 +226,26 @@ def test_a_finished_study_is_not_scored_again_on_another_stack(
 # --- reading while it runs, and where nothing can be written
 
 
-def test_a_study_that_runs_is_read_as_far_as_it_is(study: Study, tmp_path: Path) -> None:
+def test_a_study_that_runs_is_read_as_far_as_it_is(
+    study: Study, tmp_path: Path, sentence: Sentences
+) -> None:
     name = study.runs[1].name
     study.folder.run_file(name).unlink()
     with study.folder.lock():
         for arguments in (["verdict"], ["verdict", "--json"], ["report"]):
             done = rankwise(arguments[0], study.folder.root, *arguments[1:])
             assert done.exit_code == 0
-            assert f"left out: {name} is not trained" in done.stderr
+            sentence(done.stderr, "left out", names=(name,), part=True)
     assert name in words((study.folder.root / "report.html").read_text())
     for path in study.folder.root.glob("runs/*/run.json"):
         path.unlink()
-    with pytest.raises(RecordError, match="no run of"):
+    with pytest.raises(RecordError) as caught:
         read_results(study.folder)
+    sentence(caught.value, "none", names=(study.folder.root,))
 
 
 def test_a_folder_that_cannot_be_written_is_read_all_the_same(
-    study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sentence: Sentences
 ) -> None:
     def refuse(path: Path, content: Any) -> None:
         if path.is_relative_to(study.folder.root):
@@ -251,8 +259,7 @@ def test_a_folder_that_cannot_be_written_is_read_all_the_same(
     done = rankwise("verdict", study.folder.root, "--json")
     assert done.exit_code == 0
     assert json.loads(done.stdout)["by_train_task"]
-    assert "not kept, and not counted as a look" in done.stderr
-    assert "The disk is read-only" in done.stderr
+    sentence(done.stderr, names=(study.folder.root,), part=True)
     assert rankwise("report", study.folder.root).exit_code == 1
     done = rankwise("report", study.folder.root, "--output", tmp_path / "elsewhere")
     assert done.exit_code == 0
@@ -264,19 +271,21 @@ def test_a_folder_that_cannot_be_written_is_read_all_the_same(
 
 
 def test_room_on_the_disk_is_asked_for_before_anything_is_written(
-    study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sentence: Sentences
 ) -> None:
     monkeypatch.setattr(acceptance, "free_bytes", lambda _: 1000)
-    with pytest.raises(StorageError, match=r"needs about \d\.\d MB in .* and 0\.0 MB are free"):
+    with pytest.raises(StorageError) as caught:
         run(study.file, tmp_path / "new", *SMALL)
+    sentence(caught.value, names=(tmp_path / "new", "0.0 MB"))
     assert [path.name for path in (tmp_path / "new").iterdir()] == [".lock"]
     run(study.file, study.folder.root, *SMALL)  # of a finished study nothing is left
 
 
-def test_a_large_write_is_not_begun_without_room(tmp_path: Path) -> None:
+def test_a_large_write_is_not_begun_without_room(tmp_path: Path, sentence: Sentences) -> None:
     files.require_room(tmp_path / "a" / "b", 1)
-    with pytest.raises(StorageError, match=r"takes 1000000000\.0 GB and .* GB are free"):
+    with pytest.raises(StorageError) as caught:
         files.require_room(tmp_path / "a" / "b", 10**18)
+    sentence(caught.value, names=("1000000000.0 GB",), FREE=r"[\d.]+(?= GB are free)")
 
 
 def test_only_leftovers_of_dead_processes_of_this_machine_are_removed(tmp_path: Path) -> None:
@@ -304,19 +313,11 @@ def test_only_leftovers_of_dead_processes_of_this_machine_are_removed(tmp_path: 
 
 
 @pytest.mark.parametrize(
-    ("code", "remedy"),
-    [
-        (28, "Free some space or"),
-        (122, "Free some space within your quota or"),
-        (13, "Give yourself permission to write there or"),
-        (30, "The disk is read-only: make it writable or"),
-        (36, "Use shorter names or"),
-        (5, "Check the disk and its free space or"),
-    ],
+    "code", [errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.ENAMETOOLONG, errno.EIO]
 )
-def test_the_remedy_is_that_of_the_error(tmp_path: Path, code: int, remedy: str) -> None:
+def test_the_remedy_is_that_of_the_error(tmp_path: Path, code: int, sentence: Sentences) -> None:
     error = files.storage_error(tmp_path, OSError(code, os.strerror(code)))
-    assert f"{os.strerror(code)}. {remedy} choose another folder" in str(error)
+    sentence(error, names=(tmp_path, os.strerror(code)))
 
 
 @pytest.mark.parametrize("task", ["红" * 30, "é" * 120, "a" * 300, "红/蓝" * 40, "%" * 90])
@@ -363,7 +364,7 @@ def test_a_signal_saves_what_is_trained(study: Study, tmp_path: Path, number: in
     )
     assert stopped.returncode == 128 + number, stopped.stderr
     name = signal.Signals(number).name
-    assert f"stopped by {name}; finished work is kept. To go on: rankwise run " in stopped.stderr
+    assert name in stopped.stderr
     states = list((tmp_path / "s").rglob("training.pt"))
     assert states  # although the time to save one has not come
     recorder = Recorder()
@@ -378,10 +379,13 @@ def test_a_signal_saves_what_is_trained(study: Study, tmp_path: Path, number: in
     shutil.rmtree(tmp_path / "whole")
 
 
-def test_every_stage_failing_is_an_error(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_stage_failing_is_an_error(
+    study: Study, monkeypatch: pytest.MonkeyPatch, sentence: Sentences
+) -> None:
     monkeypatch.setattr(loop, "train_pass", out_of_memory)
-    with pytest.raises(StageFailedError, match="does not fit into memory"):
+    with pytest.raises(StageFailedError) as caught:
         run(study.file, study.folder.root.parent / "new", *SMALL)
+    sentence(caught.value, names=("pass 1",))
 
 
 ALLOCATOR = RuntimeError(
@@ -406,6 +410,7 @@ def test_without_memory_that_stage_alone_fails(
     place: str,
     kinds: set[str],
     error: Exception,
+    sentence: Sentences,
 ) -> None:
     def refuse(*_: Any) -> None:
         raise error
@@ -414,10 +419,12 @@ def test_without_memory_that_stage_alone_fails(
     monkeypatch.setattr(f"rankwise.study.{place}", refuse)
     outcome, _ = run(study_file, tmp_path / "study", *settings)
     assert {failure.kind for failure in outcome.failures} == kinds
-    assert all("does not fit into memory" in failure.message for failure in outcome.failures)
+    for failure in outcome.failures:
+        sentence(failure.message, failure.kind)
     assert len(outcome.results.runs) == 2
     assert rankwise("report", tmp_path / "study").exit_code == 1
-    assert "does not fit into memory" in (tmp_path / "study" / "report.html").read_text()
+    page = words((tmp_path / "study" / "report.html").read_text())
+    assert all(words(failure.message) in page for failure in outcome.failures)
     monkeypatch.undo()
     outcome, recorder = run(study_file, tmp_path / "study", *settings)
     assert outcome.failures == ()
@@ -447,7 +454,9 @@ def test_a_stop_in_the_last_step_loses_nothing(
     assert all(folder.finished_run(run) is not None for run in runs)
 
 
-def test_other_weights_of_the_base_are_named(study: Study, tmp_path: Path) -> None:
+def test_other_weights_of_the_base_are_named(
+    study: Study, tmp_path: Path, sentence: Sentences
+) -> None:
     base = tmp_path / "base"
     shutil.copytree(load_config(study.file).base_model.name, base)
     overrides = [*SMALL, f"base_model={base}"]
@@ -458,6 +467,4 @@ def test_other_weights_of_the_base_are_named(study: Study, tmp_path: Path) -> No
     save_file({name: tensor + 0.5 for name, tensor in tensors.items()}, weights, {"format": "pt"})
     with pytest.raises(StudyChangedError) as error:
         run(study.file, folder, *overrides)
-    said = f"base_model: the weights of {base} are not the weights that were scored"
-    assert said in str(error.value)
-    assert "how they are asked" not in str(error.value)
+    sentence(error.value, names=("base_model", base))

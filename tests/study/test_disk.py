@@ -17,6 +17,7 @@ from rankwise.study.stages.stage import Stage
 from rankwise.study.stages.training import Train
 from tests.planted.results import planted_run_record
 from tests.support.passes import planned
+from tests.support.sentences import Sentences
 
 
 def run(name: str, size: int, **options: Any) -> PlannedRun:
@@ -94,7 +95,7 @@ def test_full_fine_tuning_has_what_it_keeps(folder: StudyFolder) -> None:
 
 
 def test_a_run_asks_for_what_the_plan_says(
-    folder: StudyFolder, monkeypatch: pytest.MonkeyPatch
+    folder: StudyFolder, monkeypatch: pytest.MonkeyPatch, sentence: Sentences
 ) -> None:
     trained = one_pass(run("a", 100))
     scored = Score("a", trained.models, ("s",), (), 0.0, 0, 77, "task", "base")
@@ -104,16 +105,18 @@ def test_a_run_asks_for_what_the_plan_says(
     monkeypatch.setattr(acceptance, "free_bytes", lambda _: needed)
     require_disk(folder, graph)
     monkeypatch.setattr(acceptance, "free_bytes", lambda _: needed - 1)
-    with pytest.raises(StorageError, match="the rest of the study needs about"):
+    with pytest.raises(StorageError) as caught:
         require_disk(folder, graph)
+    sentence(caught.value, names=(folder.root,))
 
 
 def test_workers_that_train_at_once_need_more(
-    folder: StudyFolder, monkeypatch: pytest.MonkeyPatch
+    folder: StudyFolder, monkeypatch: pytest.MonkeyPatch, sentence: Sentences
 ) -> None:
     graph: list[Stage] = [one_pass(run(name, 100)) for name in "abc"]
     needed = 3 * 100 * 4 + 2 * 200 * 12  # all weights, and two passes' states with a second one
     monkeypatch.setattr(acceptance, "free_bytes", lambda _: needed)
     require_disk(folder, graph, 2)
-    with pytest.raises(StorageError, match=r"with 3 units at a time in .* do fewer at a time"):
+    with pytest.raises(StorageError) as caught:
         require_disk(folder, graph, 3)
+    sentence(caught.value, names=("3", folder.root))

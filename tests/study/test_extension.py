@@ -24,15 +24,17 @@ from rankwise.study.run import run_study
 from rankwise.tasks import requests, update_guard
 from rankwise.tasks.item_order import in_random_order
 from tests.support.observers import Recorder
+from tests.support.sentences import Sentences
 
 SETTINGS = [
     "methods.lora.ranks=[2]",
     "methods.full=null",
     "evaluation.limit=4",
     "evaluation.num_train_items=3",
-    "evaluation.max_batch_tokens=1",  # in other batches a loss differs in its last digits
     "train.epochs=1",
 ]
+ONE_BY_ONE = "evaluation.max_batch_tokens=1"
+"""In other batches a loss differs in its last digits."""
 
 
 def run(config: Any, folder: Path) -> tuple[Any, list[tuple[str, str]]]:
@@ -50,7 +52,7 @@ def without_bounds(row: Comparison) -> Comparison:
 def test_more_items_are_scored_and_none_again(
     study_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task: str
 ) -> None:
-    settings = [*SETTINGS, f"train.task={task}", "evaluation.out_of_domain=[]"]
+    settings = [*SETTINGS, ONE_BY_ONE, f"train.task={task}", "evaluation.out_of_domain=[]"]
     config = load_config(study_file, settings)
     run(config, tmp_path / "grown")
     asked: list[int] = []
@@ -96,7 +98,7 @@ def test_more_items_are_scored_and_none_again(
 
 
 def test_clusters_are_found_in_what_was_scored(
-    study_file: Path, tmp_path: Path, tasks_folder: Path
+    study_file: Path, tmp_path: Path, tasks_folder: Path, sentence: Sentences
 ) -> None:
     """The task, its other format and its trained rows have them; nothing is done again."""
     module = tasks_folder / "colours.py"
@@ -114,7 +116,7 @@ def test_clusters_are_found_in_what_was_scored(
     assert plain.recommendation.by_train_task[0].num_clusters_in_domain is None
     (answer,) = clustered.recommendation.by_train_task
     assert (answer.num_items_in_domain, answer.num_clusters_in_domain) == (6, 4)
-    assert any("colours has 6 items in 4 clusters" in reason for reason in answer.reasons)
+    sentence(answer.reasons, names=("colours", "6 items", "4 clusters"), part=True)
 
 
 def test_other_settings_are_scored_from_the_beginning(study_file: Path, tmp_path: Path) -> None:
@@ -143,20 +145,23 @@ def test_other_settings_are_scored_from_the_beginning(study_file: Path, tmp_path
 
 
 def test_scores_of_the_first_items_are_kept_where_all_are_scored(
-    study_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    study_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sentence: Sentences
 ) -> None:
     """As studies have them that were made before items came in a random order."""
-    settings = [*SETTINGS, "evaluation.out_of_domain=[]", "evaluation.held_out_text=[]"]
+    settings = [*SETTINGS, ONE_BY_ONE, "evaluation.out_of_domain=[]"]
+    settings += ["evaluation.held_out_text=[]"]
     monkeypatch.setattr(requests, "in_random_order", sorted)
     run(load_config(study_file, settings), tmp_path / "study")
     monkeypatch.undo()
     folder = StudyFolder(tmp_path / "study")
     before = folder.read_samples("base", "colours")
     assert [line["doc_id"] for line in before] == [0, 1, 2, 3]
-    with pytest.raises(StudyChangedError, match="the items of colours, or how they are asked"):
+    with pytest.raises(StudyChangedError) as caught:
         run(load_config(study_file, settings), tmp_path / "study")
-    with pytest.raises(StudyChangedError, match=r"evaluation\.limit: 4 .*, 9 now"):
+    sentence(caught.value, "items", names=("colours",))
+    with pytest.raises(StudyChangedError) as caught:
         run(load_config(study_file, [*settings, "evaluation.limit=9"]), tmp_path / "study")
+    sentence(caught.value, "limit", names=("evaluation.limit: 4", "9"))
     asked: list[int] = []
     ask = ResidentScorer.log_likelihoods
 
@@ -205,29 +210,31 @@ def test_other_learning_rates_stand_beside_the_first_and_follow_its_rule(study_f
 
 
 @pytest.mark.parametrize(
-    ("overrides", "extension", "message"),
+    ("overrides", "extension", "names"),
     [
-        ([], Extension(), "nothing to add; give --seeds, --items, --ranks or --rate-factors"),
-        ([], Extension(num_items=5), "every item of every task is scored already"),
-        ([], Extension(ranks=(4,)), "rank 4 is in the study"),
-        (["methods.lora=null"], Extension(ranks=(4,)), "the study trains no LoRA rank"),
-        (["methods.lora=null"], Extension(rate_factors=(2,)), "the study trains no LoRA rank"),
-        ([], Extension(rate_factors=(2, 1)), "1 times the first rate is in the study"),
-        (
-            ["methods.lora={_: [{rank: 2, alpha: {ratio: 1}}]}"],
-            Extension(ranks=(4,)),
-            "pairs ranks with other settings",
-        ),
+        ([], Extension(), ("--seeds", "--items", "--ranks", "--rate-factors")),
+        ([], Extension(num_items=5), ()),
+        ([], Extension(ranks=(4,)), ("rank 4",)),
+        (["methods.lora=null"], Extension(ranks=(4,)), ("LoRA",)),
+        (["methods.lora=null"], Extension(rate_factors=(2,)), ("LoRA",)),
+        ([], Extension(rate_factors=(2, 1)), ("1 times",)),
+        (["methods.lora={_: [{rank: 2, alpha: {ratio: 1}}]}"], Extension(ranks=(4,)), ()),
     ],
+    ids=["nothing", "items", "rank", "rank without LoRA", "rate without LoRA", "rate", "pairs"],
 )
 def test_what_cannot_be_added_is_said(
-    study_file: Path, overrides: list[str], extension: Extension, message: str
+    study_file: Path,
+    overrides: list[str],
+    extension: Extension,
+    names: tuple[str, ...],
+    sentence: Sentences,
 ) -> None:
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(ConfigError) as caught:
         extended(load_config(study_file, overrides), extension)
+    sentence(caught.value, names=names)
 
 
-def test_extend_is_a_verb(study_file: Path, tmp_path: Path) -> None:
+def test_extend_is_a_verb(study_file: Path, tmp_path: Path, sentence: Sentences) -> None:
     from typer.testing import CliRunner
 
     from rankwise.cli.main import app
@@ -239,7 +246,7 @@ def test_extend_is_a_verb(study_file: Path, tmp_path: Path) -> None:
     assert [planned["rank"] for planned in record["models"]] == [2, 3]
     wrong = CliRunner().invoke(app, ["extend", str(tmp_path / "study"), "--ranks", "8,x"])
     assert (wrong.exit_code, wrong.stdout) == (2, "")
-    assert "--ranks: 'x' is not a rank; write 8 or 8,128" in wrong.stderr
+    sentence(wrong.stderr, names=("--ranks", "'x'"), part=True)
     for factors in ("0", "-1", "nan", "1e3", "2,2", "2.0,2"):
         wrong = CliRunner().invoke(
             app, ["extend", str(tmp_path / "study"), "--rate-factors", factors]
@@ -282,7 +289,7 @@ def test_what_a_verdict_advises_can_be_done(study_file: Path, tmp_path: Path) ->
 
 
 def test_a_file_that_knows_no_extension_says_what_it_leaves_out(
-    study_file: Path, tmp_path: Path
+    study_file: Path, tmp_path: Path, sentence: Sentences
 ) -> None:
     config = load_config(study_file, SETTINGS)
     run(extended(config, Extension(ranks=(3,))), tmp_path / "s")
@@ -295,7 +302,7 @@ def test_a_file_that_knows_no_extension_says_what_it_leaves_out(
     for said in (1, 0):  # the second time the folder's plan is this one
         notes.clear()
         run_study(plan_study(config), StudyFolder(tmp_path / "s"), Noting())
-        found = [note for note in notes if "the verdict leaves them out" in note]
+        found = [note for note in notes if "colours-lora-r003-" in note]
         assert len(found) == said
         for note in found:
-            assert note.startswith("1 finished run of this folder (colours-lora-r003-")
+            sentence(note)

@@ -19,6 +19,7 @@ from rankwise.records.study_file import load_config
 from rankwise.report.page import study_page
 from rankwise.study.planning.plan import StudyPlan, plan_study
 from tests.support.observers import Recorder
+from tests.support.sentences import Sentences
 from tests.support.small_studies import write_study
 from tests.support.studies import run
 
@@ -74,7 +75,9 @@ def with_rows(study: StudyRecord, number: int) -> tuple[PlannedRun, ...]:
     return tuple(model for model in models if model.num_examples == number)
 
 
-def test_few_rows_are_among_many_and_all_are_trained_in_one_pass(finished: Finished) -> None:
+def test_few_rows_are_among_many_and_all_are_trained_in_one_pass(
+    finished: Finished, sentence: Sentences
+) -> None:
     plan = planned(finished.file)
     study = plan.record
     assert [(each.num_examples, each.rank) for each in study.runs] == [(24, 2), (24, 4)]
@@ -88,7 +91,7 @@ def test_few_rows_are_among_many_and_all_are_trained_in_one_pass(finished: Finis
         assert each.num_tokens == 2 * sum(len(example.tokens) for example in examples)
     (only_pass,) = study.passes
     assert {*only_pass.runs} == {each.name for each in study.models}
-    assert "6 adapters together (on fewer rows: 4)" in pass_lines(study)[0]
+    sentence(pass_lines(study)[0], "pass")
     names = [*plan_table(study, set()).columns[0].cells]
     rows = ["", "", ", 6 rows", ", 6 rows", ", 12 rows", ", 12 rows"]
     models = zip(study.models, rows, strict=True)
@@ -194,28 +197,27 @@ def test_rows_that_are_left_out_do_not_count(finished: Finished) -> None:
     assert {each.num_examples for each in plan.record.of_role("fewer_rows")} == {4, 12}
 
 
-def test_numbers_that_come_to_all_rows_are_one_and_the_plan_says_so(finished: Finished) -> None:
+def test_numbers_that_come_to_all_rows_are_one_and_the_plan_says_so(
+    finished: Finished, sentence: Sentences
+) -> None:
     study = planned(finished.file, "train.max_examples=[12, 30, 40]").record
     assert [each.num_examples for each in study.of_role("fewer_rows")] == [12, 12]
     assert {each.num_examples for each in study.runs} == {24}
-    assert (
-        "train.max_examples: colours has 24 rows to train on, so 30 and 40 come to the same"
-        in study.warnings
-    )
+    (said,) = [text for text in study.warnings if "train.max_examples" in text]
+    sentence(said, names=("24", "30 and 40"))
 
 
 @pytest.mark.parametrize(
-    ("override", "problem"),
-    [
-        ("methods={lora: null, full: {}}", "only LoRA's runs are trained on fewer rows"),
-        ("search.policy=narrow", "a search chooses runs on one number of rows; give one number"),
-    ],
+    "override",
+    ["methods={lora: null, full: {}}", "search.policy=narrow"],
+    ids=["no LoRA", "a search"],
 )
 def test_what_several_numbers_do_not_go_with(
-    finished: Finished, override: str, problem: str
+    finished: Finished, override: str, sentence: Sentences
 ) -> None:
-    with pytest.raises(ConfigError, match=problem):
+    with pytest.raises(ConfigError) as caught:
         load_config(finished.file, [override])
+    sentence(caught.value, names=("train.max_examples",))
 
 
 def test_rows_are_an_axis_of_the_page(finished: Finished) -> None:

@@ -37,6 +37,7 @@ from rankwise.tasks.questions import LogLikelihood
 from tests.support import records, tiny_tasks
 from tests.support.command_line import rankwise, words
 from tests.support.observers import Recorder
+from tests.support.sentences import Sentences
 
 
 class Finished:
@@ -184,12 +185,15 @@ def test_effects_and_controls_are_those_of_hooked_models(
 
 
 def test_what_is_there_is_not_computed_again(
-    finished: Finished, ablated: dict[str, TaskHeadEffects], monkeypatch: pytest.MonkeyPatch
+    finished: Finished,
+    ablated: dict[str, TaskHeadEffects],
+    monkeypatch: pytest.MonkeyPatch,
+    sentence: Sentences,
 ) -> None:
     monkeypatch.setattr(study_context, "load_frozen", None)  # would be called
     answered = finished.heads("--run", finished.lora.name, "--tasks", "colours,hues")
     assert answered.exit_code == 0
-    assert "8 heads set to zero one after another on 8 items" in words(answered.stdout)
+    sentence(answered.stdout, names=("8 heads", "8 items"), part=True)
     monkeypatch.undo()
     results = read_results(finished.folder)
     (lora, full) = results.runs
@@ -256,17 +260,22 @@ def test_a_full_fine_tuning_is_ablated_by_means(finished: Finished) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "said"),
+    ("run", "tasks", "named"),
     [
-        (["--run", "colours-lora-r003", "--tasks", "hues"], 2, "did you mean 'colours-lora-r002"),
-        (["--run", "colours", "--tasks", "hues"], 2, "is several runs of"),
-        (["--run", "colours-lora", "--tasks", "hue"], 2, "did you mean 'hues'"),
-        (["--run", "colours-lora", "--tasks", "sums"], 2, "is generate_until"),
-        (["--run", "colours-lora", "--tasks", " , "], 2, "name at least one"),
+        ("colours-lora-r003", "hues", "colours-lora-r002"),
+        ("colours", "hues", "colours"),
+        ("colours-lora", "hue", "'hues'"),
+        ("colours-lora", "sums", "generate_until"),
+        ("colours-lora", " , ", "--tasks"),
     ],
 )
 def test_what_cannot_be_asked_is_said(
-    finished: Finished, arguments: list[str], code: int, said: str, monkeypatch: pytest.MonkeyPatch
+    finished: Finished,
+    run: str,
+    tasks: str,
+    named: str,
+    monkeypatch: pytest.MonkeyPatch,
+    sentence: Sentences,
 ) -> None:
     from rankwise.tasks import resolution
 
@@ -274,12 +283,12 @@ def test_what_cannot_be_asked_is_said(
     monkeypatch.setattr(
         resolution, "_manager", lambda path, everything: manager(path, everything=False)
     )
-    answered = finished.heads(*arguments)
-    assert answered.exit_code == code
-    assert said in words(answered.stderr)
+    answered = finished.heads("--run", run, "--tasks", tasks)
+    assert answered.exit_code == 2
+    sentence(words(answered.stderr), names=(named,))
 
 
-def test_a_run_without_weights_is_refused(finished: Finished) -> None:
+def test_a_run_without_weights_is_refused(finished: Finished, sentence: Sentences) -> None:
     path = finished.folder.run_file(finished.lora.name)
     before = path.read_text()
     try:
@@ -288,7 +297,8 @@ def test_a_run_without_weights_is_refused(finished: Finished) -> None:
         assert (answered.exit_code, "diverged" in words(answered.stderr)) == (1, True)
         path.unlink()
         answered = finished.heads("--run", finished.lora.name, "--tasks", "hues")
-        assert (answered.exit_code, "not trained yet" in words(answered.stderr)) == (1, True)
+        assert answered.exit_code == 1
+        sentence(words(answered.stderr), names=(finished.lora.name,))
     finally:
         path.write_text(before)
 

@@ -19,6 +19,8 @@ from rankwise.study.reading import read_results
 from rankwise.study.run import run_study
 from rankwise.weights.lowrank import read_updates
 from tests.support.observers import Silent
+from tests.support.sentences import Sentences
+from tests.support.small_studies import write_study
 
 ONE_RANK = [
     "methods.lora.ranks=[2]",
@@ -37,13 +39,28 @@ def imports(*entries: dict[str, str]) -> str:
     return f"methods.imported={json.dumps(entries)}"
 
 
+SETTINGS = """
+train: {task: colours, learning_rate: {lora: 1e-2, full: 1e-3}, precision: float32}
+methods: {lora: {target_modules: [q_proj, k_proj, v_proj, o_proj]}}
+evaluation: {held_out_text: [small_prose]}
+"""
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory: pytest.TempPathFactory, tiny_model_folder: Path) -> tuple[Any, Path]:
+    """A finished study, and its folder."""
+    root = tmp_path_factory.mktemp("first")
+    outcome = run(write_study(root, tiny_model_folder, SETTINGS), root / "study", *ONE_RANK)
+    return outcome.results, root / "study"
+
+
 @pytest.fixture
-def trained(study_file: Path, tmp_path: Path) -> tuple[Any, Path, Path]:
-    """A finished study, and where its adapter and its checkpoint are."""
-    outcome = run(study_file, tmp_path / "first", *ONE_RANK)
-    lora, full = outcome.results.study.runs
-    folder = StudyFolder(tmp_path / "first")
-    return outcome.results, folder.weights_folder(lora), folder.weights_folder(full)
+def trained(first: tuple[Any, Path], tmp_path: Path) -> tuple[Any, Path, Path]:
+    """The same, and copies of its adapter and its checkpoint, which tests change."""
+    results, root = first
+    folder = StudyFolder(shutil.copytree(root, tmp_path / "first"))
+    lora, full = results.study.runs
+    return results, folder.weights_folder(lora), folder.weights_folder(full)
 
 
 def test_imported_models_score_as_where_they_were_trained(
@@ -92,7 +109,7 @@ def test_an_import_stands_beside_trained_ranks(
 
 
 def test_what_cannot_be_imported_is_said_at_planning(
-    study_file: Path, tmp_path: Path, trained: tuple[Any, Path, Path]
+    study_file: Path, tmp_path: Path, trained: tuple[Any, Path, Path], sentence: Sentences
 ) -> None:
     _, adapter, checkpoint = trained
 
@@ -124,15 +141,13 @@ def test_what_cannot_be_imported_is_said_at_planning(
     entries = [{"adapter": str(folder)} for folder in folders]
     with pytest.raises(PlanError) as caught:
         plan_study(load_config(study_file, [imports(*entries, {"checkpoint": str(deeper)})]))
-    problems = str(caught.value)
-    assert "methods.imported[0]: " in problems
-    assert "nowhere is not a PEFT adapter: adapter_config.json cannot be read" in problems
-    assert "ia3 holds an adapter of kind IA3; only LORA has a rank" in problems
-    assert "unranked: adapter_config.json cannot be used: r: None" in problems
-    assert "pickled has no adapter_model.safetensors" in problems
-    assert "w_proj, which the base model does not have" in problems
-    assert "its factors are (2, 99) and" in problems
-    assert "deeper has num_hidden_layers 9 and the base model 2" in problems
+    assert len(caught.value.problems) == 7
+    facts = ("adapter_config.json", "IA3", "r: None", "adapter_model.safetensors", "w_proj")
+    facts = (*facts, "(2, 99)", "num_hidden_layers 9")
+    for number, (problem, fact) in enumerate(zip(caught.value.problems, facts, strict=True)):
+        assert problem.startswith(f"methods.imported[{number}]: ")
+        assert fact in problem
+    sentence(caught.value, OTHERS=r"(?<=cannot be read: ).*(?=\. )")
 
 
 def test_another_content_is_another_run(study_file: Path, trained: tuple[Any, Path, Path]) -> None:
@@ -154,19 +169,24 @@ def test_another_content_is_another_run(study_file: Path, trained: tuple[Any, Pa
 
 
 def test_with_several_trained_tasks_an_import_says_to_which_it_belongs(
-    study_file: Path, trained: tuple[Any, Path, Path]
+    study_file: Path, trained: tuple[Any, Path, Path], sentence: Sentences
 ) -> None:
     several = ["train.task=[colours, sums]", "evaluation.out_of_domain=[]"]
     entry = {"adapter": str(trained[1])}
-    with pytest.raises(PlanError, match=r"several tasks are trained on.*\(colours, sums\)"):
+    with pytest.raises(PlanError) as caught:
         plan_study(load_config(study_file, [*several, imports(entry)]))
+    sentence(caught.value, names=("methods.imported[0]", "colours, sums"))
     plan = plan_study(load_config(study_file, [*several, imports(entry | {"train_task": "sums"})]))
     assert plan.record.runs[-1].train_task == "sums"
 
 
 @pytest.mark.parametrize("size", [1e30, 3e38])
 def test_an_adapter_so_large_that_its_answers_overflow_has_diverged(
-    size: float, study_file: Path, tmp_path: Path, trained: tuple[Any, Path, Path]
+    size: float,
+    study_file: Path,
+    tmp_path: Path,
+    trained: tuple[Any, Path, Path],
+    sentence: Sentences,
 ) -> None:
     adapter = trained[1]
     path = adapter / "adapter_model.safetensors"
@@ -176,10 +196,11 @@ def test_an_adapter_so_large_that_its_answers_overflow_has_diverged(
     outcome = run(study_file, tmp_path / "second", *overrides)
     huge = outcome.results.runs[-1].run
     assert (huge.planned.imported.label, huge.status) == ("huge", "diverged")
-    assert "so large that its answers are not finite" in huge.message
+    sentence(huge.message, "scored")
     assert run(study_file, tmp_path / "second", *overrides).results.runs == outcome.results.runs
-    with pytest.raises(ModelError, match=r"overflows float32: its training has diverged.* again\."):
+    with pytest.raises(ModelError) as caught:
         read_updates(adapter)
+    sentence(caught.value, "read", names=(adapter,))
 
 
 def test_a_checkpoint_so_large_that_its_answers_overflow_has_diverged(
@@ -196,7 +217,7 @@ def test_a_checkpoint_so_large_that_its_answers_overflow_has_diverged(
 
 
 def test_the_base_that_an_adapter_records_is_compared_with_the_study_s(
-    study_file: Path, tmp_path: Path, trained: tuple[Any, Path, Path]
+    study_file: Path, tmp_path: Path, trained: tuple[Any, Path, Path], sentence: Sentences
 ) -> None:
     path = trained[1] / "adapter_config.json"
     config = json.loads(path.read_text())
@@ -205,21 +226,22 @@ def test_the_base_that_an_adapter_records_is_compared_with_the_study_s(
         path.write_text(json.dumps(config | {"base_model_name_or_path": recorded}))
         return plan_study(load_config(study_file, [imports({"adapter": str(trained[1])})]))
 
-    with pytest.raises(
-        PlanError, match=r"records org/other as its base, not .* if this is the same"
-    ):
+    with pytest.raises(PlanError) as caught:
         plan("org/other")
+    sentence(caught.value, "another", names=("methods.imported[0]", "org/other"))
     gone = str(tmp_path / "gone")
     (warning,) = [text for text in plan(gone).record.warnings if "imported" in text]
-    assert f"methods.imported[0]: adapter_config.json records {gone} as its base" in warning
+    sentence(warning, "gone", names=("methods.imported[0]", gone))
 
 
 def test_a_name_that_cannot_be_shown_or_be_a_folder_is_a_problem(
-    study_file: Path, tmp_path: Path, trained: tuple[Any, Path, Path]
+    study_file: Path, tmp_path: Path, trained: tuple[Any, Path, Path], sentence: Sentences
 ) -> None:
-    shown, said = tmp_path / ("long" * 40), "Give it a name of at most 100 letters with `name`"
+    shown = tmp_path / ("long" * 40)
     shutil.copytree(trained[1], shown)
-    with pytest.raises(PlanError, match=said):
+    with pytest.raises(PlanError) as caught:
         plan_study(load_config(study_file, [imports({"adapter": str(shown)})]))
-    with pytest.raises(ConfigError, match="has a control character; remove it"):
+    sentence(caught.value, "long", names=("methods.imported[0]", "`name`"), LONG="(long){40}")
+    with pytest.raises(ConfigError) as refused:
         load_config(study_file, [imports({"adapter": str(tmp_path / "a\x1b[2Jb")})])
+    sentence(refused.value, "control", names=("methods.imported[0].adapter",))

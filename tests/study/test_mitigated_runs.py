@@ -21,6 +21,7 @@ from rankwise.report.page import write_report
 from rankwise.study.conclusion import conclude
 from rankwise.study.planning.plan import plan_study
 from rankwise.weights.lowrank import read_updates
+from tests.support.sentences import Sentences
 from tests.support.small_studies import write_study
 from tests.support.studies import run
 
@@ -156,54 +157,64 @@ def test_own_texts_are_written_once_and_kept(finished: Finished) -> None:
 def test_the_report_shows_them(finished: Finished) -> None:
     outcome = conclude(finished.folder)
     write_report(finished.folder.root, outcome.results, outcome.recommendation, outcome.findings)
-    page = finished.folder.report_file.read_text()
-    assert "What to do about forgetting" in page
-    assert "hold the prompts" in page
+    assert "hold the prompts" in finished.folder.report_file.read_text()
     assert (finished.folder.root / "report" / "mitigations.csv").exists()
 
 
 @pytest.mark.parametrize(
-    ("arm", "message"),
+    ("arm", "named"),
     [
-        ("{replay: {rows: {task: suns}}}", r"mitigations\[0\]: .*suns.*did you mean.*sums"),
-        ("{kl: {at: rows, rows: {task: colours}}}", "'colours' is already trained on"),
-        ("{replay: {rows: {data: nowhere.jsonl}}}", r"nowhere.jsonl cannot be read"),
+        ("{replay: {rows: {task: suns}}}", "'sums'"),
+        ("{kl: {at: rows, rows: {task: colours}}}", "'colours'"),
+        ("{replay: {rows: {data: nowhere.jsonl}}}", "nowhere.jsonl"),
     ],
+    ids=["no task", "a trained task", "no file"],
 )
-def test_rows_that_cannot_be_had_are_problems(finished: Finished, arm: str, message: str) -> None:
-    with pytest.raises(PlanError, match=message):
+def test_rows_that_cannot_be_had_are_problems(
+    finished: Finished, arm: str, named: str, sentence: Sentences
+) -> None:
+    with pytest.raises(PlanError) as caught:
         plan_study(load_config(finished.file, [f"mitigations=[{arm}]"]))
+    sentence(caught.value, names=("mitigations[0]", named))
 
 
-def test_rows_with_scored_items_are_refused(finished: Finished, tmp_path: Path) -> None:
+def test_rows_with_scored_items_are_refused(
+    finished: Finished, tmp_path: Path, sentence: Sentences
+) -> None:
     plan = plan_study(load_config(finished.file, []))
     instance = plan.tasks["hues"].instances[0]
     row = {"prompt": str(instance.arguments[0]), "completion": str(instance.arguments[1])}
     (tmp_path / "rows.jsonl").write_text(json.dumps(row))
     arm = f"{{replay: {{rows: {{data: {tmp_path / 'rows.jsonl'}}}}}}}"
-    with pytest.raises(PlanError, match="A score on these would say what was replayed"):
+    with pytest.raises(PlanError) as caught:
         plan_study(load_config(finished.file, [f"mitigations=[{arm}]"]))
+    sentence(caught.value, "scored", names=("mitigations[0]", "hues"))
     dropped = [f"mitigations=[{arm}]", "train.drop_overlapping=true"]
-    with pytest.raises(PlanError, match="each row of rows contains a scored item"):
+    with pytest.raises(PlanError) as caught:
         plan_study(load_config(finished.file, dropped))
+    sentence(caught.value, "dropped")
 
 
 @pytest.mark.parametrize(
-    ("arm", "message"),
+    ("arm", "names"),
     [
-        ("{}", "the arm changes nothing"),
-        ("{kl: {at: rows}}", "give both or neither"),
-        ("{kl: {mask_target: true}}", "mask_target is for at: completions"),
-        ("{replay: {share: 1}}", "less than 1"),
-        ("{replay: {rows: {task: a, data: b}}}", "both of 'task' and 'data' given"),
-        ("{alpha_factor: 0.3}, {weight_decay: 1, name: alpha × 0.3}", "give them names"),
-        ("{kl: {at: prompts, share: 0.5}}", "leave 'share' out"),
-        ("{replay: {rows: {data: b, split: test}}}", "your own data has no splits"),
+        ("{}", ("mitigations[0]",)),
+        ("{kl: {at: rows}}", ("mitigations[0].kl", "rows")),
+        ("{kl: {mask_target: true}}", ("mitigations[0].kl", "mask_target", "completions")),
+        ("{replay: {share: 1}}", ("mitigations[0].replay.share",)),
+        ("{replay: {rows: {task: a, data: b}}}", ("mitigations[0].replay.rows", "task", "data")),
+        ("{alpha_factor: 0.3}, {weight_decay: 1, name: alpha × 0.3}", ("alpha × 0.3",)),
+        ("{kl: {at: prompts, share: 0.5}}", ("mitigations[0].kl", "share")),
+        ("{replay: {rows: {data: b, split: test}}}", ("mitigations[0].replay.rows",)),
     ],
+    ids=["nothing", "no rows", "mask", "share", "two", "one name", "prompts", "split"],
 )
-def test_arms_that_make_no_sense_are_refused(finished: Finished, arm: str, message: str) -> None:
-    with pytest.raises(Exception, match=message):
+def test_arms_that_make_no_sense_are_refused(
+    finished: Finished, arm: str, names: tuple[str, ...], sentence: Sentences
+) -> None:
+    with pytest.raises(ConfigError) as caught:
         load_config(finished.file, [f"mitigations=[{arm}]"])
+    sentence(caught.value, names=names)
 
 
 def test_a_study_without_arms_has_its_old_fingerprint(finished: Finished) -> None:
@@ -215,24 +226,23 @@ def test_a_study_without_arms_has_its_old_fingerprint(finished: Finished) -> Non
 
 
 @pytest.mark.parametrize(
-    ("setting", "message"),
-    [
-        ("evaluation.retention=[]", "judged by evaluation.retention"),
-        ("train.loss_on=all", "learns the prompts"),
-        ("methods={lora: null}", "arms train LoRA runs"),
-    ],
+    "setting",
+    ["evaluation.retention=[]", "train.loss_on=all", "methods={lora: null}"],
+    ids=["no retention", "loss on all", "no LoRA"],
 )
 def test_what_does_not_go_with_arms_is_refused(
-    finished: Finished, setting: str, message: str
+    finished: Finished, setting: str, sentence: Sentences
 ) -> None:
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(ConfigError) as caught:
         load_config(finished.file, [setting])
+    sentence(caught.value, names=("mitigations",))
 
 
-def test_an_early_stop_and_arms_are_not_combined(finished: Finished) -> None:
+def test_an_early_stop_and_arms_are_not_combined(finished: Finished, sentence: Sentences) -> None:
     stop = ["train.score_checkpoints=[0.5]", "train.stop={retention_loss: 1}"]
-    with pytest.raises(ConfigError, match="ends runs early"):
+    with pytest.raises(ConfigError) as caught:
         load_config(finished.file, stop)
+    sentence(caught.value, names=("mitigations",))
 
 
 def test_rows_of_a_task_are_the_same_whatever_other_arms_there_are(finished: Finished) -> None:

@@ -11,13 +11,14 @@ import pytest
 import yaml
 from transformers import AutoTokenizer
 
-from rankwise.errors import ConfigError, PlanError
+from rankwise.errors import ConfigError, PlanError, TaskError
 from rankwise.records import quantities
 from rankwise.records.folder import BASE, StudyFolder
 from rankwise.records.study_file import load_config
 from rankwise.study.planning.plan import plan_study
 from rankwise.study.reading import read_results
 from rankwise.tasks.judgement import judge
+from tests.support.sentences import Sentences
 from tests.support.small_studies import write_study
 from tests.support.studies import run
 
@@ -118,7 +119,7 @@ def test_pairs_are_judged_against_the_base_up_to_the_verdict(
 def test_pairs_without_the_bases_answers_are_not_judged(study_file: Path) -> None:
     plan = plan_study(load_config(study_file))
     task = plan.tasks["data_pairs"]
-    with pytest.raises(Exception, match="judged against the base's"):
+    with pytest.raises(TaskError, match="base"):
         judge(task, [((-1.0, False),)] * len(task.instances), None)
 
 
@@ -138,35 +139,45 @@ def test_the_other_answer_is_another_training(study_file: Path, tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    ("settings", "problem"),
+    ("settings", "named"),
     [
-        ({"data": None, "task": "colours"}, "objective: dpo learns from 'data' with chosen"),
-        ({"judged_by": "loss"}, "judged_by: preference goes with objective dpo; give both"),
-        ({"objective": None, "judged_by": "preference"}, "preference goes with objective dpo"),
-        ({"loss_on": "all"}, "loss_on: dpo compares answers"),
-        ({"columns": {"prompt": "p", "completion": "c"}}, "columns: 'rejected' goes with obj"),
+        ({"data": None, "task": "colours"}, "objective"),
+        ({"judged_by": "loss"}, "judged_by"),
+        ({"objective": None, "judged_by": "preference"}, "judged_by"),
+        ({"loss_on": "all"}, "loss_on"),
+        ({"columns": {"prompt": "p", "completion": "c"}}, "columns"),
         ({"objective": "ppo"}, "objective"),
-        ({"objective": {"dpo": {"loss": "ipo", "label_smoothing": 0.1}}}, "label_smoothing is of"),
+        ({"objective": {"dpo": {"loss": "ipo", "label_smoothing": 0.1}}}, "label_smoothing"),
         ({"objective": {"dpo": {"beta": 0}}}, "beta"),
-        ({"judged_by": ["preference", "loss"]}, "loss, choice and preference score the same"),
+        ({"judged_by": ["preference", "loss"]}, "judged_by"),
     ],
-)
+    ids=[
+        "a task", "another judge", "another objective", "loss on all", "columns", "no objective",
+        "smoothing of ipo", "beta", "two judges",
+    ],
+)  # fmt: skip
 def test_settings_that_do_not_go_together(
-    study_file: Path, settings: dict[str, Any], problem: str
+    study_file: Path, settings: dict[str, Any], named: str, sentence: Sentences
 ) -> None:
     with pytest.raises(ConfigError) as caught:
         load_config(with_train(study_file, **settings))
-    assert problem in str(caught.value)
+    sentence(caught.value, names=("train", named))
 
 
 @pytest.mark.parametrize("arm", ["kl: {at: own_texts}", "replay: {share: 0.1}"])
-def test_arms_that_read_rows_of_one_answer_are_refused(study_file: Path, arm: str) -> None:
+def test_arms_that_read_rows_of_one_answer_are_refused(
+    study_file: Path, arm: str, sentence: Sentences
+) -> None:
     study_file.write_text(f"{study_file.read_text()}mitigations: [{{{arm}}}]\n")
-    with pytest.raises(ConfigError, match="kl and replay read rows of one answer"):
+    with pytest.raises(ConfigError) as caught:
         load_config(study_file)
+    sentence(caught.value, names=("mitigations",))
 
 
-def test_a_bad_pair_is_a_problem_of_the_plan(study_file: Path, tmp_path: Path) -> None:
+def test_a_bad_pair_is_a_problem_of_the_plan(
+    study_file: Path, tmp_path: Path, sentence: Sentences
+) -> None:
     (tmp_path / "pairs.jsonl").write_text(json.dumps({"prompt": "q", "completion": "a"}))
-    with pytest.raises(PlanError, match=r"needs prompt .* chosen and rejected"):
+    with pytest.raises(PlanError) as caught:
         plan_study(load_config(study_file))
+    sentence(caught.value, names=("train.data", "chosen", "rejected"))

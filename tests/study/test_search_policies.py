@@ -22,6 +22,7 @@ from rankwise.study.searches.policy import (
     TrialResult,
 )
 from rankwise.study.searches.tuning import FACTOR, best_rate, better_half, grid
+from tests.support.sentences import Sentences
 
 RANKS = (8, 16, 32, 64, 128)
 TERMS = Terms(delta=4.0, epsilon=4.0, alpha=0.05)
@@ -164,37 +165,41 @@ def test_the_best_rate_is_found_between_the_given_ones() -> None:
     assert {of.trial.learning_rate for of in known if of.trial.seed == 1} == {5.33e-4}
 
 
-def test_a_best_rate_at_the_edge_widens_the_grid_twice_and_is_named() -> None:
+def test_a_best_rate_at_the_edge_widens_the_grid_twice_and_is_named(sentence: Sentences) -> None:
     policy = Narrow(settings((1e-5, 3e-5), (8, 16)), (0,), TERMS, narrows=False)
     decisions, known = search(policy, tuned(1.0))
     tried = sorted({of.trial.learning_rate for of in known if of.trial.setting == 0})
     assert tried == pytest.approx([1e-5, 3e-5, 9.49e-5, 1.69e-4, 3e-4, 5.33e-4], rel=0.01)
-    assert any("rank 8 stayed at the edge of the grid: 5.33e-4" in of.statement for of in decisions)
+    (said,) = [of.statement for of in decisions if "5.33e-4" in of.statement]
+    sentence(said, names=("rank 8",))
     # an optimum one step beyond is found and is no edge
     decisions, _ = search(policy, tuned(9.5e-5))
     assert not any("edge" in of.statement for of in decisions)
 
 
-def test_a_diverged_rate_and_a_setting_whose_every_rate_diverged_are_ruled_out() -> None:
+def test_a_diverged_rate_and_a_setting_whose_every_rate_diverged_are_ruled_out(
+    sentence: Sentences,
+) -> None:
     def truth(trial: SearchTrial, share: float) -> tuple[float, float] | None:
         limit = 0.0 if trial.setting == 1 else 5e-4
         return tuned(3e-4, limit)(trial, share)
 
     decisions, known = search(Narrow(settings((1e-4, 3e-4, 1e-3), (8, 16)), (0, 1), TERMS), truth)
     assert left(decisions) == {0}
-    assert ruled_out(decisions) == {1: "every training of it diverged"}
+    (said,) = ruled_out(decisions).values()
+    sentence(said, "setting")
     reasons = {of.learning_rate: of.reason for each in decisions for of in each.ruled_out}
-    assert reasons[1e-3] == "its training diverged"
+    sentence(reasons[1e-3], "rate")
     assert not any(of.share > 0.25 and of.trial.learning_rate == 1e-3 for of in known)
 
 
-def test_a_setting_that_diverges_with_a_later_seed_is_ruled_out() -> None:
+def test_a_setting_that_diverges_with_a_later_seed_is_ruled_out(sentence: Sentences) -> None:
     def truth(trial: SearchTrial, share: float) -> tuple[float, float] | None:
         return None if trial == SearchTrial(0, 2e-4, 1) and share == 1.0 else (20.0, 0.0)
 
     decisions, _ = search(Narrow(settings(ranks=(8,)), (0, 1), TERMS), truth)
     assert decisions[-1].finalists == ()
-    assert "a training of it diverged" in decisions[-1].statement
+    sentence(decisions[-1].statement)
 
 
 @pytest.mark.parametrize("policy", [
@@ -259,14 +264,13 @@ def test_a_grid_asks_for_one_rate_beyond_at_a_time() -> None:
     assert list(grid((1e-4,), worths.__getitem__)) == [(1e-4,)]
 
 
-def test_the_ladder_stops_at_32_where_64_is_no_better() -> None:
+def test_the_ladder_stops_at_32_where_64_is_no_better(sentence: Sentences) -> None:
     decisions, known = search(Ladder(settings(), (0, 1, 2), TERMS), by_rank((0, 0, 20, 20, 20)))
     assert [len(decision.wanted) for decision in decisions] == [3, 3, 0]
     assert ends(known) == set(itertools.product((2, 3), (0, 1, 2)))
-    assert "The ladder stops at rank 32." in decisions[-1].statement
+    sentence(decisions[-1].statement, "stop", names=("rank 32",))
     assert left(decisions) == {2}
-    assert "within 4.0 points of it" in ruled_out(decisions)[3]
-    assert "lack of evidence" not in decisions[-1].statement
+    sentence(ruled_out(decisions)[3], "64", names=("4.0 points",))
 
 
 def test_the_ladder_begins_at_the_nearest_rank_to_that_it_is_given() -> None:
@@ -283,15 +287,15 @@ def test_the_ladder_climbs_while_the_rank_underfits() -> None:
     assert all("it underfits" in ruled_out(decisions)[place] for place in (2, 3))
 
 
-def test_the_ladder_descends_while_the_rank_forgets() -> None:
+def test_the_ladder_descends_while_the_rank_forgets(sentence: Sentences) -> None:
     truth = by_rank((20,) * 5, (0, 0, 30, 30, 30))
     decisions, known = search(Ladder(settings(), (0, 1), TERMS), truth)
     assert left(decisions) == {1}
     assert {place for place, _ in ends(known)} == {1, 2}
-    assert "it forgets" in ruled_out(decisions)[2]
+    sentence(ruled_out(decisions)[2], "32")
     decisions, _ = search(Ladder(settings(), (0, 1), TERMS), by_rank((20,) * 5, (30,) * 5))
     assert left(decisions) == {0}
-    assert "rank 8 forgets too" in decisions[-1].statement
+    sentence(decisions[-1].statement, "8", names=("rank 8",))
 
 
 def test_the_ladder_does_not_climb_to_a_rank_that_forgets() -> None:
@@ -301,23 +305,18 @@ def test_the_ladder_does_not_climb_to_a_rank_that_forgets() -> None:
     assert "it forgets" in ruled_out(decisions)[3]
 
 
-def test_the_ladder_says_what_it_lacks_evidence_for() -> None:
+def test_the_ladder_says_what_it_lacks_evidence_for(sentence: Sentences) -> None:
     """A lead of just delta is neither shown nor excluded; nor is a loss of just epsilon."""
     decisions, _ = search(Ladder(settings(), (0, 1), TERMS), by_rank((0, 0, 20, 24, 24), (4,) * 5))
-    statement = decisions[-1].statement
-    assert "whether rank 64 leads by more than 4" in statement
-    assert (
-        "whether it loses more than 4.0 points on retention is neither shown nor excluded"
-        in statement
-    )
+    sentence(decisions[-1].statement, names=("rank 64", "4.0 points"))
     assert left(decisions) == {2, 3}  # the test items compare them
 
 
-def test_the_ladder_compares_with_the_base() -> None:
+def test_the_ladder_compares_with_the_base(sentence: Sentences) -> None:
     decisions, _ = search(Ladder(settings(), (0, 1), TERMS), by_rank((0,) * 5))
-    assert "not shown that fine-tuning helps" in decisions[-1].statement
+    sentence(decisions[-1].statement, "no gain")
     decisions, _ = search(Ladder(settings(), (0, 1), TERMS), by_rank((10,) * 5))
-    assert "not shown that fine-tuning helps" not in decisions[-1].statement
+    sentence(decisions[-1].statement, "a gain")
 
 
 def test_the_ladder_starts_at_the_rank_nearest_to_32() -> None:
@@ -348,11 +347,11 @@ def prospect(probability: float, seeds: int = 0) -> Prospect:
     )  # fmt: skip
 
 
-def test_the_next_growth_is_the_likeliest_to_decide_for_its_cost() -> None:
+def test_the_next_growth_is_the_likeliest_to_decide_for_its_cost(sentence: Sentences) -> None:
     items, seeds = Offer(prospect(0.3), 1.0), Offer(prospect(0.9, seeds=2), 10.0)
     offer, statement = next_growth([seeds, items])
     assert offer is items
-    assert "2 times the items of arc" in statement
+    sentence(statement, names=("2 times", "arc"))
     assert next_growth([seeds])[0] is seeds
 
 

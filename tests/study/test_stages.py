@@ -31,6 +31,8 @@ from rankwise.study.stages.training import Train
 from rankwise.study.status import study_status
 from tests.support.command_line import rankwise, words
 from tests.support.observers import Recorder, Silent
+from tests.support.pages import Page
+from tests.support.sentences import Sentences
 from tests.support.tiny_tasks import write_tiny_tasks
 
 FEW = ["evaluation.limit=6", "train.epochs=1", "analysis.null_draws=1"]
@@ -139,8 +141,9 @@ def test_a_damaged_record_is_named_also_where_a_stage_failed(folder: StudyFolder
     path = folder.evaluation_file(run.name, "colours")
     before = path.read_text()
     path.write_text(before[:100])
-    with pytest.raises(RecordError, match=r"colours\.json is not a readable"):
+    with pytest.raises(RecordError) as caught:
         read_results(folder)
+    assert str(path) in str(caught.value)
     path.unlink()
     assert run.name not in [model.name for model in read_results(folder).runs]
 
@@ -161,13 +164,14 @@ def test_a_stage_that_fails_is_recorded_and_the_others_go_on(
     (failure,) = outcome.failures
     assert (failure.kind, failure.error) == ("training", "OutOfMemoryError")
     assert failure.runs == (full.name,)
-    assert "it does not fit into memory" in failure.message
     assert [model.name for model in outcome.results.runs] == [small.name, large.name]
     (verdicts,) = [part.verdicts for part in outcome.recommendation.by_train_task]
     assert [verdict.rank for verdict in verdicts] == [2, 4]
     assert CompareHeads.path(folder, large.name).exists()  # of the runs that were trained
     page = write_report(path, outcome.results, outcome.recommendation, outcome.findings)
-    assert f"{full.name}: training failed: it does not fit into memory" in page.read_text()
+    shown = words(Page(page.read_text()).text)
+    assert full.name in shown
+    assert words(failure.message) in shown
     lines = {line.model: line for line in study_status(folder)}
     assert [name for name, line in lines.items() if line.failed] == [full.name]
     assert "training: " in lines[full.name].failed[0]
@@ -179,24 +183,23 @@ def test_a_stage_that_fails_is_recorded_and_the_others_go_on(
 
 
 def test_the_command_says_what_failed_and_ends_with_1(
-    study_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    study_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sentence: Sentences
 ) -> None:
     monkeypatch.setattr(training, "_train_full", exhausted)
     answered = rankwise("run", study_file, *FEW, "--study-dir", tmp_path / "study")
     assert answered.exit_code == 1
-    assert "training failed: OutOfMemoryError" in answered.stderr
-    assert "Run the same command to try it again" in answered.stderr
-    shown = words(rankwise("status", tmp_path / "study").stdout)
-    assert "failed: colours-full-s0" in shown
-    assert "training: it does not fit into memory" in shown
+    sentence(answered.stderr, "run", names=("colours-full-s0", "OutOfMemoryError"), part=True)
+    shown = rankwise("status", tmp_path / "study").stdout
+    sentence(shown, "status", names=("failed: colours-full-s0",), part=True)
     assert (tmp_path / "study" / "report.html").exists()
 
 
 def test_where_nothing_can_be_concluded_all_failures_are_raised(
-    study_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    study_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sentence: Sentences
 ) -> None:
     monkeypatch.setattr(loop, "train_pass", exhausted)
     plan = plan_study(load_config(study_file, FEW))
-    with pytest.raises(StageFailedError, match="2 stages of the study failed") as caught:
+    with pytest.raises(StageFailedError) as caught:
         run_study(plan, StudyFolder(tmp_path / "study"), Silent())
+    sentence(caught.value)
     assert len(caught.value.failures) == 2
