@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import errno
 import json
 import os
@@ -423,7 +424,7 @@ def test_without_memory_that_stage_alone_fails(
         sentence(failure.message, failure.kind)
     assert len(outcome.results.runs) == 2
     assert rankwise("report", tmp_path / "study").exit_code == 1
-    page = words((tmp_path / "study" / "report.html").read_text())
+    page = words(html.unescape((tmp_path / "study" / "report.html").read_text()))
     assert all(words(failure.message) in page for failure in outcome.failures)
     monkeypatch.undo()
     outcome, recorder = run(study_file, tmp_path / "study", *settings)

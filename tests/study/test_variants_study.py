@@ -341,4 +341,4 @@ def test_what_variants_do_not_go_with(
 ) -> None:
     with pytest.raises(ConfigError) as caught:
         load_config(finished.file, [override])
-    sentence(caught.value, names=("methods.variants", named))
+    sentence(caught.value, names=("methods", "variants", named))

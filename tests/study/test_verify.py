@@ -290,7 +290,7 @@ def test_losses_that_were_edited_are_set_aside_and_the_weights_stay(
     path.write_text(path.read_text().replace('"loss_nats": ', '"loss_nats": 1', 1))
     (found,) = find_damage(study.folder)
     sizes = (f"{path.stat().st_size:,} bytes", f"{path.stat().st_size - 1:,}")
-    sentence(found, names=(path, *sizes, name), NUMBER=r"\b\d,\d{3}\b")
+    sentence(str(found), names=(str(path), *sizes, name), NUMBER=r"\b\d,\d{3}\b")
     assert study.folder.read_losses(name) == []
     _, recorder = study.again()
     assert recorder.stages == []
