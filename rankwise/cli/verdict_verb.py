@@ -256,7 +256,7 @@ def _of_study(
     if others is None:
         keep(folder, outcome, settings=bool(cluster))
     else:
-        cli.note("judged under other margins than the study's; nothing was written")
+        cli.note("Judged with your margins, not the study's. Nothing was saved.")
     note_left_out(outcome)
     if as_json:
         return cli.emit(verdict_content(outcome))

@@ -50,8 +50,10 @@ def audit_statements(
         )
         found.append(_intruders(changed))
         if len(changed) < len(matrices):
-            left = _matrices(len(matrices) - len(changed))
-            found.append(f"{quantities.capital(left)} of {len(matrices)} are unchanged.")
+            number = len(matrices) - len(changed)
+            are = "is" if number == 1 else "are"
+            left = quantities.capital(_matrices(number))
+            found.append(f"{left} of {len(matrices)} {are} unchanged.")
     if kind == "checkpoint":
         found.append(_others(others))
     return (*found, *(_score(score) for score in scores))
@@ -112,9 +114,11 @@ def _energy(
     used = [matrix.update.energy_rank_90 for matrix in changed]
     span = f"{min(used)} to {max(used)}" if min(used) < max(used) else "in each"
     where = "the matrix" if len(used) == 1 else f"each matrix (median of {len(used)}; {span})"
+    number = round(statistics.median(used))
+    carry = "it carries" if number == 1 else "they carry"
     text = (
-        f"{quantities.capital(what)} uses about {statistics.median(used):.0f} dimensions of "
-        f"{where}: that many hold 90 % of an update's energy."
+        f"{quantities.capital(what)} uses about {quantities.counted(number, 'dimension')} of "
+        f"{where}: {carry} 90 % of the change."
     )
     if ranks and cut.rank >= ranks[-1]:
         return f"{text} To keep {ENOUGH:.0%} it needs its full rank."

@@ -47,7 +47,7 @@ from rankwise.records.study import Interval, Relation, Unit
 _VERDICTS: Mapping[FormVerdict, tuple[str, str]] = {
     "keeps": ("pass", "keeps enough"),
     "loses": ("fail", "loses too much"),
-    "cannot_tell": ("not settled", "cannot be distinguished from one that loses too much"),
+    "cannot_tell": ("not settled", "may lose too much: these items cannot show that it does not"),
 }
 """The result of a check, and what a form does."""
 

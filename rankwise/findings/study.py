@@ -164,7 +164,7 @@ class StudyFindings(VersionedRecord, has_texts=True):
         signs = Counter(s.title for s in self.signatures if s.train_task == card.train_task)
         if signs:
             named = ", ".join(f"{title} ({number})" for title, number in signs.items())
-            yield f"Signs of failure: {named}."
+            yield f"To check: {named}."
         yield from (
             f"- {line}"
             for run in self.deployed

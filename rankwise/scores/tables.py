@@ -173,6 +173,8 @@ def find_columns(source: str, rows: Sequence[RawRow], said: Mapping[str, str]) -
             )
         if candidates:
             found[role] = candidates[0]
+    if "item" not in found and "prompt" in found:  # a question asked once of each model is one
+        found["item"] = found["prompt"]
     if "score" not in found:
         scores = [name for name in score_columns(rows, names) if name not in found.values()]
         if 1 < len(scores) <= quantities.MOST_LISTED and "model" not in found:

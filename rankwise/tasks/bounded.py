@@ -10,7 +10,6 @@ from __future__ import annotations
 import importlib
 import json
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -98,6 +97,8 @@ _process = _Process()
 
 def serve() -> None:
     """Answer calls, one a line; what the process does in a life of its own. It ends with them."""
+    import resource  # of POSIX; the module is imported everywhere
+
     _, most = resource.getrlimit(resource.RLIMIT_AS)
     most = MOST_BYTES if most == resource.RLIM_INFINITY else min(MOST_BYTES, most)
     resource.setrlimit(resource.RLIMIT_AS, (most, most))

@@ -18,7 +18,8 @@ class LineProcess:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._running: subprocess.Popen[bytes] | None = None
-        os.register_at_fork(after_in_child=self._forget)  # the answers are the parent's
+        if hasattr(os, "register_at_fork"):  # not on Windows
+            os.register_at_fork(after_in_child=self._forget)  # the answers are the parent's
         atexit.register(self.end)
 
     @property

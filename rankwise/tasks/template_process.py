@@ -15,7 +15,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-import resource
 import signal
 import sys
 import types
@@ -102,6 +101,8 @@ def _transformers_renderer() -> Callable[..., Any]:
 
 
 def _limit_memory() -> None:
+    import resource  # of POSIX; the module is imported everywhere
+
     try:
         with open("/proc/self/statm", encoding="ascii") as file:
             now = int(file.read().split()[0]) * resource.getpagesize()

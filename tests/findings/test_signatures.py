@@ -567,7 +567,9 @@ def test_the_report_names_what_was_found_and_what_was_not(tmp_path: Path) -> Non
     assert "Failure signatures" in page
     assert "worse than the base on kinship" in page
     assert "Looked for and not found: diverged; negative transfer" in page
-    assert "Not looked for, for want of data: p(right) and accuracy disagree (p(right)" in page
+    assert (
+        "Not checked, because the data is missing: p(right) and accuracy disagree (p(right)" in page
+    )
     assert "; does not stop (" in page
     rows = (tmp_path / "report" / "signatures.csv").read_text().splitlines()
     assert len(rows) == 1 + len(findings.signatures) == 2
@@ -575,7 +577,7 @@ def test_the_report_names_what_was_found_and_what_was_not(tmp_path: Path) -> Non
     lines = list(findings.lines("kinship"))
     assert any(line.startswith("Worse than the base: Rank 16 is") for line in lines)
     card = [str(line) for line in verdict_cards(results, recommendation, findings, tmp_path)]
-    assert "Signs of failure: Worse than the base (1)." in card
+    assert "To check: Worse than the base (1)." in card
 
 
 def test_a_section_without_any_says_what_was_looked_for() -> None:

@@ -130,7 +130,7 @@ def test_a_planted_intruder_is_found_beside_none_under_random_directions(
     assert counts[Q] == 1
     assert sum(counts.values()) == 1
     assert any(text.startswith("1 intruder dimension in 1 matrix is") for text in record.statements)
-    assert any("of 2 are unchanged" in text for text in record.statements)
+    assert any("of 2 is unchanged" in text for text in record.statements)
 
 
 def test_a_zero_adapter_turns_nothing(tiny_model_folder: Path, tmp_path: Path) -> None:

@@ -7,7 +7,6 @@ import ctypes
 import gc
 import os
 import platform
-import resource
 import sys
 from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
@@ -358,6 +357,10 @@ class PeakMemory:
             for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
                 if line.startswith("VmHWM:"):
                     return int(line.split()[1]) * 1024
+        if sys.platform == "win32":
+            return psutil.Process().memory_info().peak_wset
+        import resource  # of POSIX
+
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return peak if sys.platform == "darwin" else peak * 1024  # bytes there, KiB elsewhere
 

@@ -121,7 +121,7 @@ def alternative_section(card: VerdictCard, recommendation: Recommendation) -> Re
     advice = Table.of(
         f"{quantities.capital(intervals)}, paired over the same items.",
         card.advice,
-        Column("You may have been told", lambda row: row.advice),
+        Column("Common advice", lambda row: row.advice),
         Column.text("Here", lambda row: row.here),
     )
     tables = titled({"": options, "What others say": advice})

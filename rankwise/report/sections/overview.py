@@ -94,13 +94,13 @@ def _trade_off(study: _Overview) -> Figure | None:
         return None
     epsilon = study.recommendation.epsilon_points
     caption = (
-        "Up gains more, right forgets less. Bars are intervals. What lies on the line is beaten by "
-        "no other model in both."
+        "Up gains more, right forgets less. Bars are intervals. Models on the line: no other gains "
+        "more and forgets less."
     )
     confidence = None
     if len(drawn) <= MOST_RUNS:
         confidence = study.recommendation.confidence
-        caption += " A shaded region is for both numbers together."
+        caption += " The ellipse covers both numbers together."
     if epsilon is not None:
         caption += " Left of the dashed line the loss is more than ε."
     if any(summary.is_recommended for summary, *_ in drawn):

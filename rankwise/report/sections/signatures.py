@@ -29,7 +29,7 @@ def signature_section(
         lacking = "; ".join(
             f"{TITLES[name].lower()} ({why})" for name, why in not_looked_for.items()
         )
-        remarks.append(f"Not looked for, for want of data: {lacking}.")
+        remarks.append(f"Not checked, because the data is missing: {lacking}.")
     by_task = grouped((part.train_task, part) for part in found)
     table = Table.grouped(
         f"Judged by the bounds of {quantities.percent(confidence)} intervals, seeds averaged. Each "
