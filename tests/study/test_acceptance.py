@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import html
 import errno
+import html
 import json
 import os
 import shutil
