@@ -41,6 +41,11 @@ _USUAL: Mapping[str, re.Pattern[str]] = {
 """How names usually say it: ``r8_s0``, ``rank-16-seed1``, ``lora_r8_a16_lr2e-4``."""
 
 
+def names_a_setting(name: str) -> bool:
+    """Whether a name says a rank, or that all weights were trained."""
+    return _USUAL["rank"].search(name) is not None or _FULL.search(name) is not None
+
+
 class TableModel(NamedTuple):
     """A model of a table: its name, and what is known of it; ``rank`` None: nothing says it.
 

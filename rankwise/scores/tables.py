@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
-from rankwise.errors import DataError, did_you_mean
+from rankwise.errors import ConfigError, DataError, did_you_mean
 from rankwise.records import quantities
 from rankwise.records.json_reading import whole_characters
 from rankwise.records.yaml_reading import shown
@@ -21,7 +21,13 @@ from rankwise.scores.models import (
     settings_of,
     with_decimal_point,
 )
-from rankwise.scores.wide import Sheet, one_score_a_row, score_columns, without_totals
+from rankwise.scores.wide import (
+    Sheet,
+    one_score_a_row,
+    score_columns,
+    scores_named,
+    without_totals,
+)
 from rankwise.tasks.row_files import RawRow, flat_row
 
 NAMES: Mapping[str, tuple[str, ...]] = {
@@ -93,17 +99,7 @@ def table_scorings(
                 raise DataError(f"{place}: nested too deep; flatten it.") from error
         if not rows:
             raise DataError(f"{table.name} has no rows; give one for each item and model.")
-        sheet = without_totals(table.name, rows)
-        names = _columns_of(sheet.rows)
-        said, several = dict(asked.columns), ()
-        if asked.score is not None and asked.score not in names and "," in asked.score:
-            several = tuple(name.strip() for name in said.pop("score").split(","))
-        roles = {role: _candidates(role, names) for role in ("item", "model")}
-        roles |= {role: [said[role]] for role in roles.keys() & said.keys()}
-        long = Sheet(sheet.rows)
-        if several or (table.model is None and not said.keys() & {"score", "model"}):
-            metrics = NAMES["score"]
-            long = one_score_a_row(table.name, sheet.rows, several, metrics, roles)
+        sheet, long = _made_long(table, rows, said := dict(asked.columns))
         columns = find_columns(table.name, long.rows, {**said, **long.columns})
         notes += (*sheet.notes, *long.notes)
         if has_decimal_commas(row.content.get(columns["score"]) for row in long.rows):
@@ -117,6 +113,35 @@ def table_scorings(
         for item, (_, line) in scoring.items.items():
             line["doc"] = {k: v for k, v in described[task][item].items() if k in shared}
     return list(scorings.values()), found, tuple(notes)
+
+
+def _made_long(
+    table: ScoreTable, rows: Sequence[RawRow], said: dict[str, str]
+) -> tuple[Sheet, Sheet]:
+    """A table without its totals, and the same with one score a row.
+
+    Args:
+        table: what it is of.
+        rows: with cells by column.
+        said: role -> column, as a user says; a score that is several columns is taken out.
+    """
+    names = _columns_of(rows)
+    roles = {role: _candidates(role, names) for role in NAMES}
+    roles |= {role: [column] for role, column in said.items()}
+    item, model = (next(iter(roles[role]), None) for role in ("item", "model"))
+    sheet, several = without_totals(table.name, rows, item, model), list[str]()
+    score = said.get("score", "")
+    if score not in names and "," in score:
+        several = [name for each in said.pop("score").split(",") if (name := each.strip())]
+        if "model" in said:
+            problem = f"--score {score} names a column for each model; leave --model out"
+            raise ConfigError("verdict", [problem])
+    exact = {name.lower() for name in names}
+    is_long = any(exact & {*NAMES[role]} for role in ("score", "model", "rank"))
+    if not several and (is_long or table.model is not None or said.keys() & {"score", "model"}):
+        return sheet, Sheet(sheet.rows)
+    known = [name for role, found in roles.items() if role != "score" for name in found]
+    return sheet, one_score_a_row(table.name, sheet.rows, several, NAMES["score"], known, item)
 
 
 def _columns_of(rows: Sequence[RawRow]) -> list[str]:
@@ -180,7 +205,7 @@ def find_columns(source: str, rows: Sequence[RawRow], said: Mapping[str, str]) -
         if 1 < len(scores) <= quantities.MOST_LISTED and "model" not in found:
             raise DataError(
                 f"{source}: no column is recognised as the score; say which: --score COLUMN. If it "
-                f"has a column for each model, name these: --score {','.join(scores)}."
+                f"has a column for each model, name these: {scores_named(scores)}."
             )
     _refuse_means(source, rows, found)
     for role in ("item", "score"):

@@ -64,7 +64,7 @@ def values_of(scored: ScoredStudy) -> dict[str, tuple[float, ...]]:
     [
         (("id", "base", "r4", "r16"), ("base", "r4", "r16")),
         (("question", "base", "rank_4", "rank_16"), ("base", "rank_4", "rank_16")),
-        (("id", "Base Acc", "Rank 4 Acc", "Rank 16 Acc"), ("base", "Rank_4", "Rank_16")),
+        (("id", "Base Acc", "Rank 4 Acc", "Rank 16 Acc"), ("base", "Rank 4", "Rank 16")),
         (("id", "acc_base", "acc_r4", "acc_full"), ("base", "r4", "full")),
         (("id", "base.correct", "r4.correct", "r16.correct"), ("base", "r4", "r16")),
         (("Item ID", "base", "lora_r4_s0", "lora_r4_s1"), ("base", "lora_r4_s0", "lora_r4_s1")),
@@ -109,9 +109,9 @@ def test_models_of_other_names_are_named(tmp_path: Path, sentence: Sentences) ->
 
 
 def test_columns_of_other_things_are_no_models(tmp_path: Path) -> None:
-    rows = [(i, i % 7, RIGHT["base"][i], RIGHT["r4"][i]) for i in range(NUMBER)]
-    found = values_of(read(sheet(tmp_path / "t.csv", ("id", "length", "base", "r4"), rows)))
-    assert set(found) == {"base", "r4"}
+    rows = [(i, f"q{i}", RIGHT["base"][i], RIGHT["r4"][i]) for i in range(NUMBER)]
+    found = values_of(read(sheet(tmp_path / "t.csv", ("", "id", "base", "r4"), rows)))
+    assert set(found) == {"base", "r4"}  # beside the numbers of a data frame's rows
     # a long table with numbers in columns named like settings stays one
     long = [
         (i, model, RIGHT[model][i], 1) for model in RIGHT for i in range(NUMBER)
@@ -242,3 +242,86 @@ def test_links_out_of_a_folder_are_not_followed(tmp_path: Path) -> None:
     os.symlink(outside / "r4", folder / "r4")
     with pytest.raises(DataError, match="only model"):
         read(folder)
+
+
+@pytest.mark.parametrize(
+    ("head", "named"),
+    [
+        (("id", "base", "r4", "dora"), "dora"),
+        (("id", "base", "r4", "lora16"), "lora16"),
+        (("id", "gpt4", "R1", "R2"), "gpt4"),
+        (("id", "R1", "R2", "RL"), "RL"),
+        (("id", "base", "base (old)", "r4"), "base (old)"),
+    ],
+)
+def test_no_model_is_left_out_in_silence(
+    tmp_path: Path, head: Sequence[str], named: str, sentence: Sentences
+) -> None:
+    path = wide(tmp_path / "t.csv", *head)
+    with pytest.raises(DataError) as caught:
+        read(path)
+    sentence(caught.value, names=(named, "--score"))
+    columns = ",".join(head[1:])
+    assert len(read(path, score=columns, base=head[1]).runs) == 2
+
+
+@pytest.mark.parametrize("empty", ["NA", "n/a", "-", "nan"])
+def test_what_says_that_there_is_nothing_is_a_missing_score(tmp_path: Path, empty: str) -> None:
+    rows = [[i, *(RIGHT[model][i] for model in RIGHT)] for i in range(NUMBER)]
+    rows[3][3] = empty
+    scored = read(sheet(tmp_path / "t.csv", ("id", "base", "r4", "r16"), rows))
+    assert len(values_of(scored)["r16"]) == NUMBER - 1
+
+
+def test_a_cell_that_is_no_score_is_named(tmp_path: Path, sentence: Sentences) -> None:
+    rows = [[i, *(RIGHT[model][i] for model in RIGHT)] for i in range(NUMBER)]
+    rows[3][3] = "right"
+    with pytest.raises(DataError) as caught:
+        read(sheet(tmp_path / "t.csv", ("id", "base", "r4", "r16"), rows))
+    sentence(caught.value, names=("r16", "right"))
+
+
+@pytest.mark.parametrize("metric", ["wer", "ppl", "perplexity", "eval_loss"])
+def test_less_of_an_error_is_better_in_a_wide_sheet_too(tmp_path: Path, metric: str) -> None:
+    head = ("id", f"base_{metric}", f"r4_{metric}", f"r16_{metric}")
+    found = read(wide(tmp_path / "t.csv", *head)).results()
+    (items,) = found.base.items.values()
+    assert not items.higher_is_better
+
+
+def test_rates_and_alphas_in_names_stay_whole(tmp_path: Path) -> None:
+    head = ("id", "base acc", "r4 lr2e-4 acc", "r4_lr0.0001 acc")
+    scored = read(wide(tmp_path / "t.csv", *head))
+    assert [run.planned.learning_rate for run in scored.runs] == [1e-4, 2e-4]
+    assert [run.planned.rank for run in scored.runs] == [4, 4]
+
+
+def test_a_long_table_with_marks_in_other_columns_stays_one(tmp_path: Path) -> None:
+    rows = [
+        (i, rank, RIGHT[model][i], i % 2, 1 - i % 2)
+        for rank, model in ((0, "base"), (4, "r4"), (16, "r16"))
+        for i in range(NUMBER)
+    ]
+    path = sheet(tmp_path / "t.csv", ("id", "rank", "score", "full", "base"), rows)
+    assert list(values_of(read(path))["r16"]) == RIGHT["r16"]
+
+
+def test_rows_of_a_task_or_a_model_of_a_total_s_name_stay(tmp_path: Path) -> None:
+    long = [
+        (f"{task}{i}", task, model, RIGHT[model][i])
+        for task in ("add", "sum")
+        for model in ("base", "r4")
+        for i in range(10)
+    ]
+    scored = read(sheet(tmp_path / "t.csv", ("id", "task", "model", "acc"), long))
+    assert {*scored.results().base.items} == {"add", "sum"}
+    models = [
+        (i, name, RIGHT[model][i])
+        for name, model in (("base", "base"), ("merge", "r4"), ("average", "r16"))
+        for i in range(NUMBER)
+    ]
+    scored = read(sheet(tmp_path / "u.csv", ("id", "model", "acc"), models))
+    assert {run.planned.called for run in scored.runs} == {"merge", "average"}
+    marked = [(f"q{i}", "all", *(RIGHT[model][i] for model in RIGHT)) for i in range(NUMBER)]
+    scored = read(sheet(tmp_path / "v.csv", ("id", "subset", "base", "r4", "r16"), marked))
+    assert len(values_of(scored)["r4"]) == NUMBER
