@@ -268,11 +268,12 @@ def is_first_kind(found: Any) -> bool:
 
 
 FIRST = reads(text(0), kind(0))
+LABELLED = reads(f"{text(0)}\nLabel:", f" {kind(0)}")
 TICKET = ("ticket_id", "created_at", "subject_and_body", "category")
 ASKED = ("prompt", "completion")
 ROWS = [
-    File("text and label", rows_of(("text", "label"), plain), FIRST),
-    File("capitals", rows_of(("Review", "Sentiment"), plain), FIRST),
+    File("text and label", rows_of(("text", "label"), plain), LABELLED),
+    File("capitals", rows_of(("Review", "Sentiment"), plain), LABELLED),
     File("an export of tickets", rows_of(TICKET, ticket), FIRST),
     File(
         "split columns",

@@ -105,7 +105,7 @@ def judged_form(
     for task in rule.clauses:
         items = reference.items[task]
         values = (*items.values, *form.items[task].values)
-        if items.higher_is_better and max(values) <= 0.0:
+        if items.higher_is_better and not any(values):
             raise DataError(
                 f"{task}: {reference.name} and {form.name} score 0 on all "
                 f"{quantities.counted(len(items.values), 'item')}, so nothing can be lost there, "

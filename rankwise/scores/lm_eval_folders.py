@@ -51,8 +51,13 @@ def samples_in(folders: Sequence[Path]) -> FoundSamples:
     if not has_order:
         below = grouped((path.relative_to(folders[0]).parts[0], path) for path in _sorted(folders))
         inner = [folders[0] / name for name in below if (folders[0] / name).is_dir()]
+        if len(inner) > 1 and len(inner) < len(below):
+            raise DataError(
+                f"{folders[0]} has sample files beside folders that have some; give one folder for "
+                "each model."
+            )
         folders = inner if len(inner) > 1 else folders
-    names = [folder.name for folder in folders]
+    names = [folder.resolve().name for folder in folders]
     if len({*names}) < len(names):
         names = [str(folder) for folder in folders]
     models: list[ModelSamples] = []
@@ -65,6 +70,11 @@ def samples_in(folders: Sequence[Path]) -> FoundSamples:
                 "with --log_samples."
             )
         for task, files in found.items():
+            if len({file.parent for file in files}) > 1:
+                raise DataError(
+                    f"{folder} has sample files of {task} in several folders, which may be several "
+                    "models: give each model's own folder."
+                )
             if len(files) > 1:
                 notes.append(f"{folder} has {len(files)} sample files of {task}; the last is read")
         models.append(ModelSamples(name, tuple(files[-1] for files in found.values())))
@@ -92,7 +102,9 @@ def refuse_results(path: Path) -> None:
 
 
 def _sorted(folders: Sequence[Path]) -> list[Path]:
-    return [path for folder in folders for path in sorted(_samples_below(folder))]
+    """By their names, which end with the date."""
+    found = (path for folder in folders for path in _samples_below(folder))
+    return sorted(found, key=lambda path: (path.name, path))
 
 
 def _samples_below(folder: Path) -> Iterator[Path]:
@@ -102,7 +114,9 @@ def _samples_below(folder: Path) -> Iterator[Path]:
             inner.clear()
         seen += len(inner) + len(files)
         if seen > _MOST_ENTRIES:
-            return
+            raise DataError(
+                f"{folder} has more than {_MOST_ENTRIES:,} files; give the folders of the models."
+            )
         for file in files:
             path = Path(place) / file
             if task_of(path) is not None:

@@ -155,7 +155,7 @@ def recognised(
         has_chat_template=has_chat,
         judged_by=_judged_by([row.completion for row in own.rows], round(fraction * count)),
         held_out_fraction=fraction,
-        columns=columns if own.guessed is None else ColumnsConfig(**own.guessed),
+        columns=ColumnsConfig(**own.guessed) if own.needs_columns and own.guessed else columns,
     )
 
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from rankwise.errors import DataError
 from rankwise.records.config.own_rows import ColumnsConfig
+from rankwise.records.fields import plain_text
 from rankwise.records.own_data import Convention
 from rankwise.tasks.row_files import flat_row
 
@@ -24,8 +25,8 @@ KNOWN_PAIRS = (
 
 PROMPTS = frozenset(
     {
-        "prompt", "question", "instruction", "query", "input", "problem", "request", "user",
-        "user_message", "source", "frage", "pregunta", "domanda",
+        "prompt", "question", "instruction", "query", "input", "problem", "user_message", "frage",
+        "pregunta", "domanda",
     }
 )  # fmt: skip
 COMPLETIONS = frozenset(
@@ -39,6 +40,18 @@ COMPLETIONS = frozenset(
 TEXTS = ("text", "sentence", "content", "review", "utterance")
 LABELS = ("label", "labels", "category", "categories", "class", "intent", "sentiment", "score")
 """A text beside a label is to be classified; of several labels the first is learned."""
+
+SURE_LABELS = frozenset({"label", "labels", "intent"})
+"""Those of them that are nothing else; a category may also be what a corpus says of its texts."""
+
+_ABOUT = frozenset(
+    {
+        "split", "subset", "set", "fold", "lang", "language", "locale", "author", "user",
+        "username", "user_id", "source", "domain", "url", "date", "time", "created_at",
+        "updated_at", "verified_purchase", "license", "version",
+    }
+)  # fmt: skip
+"""Names of columns that say something about a row, and are neither asked nor answered."""
 
 CONVERSATION = "conversation_id"
 """The column that clusters rows where the study file names no other."""
@@ -115,7 +128,11 @@ OPTIONS = ("choices", "options")
 
 
 def recognise(
-    row: Mapping[str, Any], wanted: ColumnsConfig | None, *, in_pairs: bool = False
+    row: Mapping[str, Any],
+    wanted: ColumnsConfig | None,
+    *,
+    in_pairs: bool = False,
+    label: str | None = None,
 ) -> RowReading:
     """Which column of a row is what.
 
@@ -127,6 +144,7 @@ def recognise(
         row: columns and their content.
         wanted: what the study file says; None: it says nothing.
         in_pairs: whether rows have a chosen and a rejected answer.
+        label: the column that is a text's label in all rows, see ``label_of``; None: there is none.
 
     Raises:
         DataError: no convention fits, or several do.
@@ -171,7 +189,6 @@ def recognise(
         )
     parts = sorted(there[name] for name in _PARTS & there.keys())
     text = next((there[name] for name in TEXTS if name in there), None)
-    label = next((there[name] for name in LABELS if name in there), None)
     if text is not None and label is not None and not parts:
         return RowReading("text and label", (("prompt", text), ("completion", label)))
     if "text" in there and not parts:
@@ -184,6 +201,21 @@ def recognise(
     raise DataError(
         f"has {listed(row) or 'no columns'}; needs {KNOWN}. If others hold them, say {say_which()}"
     )
+
+
+def label_of(rows: Sequence[Mapping[str, Any]]) -> str | None:
+    """The column that is the label of each row's text; None where none is one.
+
+    It has the name of a label, and few short values: what a corpus says of its texts, such as a
+    score of their quality, has many.
+    """
+    if not rows:
+        return None
+    there = _plain_names(rows[0])
+    name = next((there[name] for name in LABELS if name in there), None)
+    if name is None or not any(text in there for text in TEXTS):
+        return None
+    return name if _is_class([row.get(name) for row in rows]) else None
 
 
 def _plain(name: str) -> str:
@@ -208,8 +240,9 @@ class Guess(NamedTuple):
 FEWEST_GUESSED = 10
 """Rows by which a guess is made, at least."""
 
-_SHORT, _FEW_ROWS = 50, 5
-"""A class has at most so many characters, and so many rows at least, on average."""
+_SHORT, _FEW_ROWS, _MOST_ROWS_HAVE_IT = 50, 5, 0.9
+"""A class has at most so many characters, and so many rows at least, on average; as many of all
+rows have one."""
 
 _DATE = re.compile(r"\d{4}-\d\d-\d\d([T ].*)?|\d{1,2}[./]\d{1,2}[./]\d{2,4}.*")
 _NUMBER = re.compile(r"[-+]?[\d.,]+(e[-+]?\d+)?", re.IGNORECASE)
@@ -218,29 +251,49 @@ _NUMBER = re.compile(r"[-+]?[\d.,]+(e[-+]?\d+)?", re.IGNORECASE)
 def guess(rows: Sequence[Mapping[str, Any]]) -> Guess | None:
     """Which columns may hold a prompt and its answer, where no convention fits.
 
-    Names go first: one that says prompt beside one that says answer. Else what stands there: a
-    text beside a class. Numbers, dates, names of rows and what is always the same are neither.
-    None where nothing looks like either.
+    It is clear where one column says by its name that it is asked and another that it answers, or
+    where one text stands beside one class, and nothing else may be either. Dates, names of rows,
+    what is always the same and what is said about a row are neither; a number of few values may be
+    a class. None where nothing looks like a prompt and an answer.
     """
     if len(rows) < FEWEST_GUESSED:
         return None
-    columns = {name: [row.get(name) for row in rows] for name in rows[0]}
+    names = dict.fromkeys(name for row in rows for name in row)
+    columns = {
+        name: [row.get(name) for row in rows]
+        for name in names
+        if _can_be_said(name) and _plain(name).rpartition(".")[2] not in _ABOUT
+    }
+    classes = [name for name, values in columns.items() if _is_class(values)]
+    texts = {
+        name: cells
+        for name, values in columns.items()
+        if (cells := _texts(values)) and not _is_id(cells)
+    }
+    others = [name for name in texts if name not in classes]
     prompts, answers = (
-        [name for name in columns if _plain(name).rpartition(".")[2] in known]
+        [name for name in (*others, *classes) if _plain(name).rpartition(".")[2] in known]
         for known in (PROMPTS, COMPLETIONS)
     )
     if len(prompts) == len(answers) == 1:
-        return Guess(ColumnsConfig(prompt=prompts[0], completion=answers[0]), True)
-    texts = {name: cells for name, values in columns.items() if (cells := _texts(values))}
-    classes = [name for name, cells in texts.items() if _is_class(cells)]
-    others = [name for name, cells in texts.items() if name not in classes and not _is_id(cells)]
+        found = ColumnsConfig(prompt=prompts[0], completion=answers[0])
+        return Guess(found, not {*others} - {*prompts, *answers})
     if not others or len(classes) + len(others) < 2:
         return None
     prompt = max(others, key=lambda name: statistics.fmean(map(len, texts[name])))
     if classes:
+        is_text = classes[-1] in texts
         found = ColumnsConfig(prompt=prompt, completion=classes[-1])
-        return Guess(found, len(classes) == len(others) == 1)
+        return Guess(found, is_text and len(classes) == len(others) == 1)
     return Guess(ColumnsConfig(prompt=others[0], completion=others[-1]), False)
+
+
+def _can_be_said(name: str) -> bool:
+    """Whether a column can be named in a study file."""
+    try:
+        return bool(plain_text(name).strip())
+    except ValueError:
+        return False
 
 
 def _texts(values: Sequence[Any]) -> list[str]:
@@ -252,8 +305,19 @@ def _texts(values: Sequence[Any]) -> list[str]:
     return [] if is_plain or len({*cells}) < 2 else cells
 
 
-def _is_class(cells: Sequence[str]) -> bool:
-    return len(cells) >= _FEW_ROWS * len({*cells}) and max(map(len, cells)) <= _SHORT
+def _is_class(values: Sequence[Any]) -> bool:
+    """Whether nearly all rows have one of few short values: words, whole numbers, yes and no."""
+    if not all(value is None or isinstance(value, str | int) for value in values):
+        return False
+    cells = [str(value).strip() for value in values if value is not None]
+    cells = [cell for cell in cells if cell]
+    most = max(2, len(values) // _FEW_ROWS)
+    return (
+        len(cells) >= _MOST_ROWS_HAVE_IT * len(values)
+        and 2 <= len({*cells}) <= most
+        and max(map(len, cells)) <= _SHORT
+        and not all(map(_DATE.fullmatch, cells))
+    )
 
 
 def _is_id(cells: Sequence[str]) -> bool:

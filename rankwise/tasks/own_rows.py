@@ -16,9 +16,11 @@ from rankwise.tasks.chat_templates import Renderer, end_of_turn, render_chat
 from rankwise.tasks.columns import (
     CONVERSATION,
     NOTHING,
+    SURE_LABELS,
     RowReading,
     flattened,
     guess,
+    label_of,
     recognise,
     say_which,
 )
@@ -97,10 +99,21 @@ class OwnRows(NamedTuple):
 
     @property
     def guessed(self) -> Mapping[str, str] | None:
-        """Role -> column, where only what stands in the columns says it; None elsewhere."""
-        return next(
-            (dict(each.columns) for each in self.columns if each.convention == "guess"), None
-        )
+        """Role -> column, where what stands in the columns says it, and it may be otherwise.
+
+        None where the names of the columns say it.
+        """
+        for read in self.columns:
+            label = read.columns.get("completion", "")
+            is_sure = read.convention != "text and label" or label.strip().lower() in SURE_LABELS
+            if read.convention == "guess" or not is_sure:
+                return dict(read.columns)
+        return None
+
+    @property
+    def needs_columns(self) -> bool:
+        """Whether a study file has to name the columns: they were guessed by what they hold."""
+        return any(read.convention == "guess" for read in self.columns)
 
 
 class EmptyAnswerError(DataError):
@@ -250,6 +263,8 @@ class _Readings(NamedTuple):
     columns: ColumnsConfig | None
     in_pairs: bool
     is_guess: bool = False
+    label: str | None = None
+    """The column that is a text's label in all rows."""
     suggested: Mapping[str, str] | None = None
     """Columns that may be meant, where it is not clear."""
     rows: list[RawRow] | None = None
@@ -263,7 +278,7 @@ class _Readings(NamedTuple):
         if row.content.get("tools"):
             raise DataError("has tools, which would be lost; write them into a system message")
         try:
-            reading = recognise(row.content, self.columns, in_pairs=self.in_pairs)
+            reading = recognise(row.content, self.columns, in_pairs=self.in_pairs, label=self.label)
         except DataError as error:
             if self.suggested is None:
                 raise
@@ -277,11 +292,12 @@ class _Readings(NamedTuple):
 
 def _readings(raw: RawRows, columns: ColumnsConfig | None, *, in_pairs: bool) -> _Readings:
     """How the rows of a file are read; guessed where none is of a known convention."""
-    plain = _Readings(columns, in_pairs)
     contents = [row.content for row in raw.rows if isinstance(row.content, dict)]
+    label = None if columns is not None or in_pairs else label_of(contents)
+    plain = _Readings(columns, in_pairs, label=label)
     if columns is not None and not any({*columns.by_role.values()} <= {*row} for row in contents):
         return plain._replace(rows=_flat(raw, contents))
-    if columns is not None or in_pairs or any(map(_is_known, contents)):
+    if columns is not None or in_pairs or any(_is_known(row, label) for row in contents):
         return plain
     rows = _flat(raw, contents)
     found = guess(contents if rows is None else [row.content for row in rows])
@@ -300,9 +316,9 @@ def _flat(raw: RawRows, contents: Sequence[Mapping[str, Any]]) -> list[RawRow] |
     return [row._replace(content=content) for row, content in zip(raw.rows, flat, strict=True)]
 
 
-def _is_known(row: Mapping[str, Any]) -> bool:
+def _is_known(row: Mapping[str, Any], label: str | None) -> bool:
     try:
-        recognise(row, None)
+        recognise(row, None, label=label)
     except DataError:
         return False
     return True
@@ -366,13 +382,13 @@ def _rendered(
         answer = _messages(row[column], column)
         before = [*system, *_messages(row[prompt], prompt), *answer[:-1]]
         return _conversation(before, answer[-1], column, tokenizer)
+    answer = _answer(row[column], column, "give an answer or drop the row")
     asked = _text(row[prompt], prompt)
     if not asked.strip() and reading.convention != "prompt and completion":
         raise DataError(f'column "{prompt}" is empty; write a question or drop the row')
     more = reading.column("input")
     below = "" if more is None else _text(row[more], more)
     question = [asked, below] if below.strip() else [asked]
-    answer = _answer(row[column], column, "give an answer or drop the row")
     if chat_template:
         turn = {"role": "assistant", "content": answer}
         turns = [*system, {"role": "user", "content": "\n\n".join(question)}]
@@ -384,6 +400,8 @@ def _rendered(
         parts += [*(f"{title}\n{part}" for title, part in titled), "### Response:\n"]
     elif reading.convention.startswith("question"):
         parts, answer = [f"Question: {question[0]}\nAnswer:"], f" {answer.lstrip()}"
+    elif reading.convention == "text and label":
+        parts, answer = [f"{question[0]}\nLabel:"], f" {answer.lstrip()}"
     else:
         parts += question
     before = "\n\n".join(parts)

@@ -151,6 +151,9 @@ def _refuse_many(source: str, num_rows: int) -> None:
 _UTF_8 = "utf-8-sig"
 _NAMES = {"utf-16": "UTF-16", "cp1252": "Windows-1252"}
 
+_LATIN_SHARE = 0.75
+"""Of the letters of a text in a western language, at least this share is in ASCII."""
+
 # No text has these; a file of another kind nearly always does.
 _CONTROL = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 
@@ -166,10 +169,13 @@ def _encoding(content: bytes) -> str:
     else:
         return _UTF_8
     try:
-        content.decode("cp1252")
+        text = content.decode("cp1252")
     except UnicodeDecodeError:
         return _UTF_8  # which says where it fails
-    return _UTF_8 if _CONTROL.search(content) else "cp1252"
+    letters = [letter for letter in text if letter.isalpha()]
+    # of a text in another alphabet nearly all letters would be accented ones
+    is_western = sum(map(str.isascii, letters)) >= _LATIN_SHARE * len(letters)
+    return "cp1252" if is_western and not _CONTROL.search(content) else _UTF_8
 
 
 def _text(path: Path, content: bytes, encoding: str, *marks: str) -> str:
@@ -212,7 +218,8 @@ def _json_rows(path: Path, text: str) -> tuple[str, list[RawRow]]:
     lines = enumerate(_lines(text, _JSON_LINE), 1)
     written = (_json_row(f"line {number}", line) for number, line in lines if line.strip())
     rows = list(itertools.islice(written, MOST_ROWS + 1))
-    whole = rows[0].content if len(rows) == 1 else None
+    # one line of JSON Lines is a row
+    whole = rows[0].content if len(rows) == 1 and path.suffix.lower() == ".json" else None
     if len(rows) > 1 and rows[0].problem is not None:
         whole = _json_row("", text).content
     if isinstance(whole, dict) and (within := _list_of_rows(path, whole)) is not None:
@@ -223,6 +230,10 @@ def _json_rows(path: Path, text: str) -> tuple[str, list[RawRow]]:
             "or one object a line."
         )
     return "JSON Lines", rows
+
+
+_OF_ROWS = frozenset({"prompt", "question", "instruction", "text", "messages", "conversations"})
+"""Columns that a row has, and an object with a list of rows has not."""
 
 
 def _is_no_turn(value: Any) -> bool:
@@ -244,6 +255,8 @@ def _list_of_rows(path: Path, whole: Mapping[str, Any]) -> list[RawRow] | None:
     Raises:
         DataError: there are several such lists.
     """
+    if {*whole} & _OF_ROWS:
+        return None
     lists = {
         name: value
         for name, value in whole.items()
@@ -402,13 +415,17 @@ def _hub_rows(hub: HubData) -> RawRows:
     rows = builder.as_dataset(split=split)
     labels = {name: kind for name, kind in rows.features.items() if isinstance(kind, ClassLabel)}
     named = (
-        row | {name: kind.int2str(row[name]) for name, kind in labels.items() if row[name] >= 0}
-        for row in rows
+        row | {name: _class_name(kind, row[name]) for name, kind in labels.items()} for row in rows
     )
     pinned = hub._replace(config=builder.config.name, revision=builder.hash, split=split)
     _refuse_many(str(pinned), rows.num_rows)
     with _table_read(str(pinned)):
         return RawRows(str(pinned), "Hub", _numbered(named), revision=builder.hash)
+
+
+def _class_name(kind: Any, number: int | None) -> str | None:
+    """The name of a class; None where a row has none, which data sets write as -1 too."""
+    return None if number is None or number < 0 else kind.int2str(number)
 
 
 def _numbered(rows: Any) -> list[RawRow]:

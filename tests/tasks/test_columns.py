@@ -60,7 +60,7 @@ def tickets(i: int) -> Sequence[Any]:
     ("head", "cells", "found", "is_guess"),
     [
         (("text", "label"), lambda i: (TEXT[i], KIND[i]), ("text", "label"), False),
-        (("Text", "Category "), lambda i: (TEXT[i], KIND[i]), ("Text", "Category"), False),
+        (("Text", "Category "), lambda i: (TEXT[i], KIND[i]), ("Text", "Category"), True),
         (("sentence", "label"), lambda i: (TEXT[i], i % 2), ("sentence", "label"), False),
         (("id", "text", "intent"), lambda i: (i, TEXT[i], KIND[i]), ("text", "intent"), False),
         (("Prompt", "Completion"), lambda i: (TEXT[i], KIND[i]), ("Prompt", "Completion"), False),
@@ -89,7 +89,7 @@ def test_one_reading_is_clear(
     raw = read_raw_rows(path).rows[0].content
     assert own.rows[0].completion.strip() == str(raw[found[1]])
     # what was guessed gives the same rows where it is said
-    if is_guess:
+    if own.needs_columns:
         assert own.rows == read(path, tokenizer, prompt=found[0], completion=found[1]).rows
 
 
@@ -230,3 +230,85 @@ def test_rows_are_read_once_while_they_are_kept(tmp_path: Path, tokenizer: Any) 
         path.write_text(sheet(("prompt", "completion"), lambda i: (f"{TEXT[i]} {i}!", KIND[i])))
         assert read(path, tokenizer).rows[0].prompt.endswith("!")
     assert read(path, tokenizer) is not read(path, tokenizer)
+
+
+def _rows(**columns: Callable[[int], Any]) -> list[dict[str, Any]]:
+    return [{name: cell(i) for name, cell in columns.items()} for i in range(NUMBER)]
+
+
+SPLITS = ("train", "test", "dev")
+UNCLEAR: dict[str, list[dict[str, Any]]] = {
+    "a source": _rows(
+        source=lambda i: "reddit", post=TEXT.__getitem__, response=lambda i: TEXT[i + 9]
+    ),
+    "nothing asked": _rows(
+        input=lambda i: "", document=TEXT.__getitem__, target=lambda i: TEXT[i + 9]
+    ),
+    "a number for a label": _rows(
+        comment=TEXT.__getitem__, toxic=lambda i: i % 2, split=lambda i: SPLITS[i % 3]
+    ),
+    "stars beside yes and no": _rows(
+        review_body=TEXT.__getitem__, star_rating=lambda i: i % 5, verified=lambda i: i % 2 == 0
+    ),
+    "a language": _rows(body=TEXT.__getitem__, lang=lambda i: ("en", "de")[i % 2]),
+    "a class that few rows have": _rows(
+        body=TEXT.__getitem__, kind=lambda i: KIND[i] if i < 9 else None
+    ),
+    "a header without a name": [
+        {"": i, "Kategorie\n(neu)": KIND[i], "body": TEXT[i]} for i in range(NUMBER)
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("rows", UNCLEAR.values(), ids=UNCLEAR)
+def test_what_may_be_otherwise_is_not_guessed(rows: list[dict[str, Any]]) -> None:
+    found = guess(rows)
+    assert found is None or not found.is_clear
+
+
+CORPORA: dict[str, list[dict[str, Any]]] = {
+    "a score of quality": _rows(text=TEXT.__getitem__, score=lambda i: f"{i / 7:.3f}"),
+    "an id": _rows(text=TEXT.__getitem__, category=lambda i: f"topic {i}"),
+    "a label that few rows have": _rows(
+        text=TEXT.__getitem__, label=lambda i: KIND[i] if i < 9 else ""
+    ),
+}
+
+
+@pytest.mark.parametrize("rows", CORPORA.values(), ids=CORPORA)
+def test_a_corpus_is_no_classification(
+    tmp_path: Path, tokenizer: Any, rows: list[dict[str, Any]]
+) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    assert {each.convention for each in read(path, tokenizer).columns} == {"text"}
+
+
+@pytest.mark.parametrize(("name", "is_asked"), [("label", False), ("category", True)])
+def test_a_category_may_be_what_a_corpus_says(
+    tmp_path: Path, tokenizer: Any, name: str, is_asked: bool
+) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text(sheet(("text", name), lambda i: (TEXT[i], KIND[i])))
+    own = read(path, tokenizer)
+    assert (own.guessed is not None) == is_asked
+    assert not own.needs_columns
+    assert (own.rows[0].prompt, own.rows[0].completion) == (f"{TEXT[0]}\nLabel:", f" {KIND[0]}")
+
+
+@pytest.mark.parametrize("text", ["вопрос,ответ\nПривет мир,да\n", "質問,答え\nこんにちは,はい\n"])
+def test_other_alphabets_are_not_taken_for_western_ones(
+    tmp_path: Path, tokenizer: Any, text: str
+) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_bytes(text.encode("cp1251" if "в" in text else "shift_jis"))
+    with pytest.raises(DataError, match="not UTF-8"):
+        read(path, tokenizer)
+
+
+def test_a_row_with_a_list_of_objects_is_a_row(tmp_path: Path, tokenizer: Any) -> None:
+    row = {"prompt": "a", "completion": "b", "refs": [{"u": 1}]}
+    for name in ("rows.jsonl", "rows.json"):
+        path = tmp_path / name
+        path.write_text(json.dumps(row))
+        assert [each.completion for each in read(path, tokenizer).rows] == ["b"]
