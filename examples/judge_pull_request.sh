@@ -8,6 +8,14 @@
 # with 1, and one that cannot be told with 3. OPTIONS are further options of the command.
 set -uo pipefail
 report=rankwise-report.md
+if [ -n "${CONTRACT:-}" ] && { [ -z "${BASE:-}" ] || [ -z "${ADAPTER:-}" ]; }; then
+    echo "A contract needs BASE and ADAPTER." | tee "$report" >&2
+    exit 2
+fi
+if [ -z "${CONTRACT:-}" ] && [ -z "${SCORES:-}" ]; then
+    echo "Give SCORES, or CONTRACT with BASE and ADAPTER." | tee "$report" >&2
+    exit 2
+fi
 if [ -n "${CONTRACT:-}" ]; then
     rm -rf rankwise-check
     # shellcheck disable=SC2086  # several options
@@ -18,7 +26,7 @@ else
     # shellcheck disable=SC2086  # several files, and several options
     said=$(rankwise verdict $SCORES ${OPTIONS:-} 2> rankwise-errors.txt)
     code=$?
-    { echo '```text'; echo "$said"; cat rankwise-errors.txt; echo '```'; } > "$report"
+    { echo '~~~~~~text'; echo "$said"; cat rankwise-errors.txt; echo '~~~~~~'; } | head -c 60000 > "$report"
 fi
 cat rankwise-errors.txt >&2
 cat "$report"

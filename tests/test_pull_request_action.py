@@ -49,11 +49,18 @@ def test_scores_are_judged_and_the_report_is_a_comment(tmp_path: Path) -> None:
     done = judged(tmp_path, scores="scores.csv", options="--delta 10")
     assert done.returncode == 0, done.stderr
     report = (tmp_path / "rankwise-report.md").read_text()
-    assert report.startswith("```text\nUse rank 4.")
+    assert report.startswith("~~~~~~text\nUse rank 4.")
     assert "δ = 10.0 points" in report
     done = judged(tmp_path, scores="nowhere.csv")
     assert done.returncode == 2
     assert "nowhere.csv does not exist" in (tmp_path / "rankwise-report.md").read_text()
+
+
+def test_what_is_missing_is_no_failure_of_a_contract(tmp_path: Path) -> None:
+    for inputs in ({}, {"contract": "contract.yaml"}):
+        done = judged(tmp_path, **inputs)
+        assert done.returncode == 2
+        assert (tmp_path / "rankwise-report.md").read_text()
 
 
 @pytest.mark.parametrize("is_kept", [True, False])

@@ -31,7 +31,7 @@ def ask(
         bool | None,
         cli.option(
             "--chat-template/--no-chat-template",
-            "Render a prompt as a user's turn (default: as the study's rows are trained).",
+            "Render a prompt as a user's turn (default: where rows are trained so).",
         ),
     ] = None,
     as_json: cli.Json = False,
@@ -39,8 +39,9 @@ def ask(
     """Ask the base and every trained rank the same thing.
 
     The answers stand side by side: the base, the first seed of every rank, and
-    full fine-tuning. Adapters answer in one pass over one base. Nothing is
-    written into the study, and no answer enters its verdict.
+    full fine-tuning. Adapters answer in one pass over one base. A prompt is
+    written as the study's own rows are; one of a task of lm-eval is taken as it
+    is. Nothing is written into the study, and no answer enters its verdict.
     """
     quiet_libraries()
     from rankwise.study.asking import Writing
@@ -58,7 +59,7 @@ def ask(
         if len(prompts) > 1:
             cli.say(prompt, style="bold underline")
         for answer in its:
-            cut = "" if answer.is_finished else f" (cut at {max_new_tokens} tokens)"
+            cut = "" if answer.is_finished else " (cut)"
             cli.say(f"{answer.model}{cut}", style="bold")
             cli.say(answer.text.strip() or "(nothing)")
     return cli.OK

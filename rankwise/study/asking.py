@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from rankwise.engine.models.structure import context_length, model_skeleton
 from rankwise.errors import ConfigError
 from rankwise.records.axes import run_labels
 from rankwise.records.folder import StudyFolder
 from rankwise.records.names import find_run
+from rankwise.records.own_data import Convention
 from rankwise.records.study import PlannedRun, StudyRecord
 from rankwise.study.context import StudyContext
 from rankwise.study.observer import Observer
 from rankwise.study.planning.reopen import reopen_study
 from rankwise.tasks.chat_templates import render_chat
+from rankwise.tasks.own_rows import plain_prompt
 from rankwise.tasks.questions import MOST_NEW_TOKENS, GenerationSettings, Prompt
 from rankwise.tasks.task_files import task_code
 from rankwise.tasks.training_rows import TextEncoder
@@ -80,8 +83,8 @@ def ask(
         Prompt by prompt, the base first and then the runs in the study's order.
 
     Raises:
-        ConfigError: a prompt is empty, a setting is out of its range, or a run is unknown or not
-            trained.
+        ConfigError: a prompt is empty or too long, a setting is out of its range, or a run is
+            unknown or not trained.
         PlanError: the base model cannot be had.
         ModelError: a model cannot be loaded.
         TaskError: the chat template refuses a prompt.
@@ -96,14 +99,21 @@ def ask(
     if is_chat and not plan.tokenizer.chat_template:
         problem = f"--chat-template: the tokenizer of {plan.base.name} has none; leave it out"
         raise ConfigError("ask", [problem])
+    convention = _convention(study)
+    most = context_length(model_skeleton(plan.base.folder).config, plan.tokenizer)
     written: list[Prompt] = []
     for prompt in prompts:
-        text = prompt
+        text = prompt if convention is None else plain_prompt(convention, (), (prompt,))
         if is_chat:
             turns = [{"role": "user", "content": prompt}]
             with task_code("the chat template refuses the prompt", "Change one of them."):
                 text = render_chat(plan.tokenizer, turns)
-        written.append(Prompt(tuple(encoder.encode(text)), writing.settings, writing.seed))
+        tokens = tuple(encoder.encode(text))
+        if len(tokens) >= most:
+            problem = f"a prompt has {len(tokens):,} tokens, and the model reads {most:,}"
+            raise ConfigError("ask", [f"{problem} with its answer; write a shorter one"])
+        fitting = writing._replace(max_new_tokens=min(writing.max_new_tokens, most - len(tokens)))
+        written.append(Prompt(tokens, fitting.settings, writing.seed))
     models = StudyContext.of(plan, folder, observer).models
     together = models.put_on([run for run in asked if run.method == "lora"])
     names = [None, *(run.name for run in together)]
@@ -168,3 +178,10 @@ def _is_trained_as_chat(study: StudyRecord) -> bool:
     if study.config.train.chat_template:
         return True
     return own is not None and any("messages" in each.columns for each in own.columns)
+
+
+def _convention(study: StudyRecord) -> Convention | None:
+    """How most of a user's own rows are written; None where a task of lm-eval writes them."""
+    if study.own_data is None or not study.own_data.columns:
+        return None
+    return max(study.own_data.columns, key=lambda each: each.num_rows).convention

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from rankwise.errors import DataError, TaskError
 from rankwise.records.config.own_rows import ColumnsConfig
-from rankwise.records.own_data import ColumnsRead
+from rankwise.records.own_data import ColumnsRead, Convention
 from rankwise.tasks.chat_templates import Renderer, end_of_turn, render_chat
 from rankwise.tasks.columns import (
     CONVERSATION,
@@ -393,19 +393,29 @@ def _rendered(
         turn = {"role": "assistant", "content": answer}
         turns = [*system, {"role": "user", "content": "\n\n".join(question)}]
         return _conversation(turns, turn, column, tokenizer)
-    # without a chat template, in the form that the convention is known for
-    parts = [turn["content"] for turn in system]
-    if reading.convention.startswith("instruction"):
-        titled = zip(("### Instruction:", "### Input:"), question, strict=False)
-        parts += [*(f"{title}\n{part}" for title, part in titled), "### Response:\n"]
-    elif reading.convention.startswith("question"):
-        parts, answer = [f"Question: {question[0]}\nAnswer:"], f" {answer.lstrip()}"
-    elif reading.convention == "text and label":
-        parts, answer = [f"{question[0]}\nLabel:"], f" {answer.lstrip()}"
-    else:
-        parts += question
-    before = "\n\n".join(parts)
+    before = plain_prompt(reading.convention, [*(turn["content"] for turn in system)], question)
+    if reading.convention.startswith("question") or reading.convention == "text and label":
+        answer = f" {answer.lstrip()}"
     return OwnRow(before, answer, end_of_turn(tokenizer, chat_template=False), False)
+
+
+def plain_prompt(convention: Convention, before: Sequence[str], question: Sequence[str]) -> str:
+    """A prompt without a chat template, in the form that its convention is known for.
+
+    Args:
+        convention: of the row.
+        before: what stands before it, such as a system's turn.
+        question: the prompt, and what goes below it.
+    """
+    parts = list(question)
+    if convention.startswith("instruction"):
+        titled = zip(("### Instruction:", "### Input:"), question, strict=False)
+        parts = [*(f"{title}\n{part}" for title, part in titled), "### Response:\n"]
+    elif convention.startswith("question"):
+        return f"Question: {question[0]}\nAnswer:"
+    elif convention == "text and label":
+        return f"{question[0]}\nLabel:"
+    return "\n\n".join([*before, *parts])
 
 
 def _has_turns(value: Any) -> bool:

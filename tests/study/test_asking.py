@@ -119,6 +119,7 @@ def test_what_cannot_be_asked(study: Study, tmp_path: Path, sentence: Sentences)
         (("a",), {"max_new_tokens": 0}, ("--max-new-tokens", "0")),
         (("a",), {"temperature": float("nan")}, ("--temperature", "nan")),
         (("a",), {"runs": ["r9"]}, ("--run", "r9")),
+        (("a" * 256,), {}, ("256 tokens",)),
     ):
         with pytest.raises(ConfigError) as caught:
             opened.ask(*prompts, **settings)  # pyright: ignore[reportArgumentType]
