@@ -23,6 +23,8 @@ if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# xdist sets it: sentences would be folded at 80 columns there, and at 160 in one process
+os.environ.pop("COLUMNS", None)
 os.environ.setdefault(
     "OMP_NUM_THREADS", "1"
 )  # tiny matrices: threads would only wait on each other

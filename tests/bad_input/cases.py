@@ -589,7 +589,7 @@ ROWS = [
     Case("half a list", '[{"prompt": "a"},', ("rows.jsonl",)),
     Case(
         "an object over lines",
-        '{\n"data": [\n{"prompt": "a", "completion": "b"}]}',
+        '{\n"prompt": "a",\n"completion": "b"}',
         ("rows.jsonl",),
     ),
     Case("a deep list", "[" * 100000, ("rows.jsonl",)),
@@ -681,8 +681,8 @@ ROWS = [
         json.dumps({"prompt": "a", "completion": [ANSWER]}),
         ('line 1: column "prompt"',),
     ),
-    Case("Latin-1", '{"prompt": "é", "completion": "b"}'.encode("latin-1"), ("rows.jsonl",)),
-    Case("UTF-16", '{"prompt": "a", "completion": "b"}'.encode("utf-16"), ("rows.jsonl",)),
+    Case("Cyrillic", '{"prompt": "вопрос и ответ"}'.encode("cp1251"), ("rows.jsonl",)),
+    Case("UTF-16 cut", '{"prompt": "a", "completion": "b"}'.encode("utf-16")[:-1], ("rows.jsonl",)),
     Case("Parquet", b"PAR1\x15\x04\x15\xff\xfe\x00PAR1", ("rows.jsonl",)),
     Case("gzip", b"\x1f\x8b\x08\x00\x00", ("rows.jsonl",)),
 ]

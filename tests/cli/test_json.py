@@ -101,6 +101,11 @@ CASES: dict[str, Case] = {
         lambda a: (a["runs"][0]["num_trainable_parameters"], a["budget"]["fits"], a["machine"]),
         (2 * 2 * (2 * 96 + 2 * 72), True, None),
     ),
+    "ask": Case(
+        lambda at: (at.small, "Which colour?", "--max-new-tokens", 2),
+        lambda a: [(each["prompt"], each["model"]) for each in a],
+        [("Which colour?", "base"), ("Which colour?", "rank 2")],
+    ),
     "report": Case(
         lambda at: (at.planted,), lambda a: (*recommended(a), Path(a["report"]).name),
         (*RECOMMENDED, "report.html"),
@@ -162,8 +167,10 @@ CASES: dict[str, Case] = {
         (None, True, True),
     ),
     "verdict --metric acc": Case(
-        lambda at: at.samples, lambda a: (a["candidates"][0]["difference"]["estimate"], a["unit"]),
-        (50.0, "points"),
+        lambda at: at.samples,
+        lambda a: [(v["gain"]["estimate"], v["better_than_base"])
+                   for v in a["by_train_task"][0]["verdicts"]],
+        [(50.0, "undecided")],
     ),
     "tasks": Case(
         lambda at: ("--tasks-path", at.root / "tasks"),

@@ -13,6 +13,7 @@ import pytest
 
 from rankwise.records.folder import StudyFolder
 from rankwise.records.locking import StageProgress, StudyProgress
+from rankwise.records.study import StageInputs
 from rankwise.study.stages.graph import stages
 from tests.planted.folders import write_study
 from tests.planted.results import planted_study
@@ -24,7 +25,10 @@ from tests.support.sentences import Sentences
 def folder(tmp_path: Path) -> StudyFolder:
     """A finished study with planted scores, of whose heads and weights nothing is analysed."""
     folder = StudyFolder(tmp_path / "study")
-    write_study(folder, planted_study())
+    results = planted_study()
+    prompts = {"heads": {task: StageInputs(num_tokens=100) for task in results.study.tasks}}
+    study = results.study.model_copy(update={"inputs": prompts})
+    write_study(folder, results.model_copy(update={"study": study}))
     return folder
 
 
