@@ -56,6 +56,7 @@ THOROUGH = (
     # other tools, whole
     "tests/integrations/test_tracking.py::test_trackio_has_it",
     "tests/integrations/test_tracking.py::test_mlflow_has_it",
+    "tests/integrations/test_tracking.py::test_tensorboard_has_it",
     "tests/engine/training/test_preference_parity.py::test_a_study_from_a_start",
     "tests/integrations/test_retention_callback.py",
     "tests/integrations/test_hub.py",
