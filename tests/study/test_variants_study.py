@@ -101,7 +101,11 @@ def test_variants_share_lora_s_pass_or_are_trained_alone(
         (finished.variant("vera").name,),
     ]
     first, second = pass_lines(finished.study)
-    sentence(f"{first}\n{second}", names=("pass 1: ", "passes 2 to 3: "))
+    sentence(
+        f"{first}\n{second}",
+        names=("pass 1: ", "passes 2 to 3: "),
+        SIZE=r"(?<=~)[\d.]+ [MG]iB",
+    )
 
 
 def test_a_residual_initialisation_counts_twice_the_rank(finished: Finished) -> None:
