@@ -69,9 +69,6 @@ def refuse_large_files(folder: Path) -> None:
             raise ValueError(f"{path.name} has more than {most >> 20} MiB")
 
 
-_CHARSMAP = re.compile(rb'"precompiled_charsmap"\s*:\s*("(?:[^"\\]|\\.)*")')
-
-
 def refuse_false_charsmaps(folder: Path) -> None:
     """Raises ValueError for a normalizer's map whose first four bytes say that it is longer.
 
@@ -79,10 +76,17 @@ def refuse_false_charsmaps(folder: Path) -> None:
     less.
     """
     path = folder / "tokenizer.json"
-    for found in _CHARSMAP.finditer(path.read_bytes() if path.is_file() else b""):
-        content = base64.b64decode(json.loads(found[1]))
-        if len(content) < 4 or int.from_bytes(content[:4], "little") > len(content) - 4:
-            raise ValueError(f"the precompiled_charsmap of {path.name} is cut")
+
+    def look(pairs: list[tuple[str, Any]]) -> None:
+        """Every value of the key, also where a key stands twice or is written with escapes."""
+        for key, value in pairs:
+            if key == "precompiled_charsmap" and isinstance(value, str):
+                content = base64.b64decode(value)
+                if len(content) < 4 or int.from_bytes(content[:4], "little") > len(content) - 4:
+                    raise ValueError(f"the precompiled_charsmap of {path.name} is cut")
+
+    if path.is_file():
+        json.loads(path.read_bytes(), object_pairs_hook=look)
 
 
 def refuse_large_numbers(config: Mapping[str, Any]) -> None:
