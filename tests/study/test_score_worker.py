@@ -233,7 +233,7 @@ def test_an_adapter_that_only_peft_can_apply_is_scored_alone(
     outcome = run_study(plan, StudyFolder(tmp_path / "second"), recorder)
     assert all("use_dora" in note for note in noted)
     for note, case in zip(noted, ("scoring", "heads", "weights"), strict=True):
-        sentence(note, case)
+        sentence(note, case, RUN=r"(?<=-dora-)[0-9a-f]{8}")
     changes = [model.head_changes for model in outcome.results.runs]
     assert [bool(each.changes) and bool(each.shares) for each in changes] == [False, True]
     assert all(each.changes for each in changes)
