@@ -36,7 +36,6 @@ from rankwise.records.config.study import StudyConfig
 from rankwise.records.files import read_regular, write_atomically
 from rankwise.records.folder import StudyFolder
 from rankwise.records.study_file import load_config, validated
-from rankwise.tasks.own_rows import rows_kept
 
 if TYPE_CHECKING:
     from rankwise.cli.events import Events
@@ -95,6 +94,7 @@ def try_data(
     DIR/study.yaml has all settings: rankwise run resumes or repeats the study.
     """
     from rankwise.study import trial as trials
+    from rankwise.tasks.own_rows import rows_kept
 
     quiet_libraries()
     place = Path(data).expanduser()
@@ -135,8 +135,9 @@ def _ask_about(guessed: Mapping[str, str]) -> None:
     if not (is_terminal(sys.stdin) and is_terminal(sys.stderr)):
         return
     if not typer.confirm("Train on these rows, as shown?", default=True, err=True):
-        options = " ".join(f"--column {shlex.quote(f'{k}={v}')}" for k, v in guessed.items())
-        raise ConfigError("try", [f"name the columns, such as {options}"])
+        from rankwise.tasks.columns import column_options
+
+        raise ConfigError("try", [f"name the columns, such as {column_options(guessed)}"])
 
 
 def _is_begun(folder: StudyFolder, command: str) -> bool:

@@ -12,7 +12,6 @@ from rankwise.errors import DataError
 from rankwise.records.config.own_rows import ColumnsConfig
 from rankwise.records.fields import plain_text
 from rankwise.records.own_data import Convention
-from rankwise.tasks.row_files import flat_row
 
 KNOWN = (
     "prompt and completion, messages, instruction and output (and input), conversations, question "
@@ -76,16 +75,16 @@ class RowReading(NamedTuple):
         return dict(self.columns).get(role)
 
 
+def column_options(columns: Mapping[str, str]) -> str:
+    """The options of ``rankwise try`` that say so, as they are typed."""
+    return " ".join(f"--column {shlex.quote(f'{role}={name}')}" for role, name in columns.items())
+
+
 def say_which(columns: Mapping[str, str] | None = None) -> str:
     """How a user says which column is what: these, or any."""
     named = {"prompt": "...", "completion": "..."} if columns is None else columns
     setting = ", ".join(f"{role}: {name}" for role, name in named.items())
-    options = [
-        shlex.quote(f"{role}={name}") if columns else f"{role}={name}"
-        for role, name in named.items()
-    ]
-    command = " ".join(f"--column {option}" for option in options)
-    return f"columns: {{{setting}}} (of `rankwise try`: {command})"
+    return f"columns: {{{setting}}} (of `rankwise try`: {column_options(named)})"
 
 
 class _Names(NamedTuple):
@@ -133,6 +132,7 @@ def recognise(
     *,
     in_pairs: bool = False,
     label: str | None = None,
+    suggested: Mapping[str, str] | None = None,
 ) -> RowReading:
     """Which column of a row is what.
 
@@ -145,6 +145,7 @@ def recognise(
         wanted: what the study file says; None: it says nothing.
         in_pairs: whether rows have a chosen and a rejected answer.
         label: the column that is a text's label in all rows, see ``label_of``; None: there is none.
+        suggested: columns by role that an error names as an example; None: it names none.
 
     Raises:
         DataError: no convention fits, or several do.
@@ -167,8 +168,8 @@ def recognise(
         found = found[:1]
     if len(found) > 1:
         raise DataError(
-            f"could be read as {' or as '.join(found)}; say which with {say_which()}, or with "
-            "{messages: ...}"
+            f"could be read as {' or as '.join(found)}; say which with {say_which(suggested)}, or "
+            "with {messages: ...}"
         )
     if found:
         names = conventions[found[0]]
@@ -199,7 +200,8 @@ def recognise(
             f"columns: {{completion: text}} or {{prompt: {parts[0]}, completion: text}}"
         )
     raise DataError(
-        f"has {listed(row) or 'no columns'}; needs {KNOWN}. If others hold them, say {say_which()}"
+        f"has {listed(row) or 'no columns'}; needs {KNOWN}. If others hold them, say "
+        f"{say_which(suggested)}"
     )
 
 
@@ -323,16 +325,6 @@ def _is_class(values: Sequence[Any]) -> bool:
 def _is_id(cells: Sequence[str]) -> bool:
     """Whether every cell is another word of its own."""
     return len({*cells}) == len(cells) and not any(re.search(r"\s", cell) for cell in cells)
-
-
-def flattened(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]] | None:
-    """Rows whose nested columns have names with dots; None where none is nested, or too deeply."""
-    if not any(isinstance(value, Mapping) for row in rows for value in row.values()):
-        return None
-    try:
-        return [flat_row(row) for row in rows]
-    except RecursionError:
-        return None
 
 
 def _refuse_options(row: Mapping[str, Any], reading: RowReading) -> None:

@@ -18,13 +18,11 @@ from rankwise.tasks.columns import (
     NOTHING,
     SURE_LABELS,
     RowReading,
-    flattened,
     guess,
     label_of,
     recognise,
-    say_which,
 )
-from rankwise.tasks.row_files import RawRow, RawRows, read_raw_rows
+from rankwise.tasks.row_files import RawRow, RawRows, flat_row, read_raw_rows
 from rankwise.tasks.task_files import task_code
 from rankwise.tasks.training_rows import TrainingRow
 
@@ -277,12 +275,13 @@ class _Readings(NamedTuple):
             raise DataError("not a JSON object; write one with a prompt and a completion")
         if row.content.get("tools"):
             raise DataError("has tools, which would be lost; write them into a system message")
-        try:
-            reading = recognise(row.content, self.columns, in_pairs=self.in_pairs, label=self.label)
-        except DataError as error:
-            if self.suggested is None:
-                raise
-            raise DataError(str(error).replace(say_which(), say_which(self.suggested))) from error
+        reading = recognise(
+            row.content,
+            self.columns,
+            in_pairs=self.in_pairs,
+            label=self.label,
+            suggested=self.suggested,
+        )
         if self.is_guess:
             reading = reading._replace(convention="guess")
         if reading.column("cluster") is None and CONVERSATION in row.content:
@@ -309,11 +308,17 @@ def _readings(raw: RawRows, columns: ColumnsConfig | None, *, in_pairs: bool) ->
 
 
 def _flat(raw: RawRows, contents: Sequence[Mapping[str, Any]]) -> list[RawRow] | None:
-    """The rows with nested columns under names with dots; None where none is nested."""
-    flat = flattened(contents)
-    if flat is None or len(flat) < len(raw.rows):  # some are no rows
+    """The rows with nested columns under names with dots; None where none is nested, or too deeply.
+
+    None too where some are no rows.
+    """
+    is_nested = any(isinstance(value, Mapping) for row in contents for value in row.values())
+    if not is_nested or len(contents) < len(raw.rows):
         return None
-    return [row._replace(content=content) for row, content in zip(raw.rows, flat, strict=True)]
+    try:
+        return [row._replace(content=flat_row(row.content)) for row in raw.rows]
+    except RecursionError:
+        return None
 
 
 def _is_known(row: Mapping[str, Any], label: str | None) -> bool:

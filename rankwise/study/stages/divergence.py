@@ -47,7 +47,7 @@ class CompareDistributions(Stage):
     def inputs(cls, planned: PlannedTasks) -> Mapping[str, tuple[Any, StageInputs]]:
         """The right answers in-domain."""
         is_compared = planned.config.analysis.divergence and planned.has_full
-        answers = in_domain_answers(planned) if is_compared else {}
+        answers = planned.answers if is_compared else {}
         return {source: (of, answers_read(planned, of)) for source, of in answers.items()}
 
     @classmethod
@@ -136,21 +136,6 @@ class CompareDistributions(Stage):
         if reference is not None and reference.status == "diverged":
             return model is None or folder.finished_run(model) is not None
         return reference is not None and super()._is_done(folder, model)
-
-
-def in_domain_answers(planned: PlannedTasks) -> dict[str, tuple[RightAnswer, ...]]:
-    """Trained task -> its right answers in-domain; a task that has none is left out."""
-    from rankwise.tasks.right_answers import right_answers
-
-    found = {
-        source: right_answers(
-            [planned.prepared[name] for name in relations["in_domain"]],
-            planned.tokenizer,
-            planned.vocabulary_size,
-        )
-        for source, relations in planned.relations.items()
-    }
-    return {source: answers for source, answers in found.items() if answers}
 
 
 def answers_read(planned: PlannedTasks, answers: Sequence[RightAnswer]) -> StageInputs:

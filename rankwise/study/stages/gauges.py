@@ -13,7 +13,6 @@ from rankwise.records.study import StageInputs, StudyRecord
 from rankwise.study.stages.divergence import (
     answers_read,
     expected_by,
-    in_domain_answers,
     write_divergence,
 )
 from rankwise.study.stages.stage import Graph, Model, OneRecord, PlannedTasks, Stage
@@ -47,7 +46,7 @@ class CompareWithBase(OneRecord):
         from rankwise.tasks.right_answers import text_ends
 
         found: dict[str, tuple[Any, StageInputs]] = {}
-        answers = in_domain_answers(planned) if planned.config.analysis.gauges else {}
+        answers = planned.answers if planned.config.analysis.gauges else {}
         for source, right in answers.items():
             texts = [planned.prepared[name] for name in planned.relations[source]["held_out_text"]]
             ends = text_ends(texts, planned.tokenizer, planned.vocabulary_size, GAUGE_ITEMS)

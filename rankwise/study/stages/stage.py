@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from rankwise.records.config.study import StudyConfig
     from rankwise.records.study import Relation
     from rankwise.study.context import StudyContext
+    from rankwise.tasks.questions import RightAnswer
     from rankwise.tasks.requests import PreparedTask
 
 TOKEN_BYTES = 8
@@ -35,7 +36,8 @@ Model = PlannedRun | None
 """A model of a study: a run, or the untouched base (None)."""
 
 
-class PlannedTasks(NamedTuple):
+@dataclass(frozen=True)
+class PlannedTasks:
     """The scored tasks of a study that is planned; a kind of stage makes its inputs from them.
 
     Attributes:
@@ -55,6 +57,21 @@ class PlannedTasks(NamedTuple):
     tokenizer: Any
     vocabulary_size: int
     has_full: bool
+
+    @cached_property
+    def answers(self) -> Mapping[str, tuple[RightAnswer, ...]]:
+        """Trained task -> its right answers in-domain; a task that has none is left out."""
+        from rankwise.tasks.right_answers import right_answers
+
+        found = {
+            source: right_answers(
+                [self.prepared[name] for name in relations["in_domain"]],
+                self.tokenizer,
+                self.vocabulary_size,
+            )
+            for source, relations in self.relations.items()
+        }
+        return {source: answers for source, answers in found.items() if answers}
 
 
 class Written(NamedTuple):
