@@ -1,17 +1,17 @@
-"""A page for each family of the collection's studies: the studies whose rows are of one data set.
+"""The page of the collection's studies, by the data set that their rows are of.
 
     python -m benchmarks.prediction.pages OUTPUT [--to docs/studies]
 
 Reads the folders that ``python -m benchmarks.prediction.train OUTPUT`` has finished, and writes
-``collection-NAME.md`` for each data set: the verdict of each study in a line, then its main table
-as ``rankwise export --format markdown`` has it. Nothing on these pages is written by hand.
+``collection-tables.md``: for each data set the verdict of each study in a line, then its main table
+as ``rankwise export --format markdown`` has it. Nothing on that page is written by hand.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -40,11 +40,6 @@ NAMES = {
 }
 
 
-def num_studies(number: int) -> str:
-    """In words."""
-    return "one study" if number == 1 else f"{number} studies"
-
-
 class Done(NamedTuple):
     """A study of the collection that is finished."""
 
@@ -53,7 +48,7 @@ class Done(NamedTuple):
 
 
 def finished(output: Path) -> dict[str, list[Done]]:
-    """Data set -> its finished studies, fewest rows first."""
+    """Data set -> its finished studies, fewest rows first; data sets as in ``NAMES``."""
     found = defaultdict[str, list[Done]](list)
     for cell in sorted(CELLS, key=lambda cell: cell.rows):
         try:
@@ -65,22 +60,28 @@ def finished(output: Path) -> dict[str, list[Done]]:
             print(f"left out: {cell.name} is not finished")
         else:
             found[data_set_of(cell.task)].append(Done(cell, outcome))
-    return found
+    return {name: found[name] for name in NAMES if name in found}
 
 
-def page(name: str, studies: Sequence[Done]) -> Iterator[str]:
-    """The lines of a family's page."""
-    title = NAMES[name]
-    yield f"# LoRA rank on {title}"
+def page(families: Mapping[str, Sequence[Done]]) -> Iterator[str]:
+    """The lines of the page."""
+    yield "# LoRA rank on each data set"
     yield ""
     yield (
-        f"SmolLM2-135M-Instruct, trained on {title}: "
-        f"{num_studies(len(studies))} of the "
-        "[collection](collection.md). All ranks of a study were trained in one pass, on the same "
+        "SmolLM2-135M-Instruct: the studies of the [collection](collection.md), with every run. "
+        "All ranks of a study were trained in one pass, on the same "
         "rows in the same order. Scores are of 60 items of each task, p(right) in points, with "
         "95 % intervals. `python -m benchmarks.prediction.train` trains the studies, and "
         "`python -m benchmarks.prediction.pages` writes this page from them."
     )
+    for name, studies in families.items():
+        yield from _family(NAMES[name], studies)
+
+
+def _family(title: str, studies: Sequence[Done]) -> Iterator[str]:
+    """The studies of one data set."""
+    yield ""
+    yield f"## {title}"
     yield ""
     yield from markdown_table(
         ["rows", "epochs", "steps", "tokens", "verdict", "gain by rank", "gain of full"],
@@ -89,7 +90,7 @@ def page(name: str, studies: Sequence[Done]) -> Iterator[str]:
     for cell, outcome in studies:
         yield ""
         epochs = quantities.counted(cell.epochs, "epoch")
-        yield f"## {cell.rows} rows, {epochs}"
+        yield f"### {title}, {cell.rows} rows, {epochs}"
         for shown in paper_tables(outcome):
             yield ""
             yield markdown(shown).rstrip("\n")
@@ -121,15 +122,14 @@ def _row(done: Done) -> list[str]:
 
 
 def main() -> None:
-    """Write a page for each family that has a finished study."""
+    """Write the page of all families that have a finished study."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("output", type=Path)
     parser.add_argument("--to", type=Path, default=ROOT / "docs/studies")
     asked = parser.parse_args()
-    for name, studies in finished(asked.output).items():
-        file = asked.to / f"collection-{name.replace('_', '-')}.md"
-        file.write_text("\n".join(page(name, studies)) + "\n", encoding="utf-8")
-        print(file)
+    file = asked.to / "collection-tables.md"
+    file.write_text("\n".join(page(finished(asked.output))) + "\n", encoding="utf-8")
+    print(file)
 
 
 if __name__ == "__main__":

@@ -69,7 +69,8 @@ def test_the_rates_are_those_that_were_measured() -> None:
 
 def test_figures_of_arms_are_those_of_the_study() -> None:
     own = text_of("docs/hyper-parameters.md").split("## Against forgetting")[1]
-    study = {row[0]: row for row in rows(text_of("docs/studies/mitigation-kinship.md"))}
+    kinship = text_of("docs/studies/mitigation.md").split("\n## Overruling")[0]
+    study = {row[0]: row for row in rows(kinship)}
     names = {
         "as trained": "as trained",
         "rate × 0.25": "rate × 0.25",
