@@ -668,7 +668,7 @@ def written_report(
     place, study = output or folder.root, folder.root
     if not with_texts:
         outcome = shared(folder, outcome, with_texts=False)
-        study = Path(folder.root.resolve().name)
+        study = Path(outcome.results.study.config.name)
     items = item_table(outcome.results, folder.read_samples, with_texts=with_texts)
     losses = {run.name: folder.read_losses(run.name) for run in outcome.results.runs}
     return write_report(place, *outcome, items, losses, study=study, overwrite=overwrite)

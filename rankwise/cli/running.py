@@ -137,9 +137,9 @@ def _reported(folder: StudyFolder, events: Events | None, outcome: StudyOutcome)
     from rankwise.api import written_report
 
     path, code = written_report(folder, outcome), _exit_code(outcome)
-    fields = {"train_task", "outcome", "rank", "statement"}
-    parts = outcome.recommendation.by_train_task
-    said = [part.model_dump(include=fields) for part in parts]
+    fields = ("train_task", "outcome", "rank", "statement")
+    parts = verdict_content(outcome, folder.root)["by_train_task"]
+    said = [{field: part[field] for field in fields} for part in parts]
     events.ended("incomplete" if code else "done", code, recommendations=said, report=path)
     return code
 
@@ -161,20 +161,37 @@ def report_on(
         cli.stdout.print(*verdict_cards(*outcome, folder.root), sep="\n")
     path = written_report(folder, outcome, output, overwrite=overwrite, with_texts=with_texts)
     if as_json:
-        cli.emit({**verdict_content(outcome), "report": path})
+        cli.emit({**verdict_content(outcome, folder.root), "report": path})
     else:
         cli.say(f"report: {path}", folded=False)
     return _exit_code(outcome)
 
 
-def verdict_content(outcome: StudyOutcome) -> dict[str, Any]:
-    """What a program reads of a verdict: the record, what people are shown beside it, and why."""
-    return {
+def verdict_content(outcome: StudyOutcome, root: Path | None) -> dict[str, Any]:
+    """What a program reads of a verdict: the record, what people are shown beside it, and why.
+
+    Commands name the study's folder, if there is one.
+    """
+    from pydantic_core import to_jsonable_python
+
+    content = {
         **outcome.recommendation.model_dump(mode="json"),
         **outcome.findings.with_lines,
         "left_out": outcome.results.left_out,
         "failures": outcome.failures,
     }
+    return content if root is None else _of_folder(to_jsonable_python(content), root)
+
+
+def _of_folder(value: Any, root: Path) -> Any:
+    """The same content, with the study's folder in the commands of its sentences."""
+    from rankwise.findings.statements import with_folder
+
+    if isinstance(value, str):
+        return with_folder(value, root)
+    if isinstance(value, dict):
+        return {key: _of_folder(part, root) for key, part in value.items()}
+    return [_of_folder(part, root) for part in value] if isinstance(value, list) else value
 
 
 def _exit_code(outcome: StudyOutcome) -> int:

@@ -169,7 +169,8 @@ def verdict_cards(
         if len(recommendation.by_train_task) > 1:
             yield Text(f"Trained on {part.train_task}", style="bold underline")
         if part.train_task not in cards:
-            yield Text(with_folder(part.statement, folder or "DIR"), style="bold")
+            said = part.statement if folder is None else with_folder(part.statement, folder)
+            yield Text(said, style="bold")
             continue
         card = cards[part.train_task]
         yield Text(card.headline, style="bold")

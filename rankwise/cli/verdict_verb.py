@@ -219,7 +219,7 @@ def _of_files(
             conclusion.keep(place, outcome)
         report["report"] = written_report(folder, outcome, overwrite=overwrite)
     if as_json:
-        return cli.emit({**report, **verdict_content(outcome)})
+        return cli.emit({**report, **verdict_content(outcome, output)})
     _say_verdict(outcome, output)
     if output is None:
         cli.say(
@@ -259,7 +259,7 @@ def _of_study(
         cli.note("Judged with your margins, not the study's. Nothing was saved.")
     note_left_out(outcome)
     if as_json:
-        return cli.emit(verdict_content(outcome))
+        return cli.emit(verdict_content(outcome, folder.root))
     _say_verdict(outcome, folder.root)
     return cli.OK
 
@@ -274,8 +274,6 @@ def _say_verdict(outcome: StudyOutcome, root: Path | None) -> None:
     for part in parts:
         of = f", trained on {part.train_task}" if len(parts) > 1 else ""
         cli.say(f"\nWhy{of}:")
-        cli.say(with_folder(part.statement, root or "DIR"))
-        for reason in part.reasons:
-            cli.say(f"- {reason}")
-        for line in outcome.findings.lines(part.train_task):
-            cli.say(f"- {line}")
+        points = (*part.reasons, *outcome.findings.lines(part.train_task))
+        for said in (part.statement, *(f"- {point}" for point in points)):
+            cli.say(said if root is None else with_folder(said, root))

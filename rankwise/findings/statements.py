@@ -85,10 +85,11 @@ def statement(numbers: Recommendation) -> str:
     if (full := numbers.better_and_kept_by_full) is not None:
         has_mlp = any(_MLP.search(name) for v in numbers.verdicts for name in v.target_modules)
         layers = "all linear layers first (methods.lora.target_modules: all-linear), then "
+        command = f" (`rankwise extend DIR --rate-factors {OTHER_RATES}`)"
+        command = "" if numbers.is_of_scores else command
         parts.append(
             f"{quantities.capital(full)} gains more and forgets less than every rank, both shown: "
-            f"try {'' if has_mlp else layers}other learning rates of LoRA (`rankwise extend DIR "
-            f"--rate-factors {OTHER_RATES}`)."
+            f"try {'' if has_mlp else layers}other learning rates of LoRA{command}."
         )
     if (rate := numbers.best_rate_at_edge) is not None:
         parts.append(
@@ -167,12 +168,20 @@ def _of_adapters(chosen: RankVerdict) -> str:
 
 
 def _another_run(numbers: Recommendation) -> str:
-    """How probably another run of what is recommended is right too."""
+    """How probably a run of what is recommended with another seed is right too, and in what."""
     chosen, bet = numbers.chosen, numbers.best_bet
     if chosen is None or bet is None or chosen.rank is None or chosen.imported_as is not None:
         return ""
     probability = quantities.odds(bet.of(chosen.label).right_next_run)
-    return f"Another run with these settings would do with probability {probability}."
+    conditions = {
+        "gain": numbers.has_base,
+        "keep enough": numbers.epsilon_points is not None,
+        "be near the best": len(numbers.verdicts) > 1,
+    }
+    asked = [condition for condition, is_asked in conditions.items() if is_asked]
+    if not asked:
+        return ""
+    return f"Another seed would also {quantities.listed(asked)} with probability {probability}."
 
 
 def _smaller(numbers: Recommendation) -> str:
@@ -404,10 +413,13 @@ def _price(numbers: Recommendation) -> str:
     """The losses at which an option would qualify, where there are such."""
     if numbers.sufficient_label is None:
         return ""
-    loss = _acceptable(
-        numbers.sufficient_epsilon_points or 0.0, numbers, numbers.sufficient_worst_task_points
-    )
-    return f"{numbers.sufficient_label} would qualify if you accepted a loss of {loss}"
+    epsilon = numbers.sufficient_epsilon_points or 0.0
+    ceiling = numbers.sufficient_worst_task_points or numbers.worst_task_points or 0.0
+    loss = _acceptable(epsilon, numbers, ceiling)
+    how = f"--epsilon {epsilon:g} --worst-task {ceiling:g}"
+    if not numbers.is_of_scores:
+        how = f"`rankwise verdict DIR --epsilon {epsilon:g} --worst-task {ceiling:g}`"
+    return f"{numbers.sufficient_label} would qualify if you accepted a loss of {loss}: {how}"
 
 
 def next_command(numbers: Recommendation) -> str:

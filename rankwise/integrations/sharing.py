@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
+from rankwise.findings.statements import with_folder
 from rankwise.records.files import cache_folder
 from rankwise.records.folder import StudyFolder
 from rankwise.records.places import LocalFolders, paths_in
@@ -23,10 +25,22 @@ def local_folders(folder: StudyFolder, study: StudyRecord) -> LocalFolders:
 
 
 def shared(folder: StudyFolder, outcome: StudyOutcome, *, with_texts: bool) -> StudyOutcome:
-    """What was concluded, without names of folders; without texts also no values of documents."""
+    """What was concluded, without names of folders; without texts also no values of documents.
+
+    Commands name the study, as if its folder lay beside the reader under that name.
+    """
     if not with_texts:
         findings = outcome.findings.model_copy(update={"slices": ()})
         outcome = outcome._replace(findings=findings)
+    named = partial(with_folder, folder=outcome.results.study.config.name)
+    parts = tuple(
+        part.model_copy(
+            update={"statement": named(part.statement), "reasons": tuple(map(named, part.reasons))}
+        )
+        for part in outcome.recommendation.by_train_task
+    )
+    said = outcome.recommendation.model_copy(update={"by_train_task": parts})
+    outcome = outcome._replace(recommendation=said)
     return local_folders(folder, outcome.results.study).out_of(outcome)
 
 

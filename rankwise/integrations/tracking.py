@@ -16,6 +16,7 @@ from typing import Any, Self
 
 from rankwise.errors import RankwiseError
 from rankwise.findings.models import task_score
+from rankwise.findings.statements import with_folder
 from rankwise.records.config.study import StudyConfig, Tracker
 from rankwise.records.folder import StudyFolder
 from rankwise.study.conclusion import StudyOutcome
@@ -76,7 +77,8 @@ class Tracking:
             if part.rank is not None:
                 self._log({f"recommended_rank/{part.train_task}": part.rank})
             for name, tracker in list(self._trackers.items()):
-                text = {f"verdict/{part.train_task}": part.statement}
+                said = with_folder(part.statement, self._name)
+                text = {f"verdict/{part.train_task}": said}
                 self._try(name, lambda own=tracker, said=text: _tell(own, said))
 
     def __call__(self, event: Event) -> None:

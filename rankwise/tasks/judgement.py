@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from rankwise.errors import TaskError
+from rankwise.records.quantities import listed
 from rankwise.records.results import FIELD, LOSS_METRIC, weighted_by_tokens
 from rankwise.records.study import MetricScore
 from rankwise.tasks.answer_checks import BASE_ANSWER
@@ -265,9 +266,12 @@ def _decision(
             "be compared. Correct what judges."
         )
     if not names:
+        of_all = listed([score.metric for score in metrics])
         raise TaskError(
             f"{prepared.loaded.where} has no metric with one number per item, which statistics "
-            "need; add one to its metric_list, such as acc."
+            f"need: {of_all or 'its metric'} is of all items together. Add one to its metric_list, "
+            "such as acc, or score its rows as data of your own (evaluation.own), by choice, bleu, "
+            "chrf or rouge."
         )
     raise TaskError(
         f"task {prepared.name!r} has no metric {wanted!r} with one number per item; it has: "

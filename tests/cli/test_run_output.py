@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from rankwise.errors import ModelError
-from rankwise.findings.statements import headline
+from rankwise.findings.statements import headline, with_folder
 from rankwise.records.files import read_record
 from rankwise.records.folder import StudyFolder
 from rankwise.records.recommendation import StudyRecommendation
@@ -87,7 +87,10 @@ def test_the_plan_comes_first_and_the_end_last(ran: Ran) -> None:
         "exit_code": 0,
         "message": None,
         "recommendations": [
-            {name: getattr(part, name) for name in ("train_task", "outcome", "rank", "statement")}
+            {
+                **{name: getattr(part, name) for name in ("train_task", "outcome", "rank")},
+                "statement": with_folder(part.statement, ran.folder),
+            }
             for part in said.by_train_task
         ],
         "report": str(ran.folder / "report.html"),

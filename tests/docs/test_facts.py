@@ -11,6 +11,7 @@ from rankwise import api, errors
 from rankwise.cli import adapter_verbs, application
 from rankwise.findings.signatures.signature import TITLES
 from rankwise.records.study_file import preset_names, preset_text
+from tests.support.command_line import rankwise, words
 from tests.support.documented import ROOT, blocks
 
 
@@ -29,6 +30,22 @@ def test_every_signature_has_a_symptom_and_something_to_do() -> None:
     named = {name for row in found for name in re.findall(r"\*([^*]+)\*", row[1])}
     missing = {title.lower() for title in TITLES.values()} - {name.lower() for name in named}
     assert missing == set()
+
+
+def card_of(page: str) -> str:
+    """The first card on a page, as the terminal prints it."""
+    first = text_of(page).split("```text\nUse rank ")[1].split("```")[0]
+    return f"Use rank {first}"
+
+
+def test_the_card_of_scores_is_what_the_command_prints() -> None:
+    options = ("--retention", "local_arc_easy,capitals", "--delta", "10")
+    done = rankwise("verdict", ROOT / "docs/scores/sciq.csv", "--score", "p_right", *options)
+    assert words(done.stdout).startswith(words(card_of("docs/have-trained.md")))
+
+
+def test_the_readme_begins_with_the_card_of_the_first_study() -> None:
+    assert card_of("docs/first-study.md").startswith(card_of("README.md"))
 
 
 def test_the_presets_are_all_listed() -> None:

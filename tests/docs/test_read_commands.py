@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
+from rankwise.records.study_file import preset_names, preset_text
 from tests.support.documented import (
     ROOT,
     Block,
     advised_commands,
     blocks,
     command_problems,
+    commands_in,
     inline_commands,
     inline_problems,
     pages,
@@ -38,11 +42,20 @@ def test_no_message_advises_what_does_not_exist() -> None:
         for command in advised_commands(source.nodes)
         if not command.startswith("rankwise lm-eval ")  # lm-eval's own options
     ]
-    assert "rankwise extend DIR --items X" in named
+    assert {"rankwise extend DIR --items X", "rankwise verdict FILES --output DIR"} <= {*named}
     assert len(named) > 8
-    assert {
-        command: inline_problems(command) for command in named if inline_problems(command)
-    } == {}
+    found = {command: inline_problems(command) for command in {*named}}
+    assert {command: problems for command, problems in found.items() if problems} == {}
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_a_preset_advises_what_exists(name: str) -> None:
+    text = re.sub(r"\\\n# *", "", preset_text(name))
+    line = re.compile(r"^# +(rankwise .+?)(?: {2,}.*)?$", re.MULTILINE)
+    found = {command: command_problems(command) for command in line.findall(text)}
+    found |= {each: inline_problems(each) for each in commands_in(line.sub("", text))}
+    assert "rankwise verdict DIR --delta 2" in found
+    assert {command: problems for command, problems in found.items() if problems} == {}
 
 
 def test_the_readme_is_read() -> None:
@@ -101,9 +114,18 @@ def test_what_is_wrong_with_a_block_is_found(language: str, text: str, problem: 
 @pytest.mark.parametrize(
     ("command", "problem"),
     [
-        ("rankwise reprot DIR", "no verb 'reprot'"),
-        ("rankwise repair DIR --run ID --max-losses 1", "repair has no option --max-losses"),
+        ("rankwise reprot DIR", "No such command 'reprot'."),
+        ("rankwise repair DIR --run ID --max-losses 1", "No such option: --max-losses"),
+        ("rankwise repair BASE ADAPTER --by energy=0.9 ...", "Missing option '--max-loss'"),
+        ("rankwise extend DIR --seeds none", "Invalid value for '--seeds'"),
+        ("rankwise --verison", "rankwise has no option --verison"),
     ],
 )
 def test_what_is_wrong_in_a_sentence_is_found(command: str, problem: str) -> None:
-    assert inline_problems(command) == [problem]
+    (found,) = inline_problems(command)
+    assert found.startswith(problem)
+
+
+@pytest.mark.parametrize("command", ["rankwise check --forms", "rankwise extend DIR --seeds X"])
+def test_an_option_that_is_named_and_a_value_that_is_filled_in_are_no_faults(command: str) -> None:
+    assert inline_problems(command) == []

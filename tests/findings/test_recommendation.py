@@ -228,7 +228,7 @@ def test_a_mean_hides_no_task_that_is_lost() -> None:
     assert 30 < accepted < 40
     assert one_task_lost(accepted).rank == answer.sufficient_rank
     assert one_task_lost(accepted - 0.2).rank is None
-    assert f"{accepted:.1f} on any task." in answer.statement
+    assert f"{accepted:.1f} on any task: `rankwise verdict DIR --epsilon 5" in answer.statement
 
 
 def test_the_headline_names_the_task_that_loses_most() -> None:

@@ -201,7 +201,8 @@ class Reader:
             self.once("right", name, said)
             self.ask(said == quantities.odds(own), f"{name} {said}, not {own}")
             self.ask(answer.chosen is None, "a bet beside a recommendation")
-        for said in re.findall(r"would do with probability ((?:over |under )?\d+ %)", text):
+        of_a_seed = r"Another seed would also [\w ,]+ with probability ((?:over |under )?\d+ %)"
+        for said in re.findall(of_a_seed, text):
             self.once("another run", "chosen", said)
             assert answer.chosen is not None
             own = bet.of(answer.chosen.label).right_next_run

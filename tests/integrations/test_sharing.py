@@ -21,11 +21,14 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from rankwise.integrations.hub import write_shared
+from rankwise.integrations.sharing import shared_outcome
 from rankwise.integrations.study_files import study_files
 from rankwise.records.files import read_record
 from rankwise.records.folder import StudyFolder
 from rankwise.records.places import LocalFolders
 from rankwise.records.study import StudyRecord
+from tests.planted import folders
+from tests.planted.results import planted_study
 from tests.support.command_line import rankwise
 from tests.support.records import change
 from tests.support.small_studies import write_study
@@ -169,3 +172,11 @@ def test_files_of_one_name_stay_apart() -> None:
     files = {"/srv/a/scores.csv": "1", "/srv/b/scores.csv": "2"}
     shared = LocalFolders(files).out_of(files)
     assert shared == {"./scores.csv": "1", "./scores.csv (2)": "2"}
+
+
+def test_commands_name_the_study(tmp_path: Path) -> None:
+    planted = planted_study(num_in_domain=60)
+    folders.write_study(StudyFolder(tmp_path / "secret-merger"), planted)
+    (part,) = shared_outcome(StudyFolder(tmp_path / "secret-merger")).recommendation.by_train_task
+    assert f"`rankwise extend {planted.study.config.name} --" in part.statement
+    assert not re.search(r"\bDIR\b|secret", part.statement)

@@ -58,7 +58,13 @@ def test_the_study_file_gives_the_study_again(tmp_path: Path) -> None:
 def test_commands_install_the_versions_of_the_study() -> None:
     text = listing(with_provenance(planted_study(), package_versions=VERSIONS), "The commands")
     assert text.replace("\\\n", "").split() == [
-        *("pip", "install", "rankwise==0.0.0", "lm-eval==0.4.13", "peft==0.18.0"),
+        *(
+            "pip",
+            "install",
+            "'./rankwise-0.0.0-py3-none-any.whl[train]'",
+            "lm-eval==0.4.13",
+            "peft==0.18.0",
+        ),
         *("torch==2.9.0", "rankwise", "run", "study.yaml"),
     ]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from rankwise.tasks.judgement import judge
 from tests.support.sentences import Sentences
 from tests.support.small_studies import write_study
 from tests.support.studies import run
+from tests.support.tiny_models import tiny_mixture
 
 SETTINGS = """
 train:
@@ -114,6 +116,26 @@ def test_pairs_are_judged_against_the_base_up_to_the_verdict(
     for model in results.runs:
         change = sum(its[0] for its in lengths(model.name)) - sum(its[0] for its in before)
         assert f" {quantities.formatted(change / 30, '+.1f')} tokens (" in said
+
+
+def test_experts_that_dpo_would_not_balance_are_refused(
+    study_file: Path, tmp_path: Path, tiny_model_folder: Path, sentence: Sentences
+) -> None:
+    base = tmp_path / "experts"
+    shutil.copytree(tiny_model_folder, base)
+    (base / "model.safetensors").unlink()
+    config = tiny_mixture("Qwen3Moe").config
+    config.vocab_size = json.loads((tiny_model_folder / "config.json").read_text())["vocab_size"]
+    content = yaml.safe_load(study_file.read_text()) | {"base_model": str(base)}
+    content["methods"]["full"] = None
+    study_file.write_text(yaml.safe_dump(content))
+    config.save_pretrained(base)
+    with pytest.raises(PlanError) as caught:
+        plan_study(load_config(study_file))
+    sentence(caught.value, names=("train.objective", "router_aux_loss_coef"))
+    config.router_aux_loss_coef = 0.0
+    config.save_pretrained(base)
+    assert plan_study(load_config(study_file)).record.runs
 
 
 def test_pairs_without_the_bases_answers_are_not_judged(study_file: Path) -> None:

@@ -10,10 +10,11 @@ from __future__ import annotations
 import ast
 import importlib.util
 import inspect
+import itertools
 import re
 import shlex
 import tomllib
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,7 +36,12 @@ _FENCE = re.compile(
     re.MULTILINE | re.DOTALL,
 )
 _INLINE = re.compile(r"(?<!`)`(rankwise [^`\n]+)`(?!`)")
-_ADVISED = re.compile(r"rankwise [a-z-]+(?: (?:--[a-z-]+|[A-Z]+|[a-z]+\.yaml))+")
+_VALUE = r"(?:[A-Z_]+(?:\.[a-z]+)?|[a-z-]+\.(?:yaml|csv|jsonl)|[a-z]+_[a-z]+|\d[\d.,]*)"
+_OPTION = r"--(?:format|to) [a-z-]+|--[a-z-]+"
+_ADVISED = re.compile(rf"rankwise [a-z-]+(?: (?:{_OPTION}|{_VALUE}|[a-z_.]+=\S+))*")
+_QUOTED = re.compile(r"`(rankwise [^`\n]+)`")
+_FILLED = ("1", "a=1", "1h", "peft", "a")
+"""What may stand where a message fills something in."""
 _UsageError: Any = typer.BadParameter.__bases__[0]  # click's, or that of typer's own copy of click
 _NEEDED = {"base_model": "smollm2-135m-instruct", "train": {"task": "kinship"}}
 """What a part of a study file lacks to be one."""
@@ -85,7 +91,7 @@ def inline_commands(text: str) -> list[str]:
 
 
 def advised_commands(nodes: Iterable[ast.AST]) -> list[str]:
-    """Commands with options that a module's texts name; what is filled in is an X."""
+    """Commands that a module's texts name; what is filled in is an X."""
     inside: set[int] = set()
     texts: list[str] = []
     for node in nodes:
@@ -95,7 +101,14 @@ def advised_commands(nodes: Iterable[ast.AST]) -> list[str]:
             texts.append("".join(part if isinstance(part, str) else "X" for part in parts))
         elif isinstance(node, ast.Constant) and id(node) not in inside:
             texts.append(str(node.value))
-    return [command for text in texts for command in _ADVISED.findall(text) if " --" in command]
+    return [command for text in texts for command in commands_in(text)]
+
+
+def commands_in(text: str) -> list[str]:
+    """Commands in a text: those in backticks, and what looks like one of a verb that there is."""
+    quoted = _QUOTED.findall(text)
+    others = _ADVISED.findall(_QUOTED.sub("", text))
+    return [*quoted, *(each for each in others if each.split()[1] in _verbs())]
 
 
 def problems_of(block: Block) -> list[str]:
@@ -129,21 +142,39 @@ def command_problems(command: str) -> list[str]:
 
 
 def inline_problems(command: str) -> list[str]:
-    """Whether a command in a sentence has a verb and options that exist."""
-    words = shlex.split(command.replace("…", ""))[1:]
-    group: Any = typer.main.get_command(app)
-    verb = group
-    if words and not words[0].startswith("-"):
-        verb = group.commands.get(words[0])
-        if verb is None:
-            return [f"no verb {words[0]!r}"]
-    options = {name for parameter in verb.params for name in parameter.opts} | {"--help"}
-    given = [word.partition("=")[0] for word in words if word.startswith("--")]
-    return [f"{verb.name} has no option {name}" for name in given if name not in options]
+    """What is wrong with a command in a sentence, with any values where it is filled in.
+
+    A verb alone, or with options alone, names these: what else they need may be left out.
+    """
+    _, *words = shlex.split(command)
+    if words[0].startswith("-"):
+        names = {name for option in typer.main.get_command(app).params for name in option.opts}
+        return [
+            f"rankwise has no option {word}" for word in words if word not in {*names, "--help"}
+        ]
+    is_whole = any("-" not in (one[0], two[0]) for one, two in itertools.pairwise(words))
+    found: list[str] = []
+    for value in _FILLED:
+        found = [
+            problem
+            for problem in _verb_problems([re.sub(r"\bX\b", value, word) for word in words])
+            if is_whole or not re.match(r"Missing|Option .* requires an argument", problem)
+        ]
+        if not found:
+            break
+    return found
+
+
+def _verbs() -> Collection[str]:
+    return _group().commands.keys()
+
+
+def _group() -> Any:
+    return typer.main.get_command(app)
 
 
 def _verb_problems(arguments: list[str]) -> list[str]:
-    group: Any = typer.main.get_command(app)
+    group = _group()
     try:
         with group.make_context("rankwise", list(arguments)) as context:
             left = [*context._protected_args, *context.args]

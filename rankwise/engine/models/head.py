@@ -71,7 +71,9 @@ class CompletionHead:
             hidden = getattr(model.base_model(**inputs), "last_hidden_state", None)
             if hidden is None:
                 raise ModelError(
-                    f"{type(model).__name__} gives no hidden states without its head. {INSTEAD}"
+                    f"{type(model).__name__} gives no hidden states without its head: it has no "
+                    f"part {model.base_model_prefix!r}, which its class names as the model below "
+                    f"the head. {INSTEAD}"
                 )
             expected = model(**inputs).logits[0]
             ours = self.logits(hidden[0])  # (4, vocab)

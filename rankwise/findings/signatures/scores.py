@@ -84,7 +84,7 @@ def _negative_transfer(
             f"If that domain matters, use the base, try {_LESS_TRAINING}, or mix rows of it "
             "into the training (mitigations in the study file)."
         )
-        if option.rank is not None:
+        if option.rank is not None and source.results.study.scores is None:
             base_model = source.results.study.config.base_model.name
             trained = ",".join(source.results.tasks.get("in_domain", ()))
             base_model, trained, kept = map(shlex.quote, (base_model, trained, task))
@@ -344,6 +344,8 @@ def _erratic(
         return
     low, (left, smaller), (right, larger) = valleys[sure.index(nearer)]
     several = nearer.num_seeds > 1
+    is_of_scores = source.results.study.scores is not None
+    command = "" if is_of_scores else " (`rankwise extend DIR --seeds 2`)"
     yield signature(
         "erratic_over_ranks",
         (source.results.train_task, ladder.label, None),
@@ -358,8 +360,7 @@ def _erratic(
             "Something other than rank decides: tune the learning rate for each rank before ranks "
             "are compared, and look at the training loss of these runs."
             if several
-            else "Add seeds (`rankwise extend DIR --seeds 2`): with one, an unlucky run looks the "
-            "same."
+            else f"Add seeds{command}: with one, an unlucky run looks the same."
         ),
     )
 

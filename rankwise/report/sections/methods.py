@@ -29,10 +29,11 @@ def methods_section(results: StudyResults, page_files: str) -> ReportSection:
         remarks.append(
             "To make the study again, write the study file below to study.yaml and run the "
             "commands. What it names with ./ belongs beside it. The same study fingerprint means "
-            "the same settings, data and base model."
+            'the same settings, data and base model. rankwise is not on PyPI yet: "make dist" in '
+            "a clone of that version makes the wheel."
         )
         made = results.study.provenance
-        pinned = [f"rankwise=={made.rankwise_version}"]
+        pinned = [f"'./rankwise-{made.rankwise_version}-py3-none-any.whl[train]'"]
         pinned += [
             f"{name}=={version.partition('+')[0]}"  # builds such as +cpu are not on PyPI
             for name, version in sorted(made.package_versions.items())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
@@ -100,9 +101,11 @@ def audited_section(record: AuditRecord) -> ReportSection:
     weights, matrices = audited_weights(record), record.matrices
     remarks = [_compared_with(record.null_draws, "--null-draws 0")]
     if record.ranks and record.cut is not None and record.cut.rank < record.ranks[-1]:
+        base, adapter = shlex.quote(record.base), shlex.quote(record.target)
         remarks.append(
             "Energy says what of the weights is kept, not what of the scores. To cut each matrix "
-            "and score the result: `rankwise repair BASE ADAPTER --by energy=0.9 ...`"
+            f"and score the result: `rankwise repair {base} {adapter} --by energy=0.9 --tasks TASK "
+            "--retention TASK --max-loss 1 --output repaired`, with your tasks."
         )
     label = weights.option.label
     figures = [*_norm_map({label: matrices}), *_maps_of(label, matrices)]

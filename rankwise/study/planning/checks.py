@@ -59,6 +59,14 @@ def check_model(config: StudyConfig, model: StudyModel, issues: Issues) -> None:
         with issues.of(place):
             unchecked = check_start(model.base, model.skeleton)
             issues.warnings.extend(f"{place}: {each}" for each in unchecked)
+    text_config = model.skeleton.config.get_text_config()
+    weight = getattr(text_config, "router_aux_loss_coef", 0.0)
+    if train.dpo is not None and weight and hasattr(text_config, "output_router_logits"):
+        issues.problems.append(
+            f"train.objective: {model.base.name} is a mixture of experts, and DPO here lacks the "
+            f"loss that keeps them in balance, which TRL adds (router_aux_loss_coef: {weight:g}); "
+            "to train without it, write 0 into the config.json of a copy of the model"
+        )
     if train.base_precision != "auto" and methods.full is not None:
         issues.warnings.append(
             f"train.base_precision: the base and its adapters are trained and scored in "
