@@ -1,14 +1,15 @@
 """Everything on a page that is not marked runs, from top to bottom, on things that take seconds.
 
 The embedded model is a tiny one here, and the finished studies are of it. Where an answer is an
-exit code, any answer will do: the model is random.
+exit code, any answer will do: the model is random. What is marked as training for minutes runs too,
+with settings that make it short.
 """
 
 from __future__ import annotations
 
 import shlex
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import peft
@@ -38,11 +39,13 @@ SMALL = (
     "evaluation.held_out_text=[]",
     "analysis={spectra: false, heads: false, gauges: false}",
 )
+TRAINS = "trains for minutes"
 RUN = [
     page
     for page in pages()
     if any(not each.why_not_run and each.language != "yaml" for each in blocks(page))
 ]
+TRAINED = [page for page in pages() if any(each.why_not_run == TRAINS for each in blocks(page))]
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +100,19 @@ def test_a_page_runs(
             run(block, names)
 
 
-def run(block: Block, names: dict[str, object]) -> None:
+@pytest.mark.parametrize("page", TRAINED)
+def test_what_trains_on_a_page_runs(
+    page: str, stage: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / "place"
+    shutil.copytree(stage, place)
+    monkeypatch.chdir(place)
+    for block in blocks(page):
+        if block.language == "console" and block.why_not_run in (None, TRAINS):
+            run(block, {}, SMALL)
+
+
+def run(block: Block, names: dict[str, object], settings: Sequence[str] = ()) -> None:
     """Do what a block says; the YAML of a page is read by another test."""
     if block.language == "python":
         exec(compile(block.text, block.place, "exec"), names)
@@ -107,6 +122,8 @@ def run(block: Block, names: dict[str, object]) -> None:
         verb = arguments[0]
         if verb == "init":
             Path(arguments[1]).unlink(missing_ok=True)
+        if verb == "run":
+            arguments[2:2] = settings
         done = rankwise(*(_found(argument) for argument in arguments))
         assert done.exit_code in ANSWERS.get(verb, (0,)), f"{block.place}: {command}\n{done.output}"
 

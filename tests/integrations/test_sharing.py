@@ -175,7 +175,7 @@ def test_files_of_one_name_stay_apart() -> None:
 
 
 def test_commands_name_the_study(tmp_path: Path) -> None:
-    planted = planted_study(num_in_domain=60)
+    planted = planted_study(num_in_domain=200)
     folders.write_study(StudyFolder(tmp_path / "secret-merger"), planted)
     (part,) = shared_outcome(StudyFolder(tmp_path / "secret-merger")).recommendation.by_train_task
     assert f"`rankwise extend {planted.study.config.name} --" in part.statement
