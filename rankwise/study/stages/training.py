@@ -152,17 +152,14 @@ def _import_adapter(source: Path, folder: Path) -> tuple[int, bool]:
         ModelError: the adapter is gone or cannot be read.
         StorageError: the folder cannot be written.
     """
-    from rankwise.engine.models.adapter_config import CONFIG_FILE, read_adapter_config
-    from rankwise.engine.models.adapter_folder import WEIGHTS_FILE, adapter_weights, has_update
+    from rankwise.engine.models.adapter_folder import AdapterFolder
 
-    read_adapter_config(source)
-    adapter_weights(source)
+    files, copy = AdapterFolder(source).files, AdapterFolder(folder)
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        for name in (CONFIG_FILE, WEIGHTS_FILE):
-            shutil.copyfile(source / name, folder / name)
-    weights = folder / WEIGHTS_FILE
-    return weights.stat().st_size, not has_update(weights)
+        for file in files:
+            shutil.copyfile(file, folder / file.name)
+    return copy.weights.stat().st_size, not copy.has_update
 
 
 def _train_adapters(context: StudyContext, trainings: Trainings, planned: PlannedPass) -> None:
