@@ -210,7 +210,10 @@ def _common_start(texts: Iterable[str]) -> int:
 
 
 class Links:
-    """Which keys are linked, also in turn."""
+    """Which keys are linked, also in turn: a union-find.
+
+    Each key points to another of its set, or to itself, which is the root: the smallest of them.
+    """
 
     def __init__(self) -> None:
         self._parents: dict[int, int] = {}
@@ -219,7 +222,7 @@ class Links:
         """The key that stands for all that are linked to this one."""
         parents = self._parents
         while (above := parents.setdefault(key, key)) != key:
-            parents[key] = key = parents[above]
+            parents[key] = key = parents[above]  # halves the path for the next who asks
         return key
 
     def joined(self, keys: Collection[int]) -> int:

@@ -207,6 +207,22 @@ def pack(
 ) -> MicroBatch:
     """Put examples one after the other, trainee by trainee, and everything on the device at once.
 
+    A pair whose prompt is p q, with the chosen answer c d and the rejected answer r, becomes five
+    rows: the last token of a sequence is only predicted. ::
+
+        row          0  1  2    3  4
+        input_ids    p  q  c    p  q
+        position     0  1  2    0  1     counted anew; attention keeps the spans apart
+        predicts     q  c  d    q  r
+        loss_rows       1  2       4     the row before each learned token
+        targets         c  d       r
+        spans        0 to 3     3 to 5   parts 0 and 1 of the example
+        counts       2          1        base_nats has a number for each of both
+
+    An example that is no pair is its first span alone. Where a trainee is held to the base,
+    ``held_rows`` are the rows of its KLs, and the base reads the same sequences once for all
+    trainees: ``text_rows`` are these tokens there.
+
     Args:
         placed: at least one.
         shares: of each trainee.
