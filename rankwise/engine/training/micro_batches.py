@@ -104,6 +104,7 @@ class PairTerms(NamedTuple):
 
     def log_likelihoods(self, nats: Float[Tensor, " tokens"]) -> Float[Tensor, "pairs 2"]:
         """The log-likelihoods of both answers, from the losses of their tokens."""
+        # (answers,), then (pairs, 2): chosen, rejected
         return -torch.segment_reduce(nats, "sum", lengths=self.counts).view(-1, 2)
 
     def losses(
@@ -170,6 +171,7 @@ def shared_out(placed: Sequence[Placed], count: int) -> list[list[Placed]]:
     """
     in_order = sorted(placed, key=lambda x: (x.trainee, -x.example.num_inputs, x.place))
     total = sum(item.example.num_inputs for item in placed)
+    # an example goes where its middle token lies, so no part depends on how the others filled up
     parts: list[list[Placed]] = [[] for _ in range(count)]
     start = 0
     for item in in_order:

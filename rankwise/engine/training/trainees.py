@@ -510,6 +510,7 @@ def _with_others(
     mixed: list[list[Example]] = []
     for batch in batches:
         num_own += len(batch)
+        # so many others beside num_own make them the share of all
         wanted = round(num_own * share / (1.0 - share))
         while len(order) < wanted:
             order += torch.randperm(len(others), generator=generator).tolist()
