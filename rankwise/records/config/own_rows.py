@@ -35,6 +35,7 @@ JudgeName = Literal[
     "number",
     "exact",
     "contains",
+    "starts_with",
     "json",
     "rouge",
     "bleu",
