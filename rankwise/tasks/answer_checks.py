@@ -128,7 +128,6 @@ _OF_TEXTS: Mapping[str, Checker] = {
     "rouge": lambda answer, doc: {**rouge(answer, doc["completion"])},
     "exact": _share("exact_match", lambda answer, right: answer == right),
     "contains": _share("contains", lambda answer, right: right in answer),
-    "starts_with": _share("starts_with", lambda answer, right: answer.startswith(right)),
     "number": _share("number", lambda answer, right: number_of(answer) == number_of(right)),
 }
 

@@ -265,8 +265,6 @@ def test_long_answers_are_judged_in_good_time(name: str, answer: str) -> None:
         ("exact", "42.", "exact_match", 0),
         ("contains", "It is 42, I think", "contains", 1),
         ("contains", "It is 24", "contains", 0),
-        ("starts_with", "42, I think", "starts_with", 1),
-        ("starts_with", "It is 42", "starts_with", 0),
         ("number", "so\n#### $42.", "number", 1),
         ("number", "42 #### 41", "number", 0),
     ],

@@ -35,7 +35,6 @@ JudgeName = Literal[
     "number",
     "exact",
     "contains",
-    "starts_with",
     "json",
     "rouge",
     "bleu",
