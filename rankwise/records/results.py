@@ -158,19 +158,6 @@ class Divergence(StageRecord, has_texts=False):
     score_seconds: float
 
 
-class PromptLoss(StageRecord, has_texts=False):
-    """``prompt_loss.json``: how well a model predicts the prompts of its own task.
-
-    ``nats`` is the mean over all their tokens but the first of each.
-    """
-
-    model: str
-    num_prompts: int
-    num_tokens: int
-    nats: float
-    score_seconds: float
-
-
 class ModelResults(Record):
     """Everything measured on one model; ``run`` is None for the untouched base.
 
@@ -188,7 +175,6 @@ class ModelResults(Record):
     items: dict[str, TaskItems]
     divergences: tuple[Divergence, ...] = ()
     from_base: Divergence | None = None
-    prompt_loss: PromptLoss | None = None
     spectra: SpectraRecord | None = None
     head_changes: HeadChanges | None = None
     head_effects: tuple[TaskHeadEffects, ...] = ()

@@ -29,7 +29,7 @@ methods:
   lora: {ranks: [2, 4, 8], target_modules: [q_proj, k_proj, v_proj, o_proj]}
   full: {weights: float32}
 evaluation: {retention: [hues], num_train_items: 0, trained_format: false, limit: 12}
-analysis: {divergence: true, prompt_loss: true, null_draws: 0, head_prompts: 4}
+analysis: {divergence: true, null_draws: 0, head_prompts: 4}
 deploy: [merged-bf16]
 """
 

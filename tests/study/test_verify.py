@@ -33,7 +33,7 @@ methods:
   variants: {names: [rslora]}
 mitigations: [{kl: {share: 0.4}}]
 evaluation: {retention: [hues], num_train_items: 0, trained_format: false, limit: 12}
-analysis: {divergence: true, prompt_loss: true, null_draws: 0}
+analysis: {divergence: true, null_draws: 0}
 deploy: [merged-bf16, merged-fp16]
 """
 

@@ -187,8 +187,6 @@ class AnalysisConfig(Section):
     """The number of prompts on which heads are compared."""
     gauges: Switch = True
     """Compare the next-token distributions of every model with the base's."""
-    prompt_loss: Annotated[Switch, ADDED] = False
-    """Score the prompts of every run's own task."""
     divergence: Annotated[Switch, ADDED] = False
     """Compare the next-token distributions of every LoRA run with those of full fine-tuning."""
 

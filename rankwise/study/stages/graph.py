@@ -11,7 +11,6 @@ from rankwise.study.stages.divergence import CompareDistributions
 from rankwise.study.stages.form import CheckForm
 from rankwise.study.stages.gauges import CompareWithBase
 from rankwise.study.stages.heads import CompareHeads
-from rankwise.study.stages.prompt_loss import ScorePrompts
 from rankwise.study.stages.scoring import Score
 from rankwise.study.stages.spectra import AnalyseWeights
 from rankwise.study.stages.stage import Graph, Stage, model_name
@@ -25,7 +24,6 @@ KINDS: tuple[type[Stage], ...] = (
     CompareDistributions,
     CompareHeads,
     AnalyseWeights,
-    ScorePrompts,
     CheckForm,
 )
 """Every kind of stage, in the order in which a study does them."""
