@@ -267,9 +267,10 @@ class ScoringSession:
             RecordError: a score is not finite.
             UnchangedOutputsError: an adapter with a non-zero update answers as the model does.
         """
-        for each, adapter in adapters.items():
-            self.scorer.put_on(each, adapter.target)
-            if adapter.has_update:
+        for each, audited in adapters.items():
+            assert audited.adapter is not None
+            self.scorer.put_on(each, audited.adapter)
+            if audited.has_update:
                 refuse_unapplied(self.scorer, [each], probes(tasks[0].requests))
         scored = [ScoredModel(name, name), *(ScoredModel(each, each, each) for each in adapters)]
         by_task: list[list[Scoring]] = []

@@ -13,7 +13,8 @@ from rankwise.records.study import PlannedPass, PlannedRun
 from rankwise.study.times import training_work
 
 _BALANCED = 0.001
-"""The search for the smallest fullest pass ends within this share of the limit."""
+"""The search for the smallest fullest pass ends within this share of the limit: what a pass takes
+is not known as exactly."""
 
 USABLE_SHARE = 0.85
 """The share of the available memory that a pass is planned for: estimates and other programs vary.
