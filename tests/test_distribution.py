@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib.metadata
 import re
 import sys
 import tarfile
@@ -13,6 +14,7 @@ from pathlib import Path, PurePosixPath
 import pytest
 from hatchling.builders.sdist import SdistBuilder
 from hatchling.builders.wheel import WheelBuilder
+from lm_eval.api.model import LM
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -49,6 +51,10 @@ def test_the_wheel_has_the_package_and_nothing_else(built: tuple[Path, Path]) ->
         *(".py", ".yaml", ".html", ".css", ".js", ".bib", ".csv", ".jsonl", ".typed")
     }
     assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)
+    (described,) = importlib.metadata.distributions(path=[str(built[0])])
+    declared = [*described.entry_points.select(group="lm_eval.models")]
+    assert [each.name for each in declared] == ["rankwise"]
+    assert issubclass(declared[0].load(), LM)
 
 
 def test_the_source_distribution_has_what_its_list_says(built: tuple[Path, Path]) -> None:
