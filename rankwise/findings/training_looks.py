@@ -125,7 +125,7 @@ def training_look(
     changes: dict[str, tuple[MeanChange, ...]] = dict.fromkeys(base, ())
     for relation, before in base.items():
         after = now[relation]
-        groups = before.tasks_by_unit(before.items).items()
+        groups: list[tuple[Unit, list[str]]] = [*before.tasks_by_unit(before.items).items()]
         if relation == "own":
             groups = [(items.unit, [task]) for task, items in before.items.items()]
         for unit, tasks in groups:
