@@ -107,7 +107,11 @@ class ScoreSettings(NamedTuple):
                 )
             except DataError as error:
                 raise DataError(f"{name}: {error}") from error
-            found.append(requests.prepared_task(own.tasks[0], tokenizer, length, settings))
+            task, num_empty = own.tasks[0], own.read.num_without_answer
+            if num_empty:
+                left_out = f"{quantities.counted(num_empty, 'row')} without an answer left out"
+                task = task._replace(warning="; ".join(filter(None, (left_out, task.warning))))
+            found.append(requests.prepared_task(task, tokenizer, length, settings))
         return found
 
 

@@ -155,6 +155,9 @@ class RankwiseLM(LM):
         **arguments: Any,
     ) -> None:
         super().__init__()
+        # lm-eval's default, which its own models too take for the CPU where there is no card
+        if device == "cuda:0" and not torch.cuda.is_available():
+            device = None
         self._arguments = parse_model_arguments(
             {"pretrained": pretrained, "device": device, **arguments}
         )
