@@ -24,6 +24,7 @@ import torch
 from lm_eval.models.huggingface import HFLM
 
 from benchmarks.training_peer import ROOT, SCALING, TARGETS, load_model, new_adapter, now
+from rankwise.engine.models.adapter_folder import AdapterFolder
 from rankwise.engine.models.devices import device_name
 from rankwise.engine.models.loading import load_tokenizer
 from rankwise.engine.models.peft_adapters import save_adapter
@@ -110,7 +111,7 @@ class Ours:
     def put_on(self, folders: dict[str, str]) -> dict[str, Any]:
         """Make the adapters known."""
         for name, folder in folders.items():
-            self._scorer.put_on(name, Path(folder))
+            self._scorer.put_on(name, AdapterFolder(Path(folder)))
         return {"device": device_name(self._device)}
 
     def measure(self, workload: str, items: int, names: list[str | None], **_: Any) -> Any:

@@ -22,6 +22,7 @@ from transformers import AutoModelForCausalLM
 
 from benchmarks.parity_regimes import Regime
 from benchmarks.parity_tally import Scores
+from rankwise.engine.models.adapter_folder import AdapterFolder
 from rankwise.engine.models.devices import DTYPES, ResolvedPrecision
 from rankwise.engine.models.loading import load_frozen, load_tokenizer
 from rankwise.engine.scoring.resident import ResidentScorer
@@ -67,7 +68,7 @@ def load_ours(
     tokenizer = load_tokenizer(model_folder)
     model = load_frozen(model_folder, precision, CPU)
     scorer = ResidentScorer(model, tokenizer, max_batch_tokens=MAX_BATCH_TOKENS)
-    scorer.put_on(ADAPTER, adapter)
+    scorer.put_on(ADAPTER, AdapterFolder(adapter))
     return scorer, tokenizer
 
 

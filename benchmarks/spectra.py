@@ -33,6 +33,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from rankwise.engine.models.adapter_folder import AdapterFolder
 from rankwise.engine.models.base_folder import find_base_model
 from rankwise.engine.models.start import fetch_weights
 from rankwise.engine.models.weights import weight_matrices
@@ -125,7 +126,7 @@ def of_study(folder: StudyFolder) -> Iterator[Case]:
     """Every matrix that LoRA runs of a finished study adapt."""
     study = folder.read_study()
     runs = [run for run in study.runs if run.method == "lora"]
-    updates = [read_updates(folder.weights_folder(run)) for run in runs]
+    updates = [read_updates(AdapterFolder(folder.weights_folder(run))) for run in runs]
     layers = list(dict.fromkeys(name for each in updates for name in each))
     base = fetch_weights(find_base_model(study.config.base_model))
     for name, weight in weight_matrices(base, layers).items():

@@ -21,6 +21,7 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
+from rankwise.engine.models.adapter_folder import AdapterFolder
 from rankwise.engine.models.loading import load_frozen
 from rankwise.engine.models.peft_adapters import save_adapter
 from rankwise.engine.models.structure import LinearShape, target_shapes
@@ -281,7 +282,7 @@ def check_peft(subject: Subject, peers: Sequence[Any]) -> list[str]:
 
 def _names(scorer: ResidentScorer, subject: Subject) -> list[str | None]:
     for rank in RANKS:
-        scorer.put_on(str(rank), subject.adapter_folder(rank))
+        scorer.put_on(str(rank), AdapterFolder(subject.adapter_folder(rank)))
     return [None, *map(str, RANKS)]
 
 

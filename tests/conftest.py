@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 from collections.abc import Generator, Iterator
@@ -11,6 +12,7 @@ import jaxtyping
 import pytest
 from jaxtyping import install_import_hook
 from syrupy.assertion import SnapshotAssertion
+from typer.main import get_command
 
 from tests.support.checked import check_first_calls, checked, forget_calls
 from tests.support.sentences import LEFT_OUT, Sentences
@@ -75,6 +77,15 @@ def nothing_remembered() -> Generator[None]:
     """No test knows how long the studies of another took."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("rankwise.study.speeds._path", lambda: Path(os.devnull, "speeds.json"))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_waited_for() -> Generator[None]:
+    """No test of this process waits for the disk, or for typer to read all verbs once more."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda _: None)
+        patch.setattr("typer.testing._get_command", functools.cache(get_command))
         yield
 
 

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import ast
+import importlib.metadata
+import json
 import re
+import shutil
+import subprocess
 import sys
 import tarfile
 import tomllib
@@ -11,8 +15,10 @@ import zipfile
 from pathlib import Path, PurePosixPath
 
 import pytest
+import yaml
 from hatchling.builders.sdist import SdistBuilder
 from hatchling.builders.wheel import WheelBuilder
+from lm_eval.api.model import LM
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -49,6 +55,10 @@ def test_the_wheel_has_the_package_and_nothing_else(built: tuple[Path, Path]) ->
         *(".py", ".yaml", ".html", ".css", ".js", ".bib", ".csv", ".jsonl", ".typed")
     }
     assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)
+    (described,) = importlib.metadata.distributions(path=[str(built[0])])
+    declared = [*described.entry_points.select(group="lm_eval.models")]
+    assert [each.name for each in declared] == ["rankwise"]
+    assert issubclass(declared[0].load(), LM)
 
 
 def test_the_source_distribution_has_what_its_list_says(built: tuple[Path, Path]) -> None:
@@ -71,6 +81,47 @@ def test_the_version_is_the_same_everywhere(built: tuple[Path, Path]) -> None:
         f"rankwise-{PROJECT['version']}-py3-none-any.whl",
         f"rankwise-{PROJECT['version']}.tar.gz",
     ]
+
+
+@pytest.mark.parametrize(
+    ("repository", "tag", "is_right"),
+    [
+        ("OWNER/rankwise", f"v{PROJECT['version']}", True),
+        ("other/rankwise", f"v{PROJECT['version']}", False),
+        ("OWNER/rankwise", "v9.9.9", False),
+    ],
+)
+def test_the_notebook_installs_the_wheel_that_a_release_makes(
+    built: tuple[Path, Path], tmp_path: Path, repository: str, tag: str, is_right: bool
+) -> None:
+    """By the step of the workflow, run in a shell."""
+    notebook = ROOT / "examples" / "rank_study.ipynb"
+    cells = {
+        cell["id"]: "".join(cell["source"]) for cell in json.loads(notebook.read_text())["cells"]
+    }
+    (given,) = re.findall(r'%pip install --quiet "(.+)"', cells["install"])
+    wanted = Requirement(given)
+    assert (wanted.name, wanted.extras) == ("rankwise", {"train"})
+    assert str(wanted.url).rpartition("/")[2] == built[0].name
+    assert "colab.research.google.com/github/OWNER/rankwise/blob/main/examples" in cells["question"]
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "release.yml").read_text())
+    steps = {step.get("name"): step for step in workflow["jobs"]["build"]["steps"]}
+    for folder, file in (("dist", built[0]), ("examples", notebook)):
+        (tmp_path / folder).mkdir()
+        shutil.copy(file, tmp_path / folder)
+    done = subprocess.run(
+        ["bash", "-e", "-c", steps["The notebook installs this wheel"]["run"]],
+        cwd=tmp_path, env={"GITHUB_REPOSITORY": repository, "GITHUB_REF_NAME": tag}, check=False,
+    )  # fmt: skip
+    assert (done.returncode == 0) == is_right
+
+
+def test_a_release_writes_its_version_wherever_it_stands() -> None:
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]
+    for each in settings["bumpversion"]["files"]:
+        search = each["search"].format(current_version=PROJECT["version"])
+        text = (ROOT / each["filename"]).read_text(encoding="utf-8")
+        assert re.search(search if each.get("regex") else re.escape(search), text, re.MULTILINE)
 
 
 CALLED = {"pyyaml": "yaml", "vl-convert-python": "vl_convert"}

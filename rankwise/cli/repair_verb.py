@@ -198,7 +198,9 @@ def _of_adapters(
     from rankwise.weights.adapter_repair import AdapterRepairer, AskedTask, repair_adapter
     from rankwise.weights.session import ScoringSession, prepared_tasks
 
-    first, *others = adapters
+    first, *_ = adapters
+    named = [(str(each.target), each.adapter) for each in adapters if each.adapter is not None]
+    (name, adapter), *others = named
     precision = settings.resolved_precision
     own, kept = (
         prepared_tasks(first, settings._replace(tasks=names))
@@ -209,14 +211,14 @@ def _of_adapters(
         problem = f"{', '.join(both)} is in --tasks and in --retention; name it in one of them"
         raise ConfigError("repair", [problem])
     repairer = AdapterRepairer(
-        model=str(first.target),
-        folder=first.target,
+        model=name,
+        adapter=adapter,
         base=first.base,
         in_domain=[AskedTask(task) for task in own],
         retention=[AskedTask(task) for task in kept],
         kinds=kinds,
         open_session=lambda: ScoringSession.of(first.base, precision),
-        others=[(str(other.target), other.target) for other in others],
+        others=others,
         warnings=tuple(warning for each in adapters for warning in each.warnings),
     )
     repairer.refuse_unjudgeable()

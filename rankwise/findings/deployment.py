@@ -103,21 +103,30 @@ def judged_form(
         DataError: both score 0 on all items of a clause: it would hold whatever an adapter does.
     """
     for task in rule.clauses:
-        items = reference.items[task]
-        values = (*items.values, *form.items[task].values)
-        if items.higher_is_better and not any(values):
-            raise DataError(
-                f"{task}: {reference.name} and {form.name} score 0 on all "
-                f"{quantities.counted(len(items.values), 'item')}, so nothing can be lost there, "
-                "and the clause would hold for any adapter. Choose rows that the base can do, or "
-                "judge them otherwise."
-            )
+        refuse_vacuous(task, reference, form)
     by_unit = reference.tasks_by_unit(task for task in reference.items if task not in rule.clauses)
     groups = [TaskGroup(unit, tasks, rule.margin(unit)) for unit, tasks in by_unit.items()]
     for task, margin in rule.clauses.items():
         unit = reference.items[task].unit
         groups.append(TaskGroup(unit, [task], margin or rule.margin(unit)))
     return judged_in_groups(reference, form, weights, groups, rule.confidence)
+
+
+def refuse_vacuous(task: str, *models: ModelResults) -> None:
+    """Refuse a clause on a task where none of these models scores anything.
+
+    Raises:
+        DataError: they score 0 on all items, so the clause would hold for any adapter.
+    """
+    scored = [model.items[task] for model in models]
+    if scored[0].higher_is_better and not any(any(items.values) for items in scored):
+        names = quantities.listed([model.name for model in models])
+        raise DataError(
+            f"{task}: {names} {'score' if len(models) > 1 else 'scores'} 0 on all "
+            f"{quantities.counted(len(scored[0].values), 'item')}, so nothing can be lost there, "
+            "and the clause would hold for any adapter. Choose rows that the base can do, or "
+            "judge them otherwise."
+        )
 
 
 def judged_in_groups(

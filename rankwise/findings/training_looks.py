@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -19,12 +20,14 @@ class MeanChange(NamedTuple):
     Attributes:
         unit: of the bounds.
         tasks: names.
+        score: the model's mean score, in the unit.
         shown: the bounds of this look by itself, at the rule's confidence; positive is better.
         deciding: the wider bounds by which this look may stop a training.
     """
 
     unit: Unit
     tasks: tuple[str, ...]
+    score: float
     shown: Interval
     deciding: Interval
 
@@ -36,43 +39,60 @@ class TrainingLook(NamedTuple):
         number: 1 is the first look of a training.
         step: optimizer steps so far.
         alpha: the share of wrong stops that this look may add, 0..1.
-        retention: by unit.
+        retention: by unit; empty without tasks of retention.
         gain: by unit; empty without tasks of the gain.
+        own: each own set by itself.
     """
 
     number: int
     step: int
     alpha: float
-    retention: tuple[MeanChange, ...]
+    retention: tuple[MeanChange, ...] = ()
     gain: tuple[MeanChange, ...] = ()
+    own: tuple[MeanChange, ...] = ()
 
     @property
     def logged(self) -> dict[str, float]:
         """Numbers for a log by name, such as ``retention_change_lower``, in points.
 
-        Where tasks are scored by their loss, ``retention_change_nats`` and its bounds are theirs.
+        An own set has ``own/<name>/score``, and ``own/<name>/change`` with its bounds. Where the
+        loss decides, ``_nats`` stands behind the name: ``retention_change_nats_lower``.
         """
+        named = [("retention_change", each) for each in self.retention]
+        named += [("gain", each) for each in self.gain]
+        named += [(f"own/{each.tasks[0]}/change", each) for each in self.own]
         entries: dict[str, float] = {}
-        for name, changes in (("retention_change", self.retention), ("gain", self.gain)):
-            for unit, _, shown, _ in changes:
-                key = name if unit == "points" else f"{name}_{unit}"
-                bounds = {"": shown.estimate, "_lower": shown.lower, "_upper": shown.upper}
-                entries |= {f"{key}{end}": value for end, value in bounds.items()}
-        return entries
+        for name, (unit, _, _, shown, _) in named:
+            bounds = {"": shown.estimate, "_lower": shown.lower, "_upper": shown.upper}
+            key = _in_unit(name, unit)
+            entries |= {f"{key}{end}": value for end, value in bounds.items()}
+        scores = {
+            _in_unit(f"own/{each.tasks[0]}/score", each.unit): each.score for each in self.own
+        }
+        return entries | scores
 
     def reason_to_stop(self, rule: LossRule) -> str | None:
-        """Why the training should stop: a loss that is shown to be above the margin."""
-        for change in self.retention:
-            margin = rule.margin(change.unit)
-            if verdict_of(change.deciding, margin) == "loses":
-                return (
-                    f"the training stops at step {self.step}: the retention loss is shown to be "
-                    f"above {quantities.amount(margin, change.unit)}. The mean change over "
-                    f"{quantities.listed(change.tasks)} is "
-                    f"{quantities.with_interval(change.deciding, change.unit)}, with the bounds of "
-                    f"look {self.number}."
-                )
+        """Why the training should stop: a loss that is shown to be above its margin.
+
+        ``rule.clauses`` has own sets with a margin of their own, in their unit.
+        """
+        for kind, changes in (("retention loss", self.retention), ("loss", self.own)):
+            for change in changes:
+                margin = rule.clauses.get(change.tasks[0]) or rule.margin(change.unit)
+                if verdict_of(change.deciding, margin) == "loses":
+                    where = f"over {quantities.listed(change.tasks)}"
+                    return (
+                        f"the training stops at step {self.step}: the {kind} is shown to be above "
+                        f"{quantities.amount(margin, change.unit)}. The mean change {where} is "
+                        f"{quantities.with_interval(change.deciding, change.unit)}, with the "
+                        f"bounds of look {self.number}."
+                    )
         return None
+
+
+def _in_unit(name: str, unit: Unit) -> str:
+    """A number's name in a log."""
+    return name if unit == "points" else f"{name}_{unit}"
 
 
 def training_look(
@@ -92,7 +112,7 @@ def training_look(
     Args:
         step: at least 1.
         every: steps from one look to the next.
-        base: relation (``retention``, ``gain``) -> what the base scored.
+        base: relation (``retention``, ``gain``, ``own``) -> what the base scored.
         now: likewise, the model.
         confidence: two-sided, of all looks together, 0..1.
 
@@ -104,9 +124,14 @@ def training_look(
     alpha = share * (1.0 - confidence)
     changes: dict[str, tuple[MeanChange, ...]] = dict.fromkeys(base, ())
     for relation, before in base.items():
-        for unit, tasks in before.tasks_by_unit(before.items).items():
-            pairs = [pair_items(before, now[relation], task).items for task in tasks]
-            mean = mean_over_tasks(pairs)
+        after = now[relation]
+        groups: list[tuple[Unit, list[str]]] = [*before.tasks_by_unit(before.items).items()]
+        if relation == "own":
+            groups = [(items.unit, [task]) for task, items in before.items.items()]
+        for unit, tasks in groups:
+            pairs = [pair_items(before, after, task) for task in tasks]
+            mean = mean_over_tasks([pair.items for pair in pairs])
+            score = statistics.fmean(float(pair.adapted.mean()) for pair in pairs)
             bounds = (interval_of(mean, level) for level in (confidence, 1.0 - alpha))
-            changes[relation] += (MeanChange(unit, tuple(tasks), *bounds),)
+            changes[relation] += (MeanChange(unit, tuple(tasks), score, *bounds),)
     return TrainingLook(number, step, alpha, **changes)

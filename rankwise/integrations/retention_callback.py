@@ -8,37 +8,56 @@ model that brings an attention of its own, as Unsloth's do, is refused before th
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import peft
+import torch
+from accelerate.state import PartialState
+from accelerate.utils import DistributedType
 from torch import nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from rankwise.engine.models.attention import decoder_of
 from rankwise.engine.models.undisturbed import undisturbed, untrained
 from rankwise.errors import ConfigError, ModelError, TaskError
-from rankwise.findings.deployment import LossRule
+from rankwise.findings.deployment import LossRule, refuse_vacuous
 from rankwise.findings.training_looks import TrainingLook, training_look
+from rankwise.records import quantities
+from rankwise.records.config.own_rows import ClauseConfig
 from rankwise.records.config.study import RecommendationConfig
 from rankwise.records.fields import margin
-from rankwise.records.results import ModelResults
+from rankwise.records.folder import BASE
+from rankwise.records.grouping import grouped
+from rankwise.records.results import ModelResults, left_out_warnings, missing_items
+from rankwise.records.study_file import contract_of, load_contract
 from rankwise.tasks.requests import PreparedTask
-from rankwise.weights.session import CONFIDENCE, ScoreSettings, ScoringSession
+from rankwise.weights.session import (
+    CONFIDENCE,
+    Samples,
+    ScoreSettings,
+    ScoringSession,
+    comparable,
+    cut_warnings,
+)
 
 logger = logging.getLogger(__name__)
 
 _NAME = "RetentionCallback"
+_KEYS = {"retention": "tasks", "gain": "gain", "own": "own"}
+_REPLICATED = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
 
 
 class RetentionCallback(TrainerCallback):
-    """Scores a model on tasks while it trains, against the base on the same items.
+    """Scores a model on tasks and own rows while it trains, against the base on the same items.
 
     The base is scored once, before the first step. Every ``every`` steps and at the end, the
     changes with their 95 % intervals go into the trainer's log. The training's random states and
     all modes of the model are left as they were, so its losses are those without the callback.
+    Of several processes that each hold the whole model, the first scores and the others wait.
 
     Attributes:
         looks: what was found so far, first to last.
@@ -47,9 +66,10 @@ class RetentionCallback(TrainerCallback):
 
     def __init__(
         self,
-        tasks: Sequence[str],
+        tasks: Sequence[str] = (),
         *,
         gain: Sequence[str] = (),
+        own: Mapping[str, Any] | str | PathLike[str] | None = None,
         every: int = 200,
         items: int = 300,
         max_retention_loss: float | None = None,
@@ -62,14 +82,18 @@ class RetentionCallback(TrainerCallback):
         """Take the settings; tasks are looked up when the training begins.
 
         Args:
-            tasks: of retention, as lm-eval names them; at least one.
+            tasks: of retention, as lm-eval names them.
             gain: tasks that the training should improve.
+            own: sets of own rows, each judged by itself as ``rankwise check --contract`` does: a
+                contract's file, or name -> its keys, as in ``evaluation.own`` of a study, and
+                ``max_loss``. The training is stopped once a set is shown to lose more than that;
+                a set of role ``retention`` without it has ``max_retention_loss``.
             every: optimizer steps between two looks.
-            items: the most items of each task that are scored; at least 2.
+            items: the most items of each task and set that are scored; at least 2.
             max_retention_loss: stop once the mean loss over ``tasks`` is shown to be above it, in
                 points; None: never stop. Looking often errs often, so all looks share 5 %.
             tasks_path: folders with further task files.
-            allow_task_code: whether these may run Python code.
+            allow_task_code: whether these, and checks of own rows, may run Python code.
             num_fewshot: examples before each question; None: each task's own number.
             chat_template: ask in the model's chat format, if it has one.
             trainer: tells its trackers too; None: the numbers go into ``state.log_history`` alone.
@@ -81,8 +105,8 @@ class RetentionCallback(TrainerCallback):
         for key, names in (("tasks", tasks), ("gain", gain)):
             if isinstance(names, str):
                 problems.append(f"{key}: {names!r} is a text; give a list of names: [{names!r}]")
-        if not tasks:
-            problems.append("tasks: there are none; name at least one")
+        if not tasks and not own:
+            problems.append("tasks: there are none; name at least one, or give own sets")
         if every < 1:
             problems.append(f"every: {every} is not a number of steps; give at least 1")
         if items < 2:
@@ -94,23 +118,39 @@ class RetentionCallback(TrainerCallback):
             problems.append(f"max_retention_loss: {error}")
         if problems:
             raise ConfigError(_NAME, problems)
-        self._settings = ScoreSettings(
-            tuple(tasks),
-            tuple(map(Path, tasks_path)),
-            allow_task_code,
+        sets: Mapping[str, ClauseConfig] = {}
+        if isinstance(own, str | PathLike):
+            sets = load_contract(Path(own))
+        elif own:
+            sets = contract_of(own, f"{_NAME}, own", Path.cwd())
+        settings = ScoreSettings(
+            tasks=(),
+            tasks_path=tuple(map(Path, tasks_path)),
+            allow_task_code=allow_task_code,
             num_fewshot=num_fewshot,
             limit=items,
             chat_template=chat_template,
         )
-        self._names = {"retention": tuple(tasks)} | ({"gain": tuple(gain)} if gain else {})
-        self._every, self._trainer = every, trainer
-        self._rule: LossRule | None = None
+        asked = {
+            "retention": settings._replace(tasks=tuple(tasks)),
+            "gain": settings._replace(tasks=tuple(gain)),
+            "own": settings._replace(own=sets),
+        }
+        self._asked = {key: each for key, each in asked.items() if each.tasks or each.own}
+        self._chat_template, self._every, self._trainer = chat_template, every, trainer
+        # a set that is to be learned may lose anything, unless it says otherwise
+        clauses = {
+            name: each.max_loss or (None if each.role == "retention" else math.inf)
+            for name, each in sets.items()
+        }
+        self._rule = LossRule(math.inf, math.inf, CONFIDENCE, clauses)
         if max_retention_loss is not None:
             nats = RecommendationConfig().delta_nats
-            self._rule = LossRule(max_retention_loss, nats, CONFIDENCE)
+            self._rule = self._rule._replace(points=max_retention_loss, nats=nats)
         self._tokenizer: Any = None
         self._tasks: Mapping[str, Sequence[PreparedTask]] = {}
         self._base: Mapping[str, ModelResults] = {}
+        self._of_base: Samples = {}
         self.looks: tuple[TrainingLook, ...] = ()
         self.stop_reason: str | None = None
 
@@ -120,18 +160,22 @@ class RetentionCallback(TrainerCallback):
         """Prepare the tasks and score the base.
 
         Raises:
-            ConfigError: the trainer has no tokenizer, trains on several processes, or resumes all
-                weights.
+            ConfigError: the trainer has no tokenizer, shards the model, or resumes all weights.
             ModelError: the model cannot be scored while it trains.
             TaskError: a task is unknown, or cannot be scored.
+            DataError: own rows cannot be read or judged, or the base scores nothing where a loss
+                is limited.
         """
         model: nn.Module = kwargs["model"]
         self.looks, self.stop_reason = (), None
         self._tokenizer = _tokenizer(kwargs.get("processing_class"))
-        problem = None
-        if args.world_size > 1 or args.deepspeed:
-            how = f"{args.world_size} processes" if args.world_size > 1 else "DeepSpeed"
-            problem = f"it trains with {how}; train in one process, or leave the callback out"
+        problem, kind = None, PartialState().distributed_type
+        is_sharded = any(hasattr(weight, "placements") for weight in model.parameters())
+        if is_sharded or kind not in _REPLICATED:
+            problem = (
+                f"it may shard the model over processes ({kind.value}); train in one process or "
+                "with DDP, or leave the callback out"
+            )
         # a checkpoint of all weights is not the base that it came from
         elif state.global_step and not isinstance(model, peft.PeftModel):
             problem = (
@@ -140,21 +184,35 @@ class RetentionCallback(TrainerCallback):
             )
         if problem is not None:
             raise ConfigError(_NAME, [problem])
+        if self._chat_template and not self._tokenizer.chat_template:
+            raise ConfigError(_NAME, ["chat_template: the tokenizer has none; leave it out"])
+        if not state.is_world_process_zero:
+            return
         with undisturbed(model), untrained(model):
-            settings, tokenizer = self._settings, self._tokenizer
-            if settings.chat_template and not tokenizer.chat_template:
-                raise ConfigError(_NAME, ["chat_template: the tokenizer has none; leave it out"])
             config = decoder_of(model).config
             self._tasks = {
-                relation: settings._replace(tasks=names).prepared(tokenizer, config)
-                for relation, names in self._names.items()
+                relation: settings.prepared(self._tokenizer, config)
+                for relation, settings in self._asked.items()
             }
-            names = [task.name for of_relation in self._tasks.values() for task in of_relation]
-            if both := sorted({name for name in names if names.count(name) > 1}):
-                raise TaskError(
-                    f"{', '.join(both)} is listed in both tasks and gain. Name each task once."
-                )
-            self._base = self._scored(model, "base")
+            places = grouped(
+                (task.name, _KEYS[relation])
+                for relation, tasks in self._tasks.items()
+                for task in tasks
+            )
+            for name, keys in places.items():
+                if len(keys) > 1:
+                    raise TaskError(
+                        f"{name} is listed in {quantities.listed(keys)}. Give each task and each "
+                        "set a name of its own."
+                    )
+            for tasks in self._tasks.values():
+                for warning in cut_warnings(tasks):
+                    logger.warning(warning)
+            self._of_base = {}
+            self._base = self._scored(model, BASE, self._of_base)
+        for name, most in self._rule.clauses.items():
+            if (most or self._rule.margin(self._base["own"].items[name].unit)) < math.inf:
+                refuse_vacuous(name, self._base["own"])
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -162,8 +220,8 @@ class RetentionCallback(TrainerCallback):
         """Look, if it is time, and stop the training if it forgets too much."""
         if state.global_step % self._every:
             return
-        look = self._look(state, kwargs["model"])
-        self.stop_reason = None if self._rule is None else look.reason_to_stop(self._rule)
+        look = self._look(args, state, kwargs["model"])
+        self.stop_reason = look.reason_to_stop(self._rule)
         if self.stop_reason is not None:
             logger.warning(self.stop_reason)
             control.should_training_stop = True
@@ -174,10 +232,10 @@ class RetentionCallback(TrainerCallback):
         """Look at the model that is left, unless that was done at the last step."""
         was_seen = bool(self.looks) and self.looks[-1].step == state.global_step
         if state.global_step and (args.load_best_model_at_end or not was_seen):
-            self._look(state, kwargs["model"])
+            self._look(args, state, kwargs["model"])
 
-    def _scored(self, model: nn.Module, name: str) -> dict[str, ModelResults]:
-        """The model as it is now, by relation."""
+    def _scored(self, model: nn.Module, name: str, samples: Samples) -> dict[str, ModelResults]:
+        """The model as it is now, by relation; ``samples`` has the base's lines, or gets them."""
         try:
             session = ScoringSession(model, self._tokenizer)
         except ModelError as error:
@@ -186,14 +244,25 @@ class RetentionCallback(TrainerCallback):
                 "out, and compare the saved model with its base (`rankwise audit --tasks`)."
             ) from error
         return {
-            relation: session.results(tasks, name)[0] for relation, tasks in self._tasks.items()
+            relation: session.results(tasks, name, samples=samples)[0]
+            for relation, tasks in self._tasks.items()
         }
 
-    def _look(self, state: TrainerState, model: nn.Module) -> TrainingLook:
+    def _look(self, args: TrainingArguments, state: TrainerState, model: nn.Module) -> TrainingLook:
+        """What the first process finds; the others wait for it."""
         step = state.global_step
-        with undisturbed(model):
-            now = self._scored(model, f"step {step}")
-        look = training_look(step, self._every, self._base, now, CONFIDENCE)
+        found: list[Any] = [None]
+        if state.is_world_process_zero:
+            with undisturbed(model):
+                now = self._scored(model, f"step {step}", dict(self._of_base))
+            for warning in left_out_warnings(missing_items([*self._base.values(), *now.values()])):
+                logger.warning(warning)
+            pairs = {key: comparable([self._base[key], now[key]]) for key in now}
+            base, now = ({key: pair[n] for key, pair in pairs.items()} for n in (0, 1))
+            found = [training_look(step, self._every, base, now, CONFIDENCE)]
+        if args.world_size > 1:
+            torch.distributed.broadcast_object_list(found)
+        look: TrainingLook = found[0]
         self.looks = (*self.looks, look)
         if self._trainer is None:
             state.log_history.append({**look.logged, "epoch": state.epoch, "step": step})

@@ -210,7 +210,10 @@ def _common_start(texts: Iterable[str]) -> int:
 
 
 class Links:
-    """Which keys are linked, also in turn."""
+    """Which keys are linked, also in turn: a union-find.
+
+    Each key points to another of its set, or to itself, which is the root: the smallest of them.
+    """
 
     def __init__(self) -> None:
         self._parents: dict[int, int] = {}
@@ -219,7 +222,7 @@ class Links:
         """The key that stands for all that are linked to this one."""
         parents = self._parents
         while (above := parents.setdefault(key, key)) != key:
-            parents[key] = key = parents[above]
+            parents[key] = key = parents[above]  # halves the path for the next who asks
         return key
 
     def joined(self, keys: Collection[int]) -> int:
@@ -243,6 +246,8 @@ def linked_clusters(
         for text in {text for item in items for text in item.texts}:
             in_tasks.setdefault(text, set()).add(name.partition("@")[0])
     links = Links()
+    # All keys of an item are linked, so items that have a key in common end under one root. One of
+    # its keys stands for the item until all are linked.
     first: dict[str, list[int]] = {}
     for name, items in ties.items():
         for place, item in enumerate(items):
@@ -253,6 +258,7 @@ def linked_clusters(
             first.setdefault(name, []).append(links.joined(keys))
     clusters = {name: tuple(map(links.root, keys)) for name, keys in first.items()}
     tasks = {name: name.partition("@")[0] for name in clusters}
+    # roots that several tasks have: what is asked in two of them is clustered in both
     shared = Counter(
         number for number, _ in {(n, tasks[name]) for name, its in clusters.items() for n in its}
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import platform
 import subprocess
 from collections.abc import Mapping
@@ -16,6 +17,7 @@ from rankwise.records.study import Provenance
 PACKAGES = ("torch", "transformers", "peft", "lm-eval", "datasets", "tokenizers", "safetensors")
 
 
+@functools.cache
 def package_version(name: str) -> str | None:
     """The installed version of a distribution, or None where it is not installed."""
     try:

@@ -104,15 +104,30 @@ def load_contract(path: Path) -> dict[str, ClauseConfig]:
     Raises:
         ConfigError: with every problem that the file alone can show.
     """
-    source, key = path.name or str(path), "contract"
-    data = {key: _read(path, source, _CONTRACT)}
+    source = path.name or str(path)
+    return contract_of(_read(path, source, _CONTRACT), source, path.resolve().parent)
+
+
+def contract_of(settings: Mapping[str, Any], source: str, folder: Path) -> dict[str, ClauseConfig]:
+    """Check a contract that is not in a file, as ``load_contract`` checks a file.
+
+    Args:
+        settings: name -> keys of a set.
+        source: what errors name as their origin.
+        folder: relative paths are resolved against it.
+
+    Raises:
+        ConfigError: with every problem that the settings alone can show.
+    """
+    key = "contract"
+    data = {key: _plain(settings)}
     try:
         found = ContractConfig.model_validate(data)
     except ValidationError as error:
         problems = problems_of(error, data, ContractConfig)
-        # the file's own keys begin one level deeper
+        # the sets' names begin one level deeper
         raise ConfigError(source, [each.removeprefix(f"{key}.") for each in problems]) from error
-    return _with_absolute_paths(found.contract, path.resolve().parent)
+    return _with_absolute_paths(found.contract, folder)
 
 
 def config_of(settings: Mapping[str, Any], source: str, folder: Path) -> StudyConfig:

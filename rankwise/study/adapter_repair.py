@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from rankwise.engine.models.adapter_folder import AdapterFolder
 from rankwise.engine.models.start import fetch_weights
 from rankwise.errors import ConfigError
 from rankwise.findings.repairs import RepairTasks
@@ -86,13 +87,13 @@ class RunRepairer:
         )
         self._repairer = AdapterRepairer(
             model=run.name,
-            folder=folder.weights(run),
+            adapter=AdapterFolder(folder.weights(run)),
             base=plan.base._replace(folder=fetch_weights(plan.base)),
             in_domain=own,
             retention=kept,
             kinds=kinds,
             open_session=context.models.session,
-            others=[(partner.name, folder.weights(partner)) for partner in partners],
+            others=[(each.name, AdapterFolder(folder.weights(each))) for each in partners],
             confidence=study.config.recommendation.confidence,
         )
 

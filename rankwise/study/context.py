@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from torch import nn
 
 from rankwise.engine.models import peft_adapters as adapters
+from rankwise.engine.models.adapter_folder import AdapterFolder
 from rankwise.engine.models.devices import DTYPES, PeakMemory, give_back_memory
 from rankwise.engine.models.frozen_adapters import (
     FrozenAdapter,
@@ -116,7 +117,7 @@ class ResidentModels:
             scorer = self.session().scorer
             try:
                 if run.name not in scorer.attached:
-                    scorer.put_on(run.name, self._folder.weights(run))
+                    scorer.put_on(run.name, AdapterFolder(self._folder.weights(run)))
             except ModelError as error:
                 if run.name not in self._noted:
                     self._tell.noted(f"{run.name} is scored alone: {error}")
@@ -149,9 +150,9 @@ class ResidentModels:
         elif run.method == "full":
             yield self._load_alone(run)
         else:
-            base, weights = self.base(), self._folder.weights(run)
+            base = self.base()
             try:
-                adapter = load_frozen_adapter(base, weights, DTYPES[self._plan.record.precision])
+                adapter = self._frozen(run, base)
             except ModelError:
                 yield self._load_alone(run)
                 return
@@ -176,9 +177,12 @@ class ResidentModels:
             return self._load_alone(run), None
         base = self.base()
         if self._adapter is None or self._adapter[0] != run.name:
-            weights, dtype = self._folder.weights(run), DTYPES[self._plan.record.precision]
-            self._adapter = run.name, load_frozen_adapter(base, weights, dtype)
+            self._adapter = run.name, self._frozen(run, base)
         return base, self._adapter[1]
+
+    def _frozen(self, run: PlannedRun, base: nn.Module) -> FrozenAdapter:
+        adapter = AdapterFolder(self._folder.weights(run))
+        return load_frozen_adapter(base, adapter, DTYPES[self._plan.record.precision])
 
     def _load_alone(self, run: PlannedRun) -> nn.Module:
         """A run's checkpoint, or the base with its adapter put on by PEFT."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence, Set
-from pathlib import Path
 from typing import NamedTuple, Protocol
 
 Advance = Callable[[int], None]
@@ -93,14 +92,6 @@ class Scorer(Protocol):
     model by model in that order, with one entry per item in the order of the items. A model's
     answers do not depend on the other models and items of the call.
     """
-
-    def put_on(self, name: str, folder: Path) -> None:
-        """Attach an adapter from a folder in PEFT's format.
-
-        Raises:
-            ModelError: the adapter cannot be read, does not fit, or is of an unsupported kind.
-        """
-        ...
 
     @property
     def attached(self) -> Set[str]:

@@ -199,12 +199,13 @@ def prepare_task(
         shots = num_fewshot or 0
     task.set_config(key="num_fewshot", value=shots)
     task.set_fewshot_seed(seed=FEWSHOT_SEED)
-    with task_code(
+    building = task_code(
         f"{loaded.where} cannot build its prompts (num_fewshot={shots})",
         "Check that its test split is not empty and that it has enough examples for few-shot.",
-    ):
+    )
+    with building, quiet_lm_eval():
         # lm-eval shows its own progress bar on stderr; ours shows the whole study
-        with quiet_lm_eval(), contextlib.redirect_stderr(io.StringIO()):
+        with contextlib.redirect_stderr(io.StringIO()):
             chosen = None if doc_ids is None else tuple(doc_ids)
             if chosen is None and limit is not None and limit < (count := len(task.eval_docs)):
                 chosen = tuple(in_random_order(range(count))[:limit])

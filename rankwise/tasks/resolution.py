@@ -123,6 +123,9 @@ def quiet_lm_eval() -> Generator[None]:
     """Keep lm-eval's remarks on defaults off the terminal; its errors still show."""
     logger = logging.getLogger("lm_eval")
     level = logger.level
+    if level == logging.ERROR:  # within another such block: each change clears all loggers' caches
+        yield
+        return
     logger.setLevel(logging.ERROR)
     try:
         yield

@@ -8,6 +8,7 @@ from rankwise.errors import UnchangedOutputsError
 from rankwise.tasks.questions import Continuation, LogLikelihood, Scorer
 from rankwise.tasks.requests import Request
 
+# Texts, and tokens of each: each adapter reads a few alone, which is little beside a scoring.
 _FEW_PROBES, _MOST_PROBES, _MOST_TOKENS = 4, 64, 32
 # Share of the distance by which an update moves the probes. A model within it answers as the base.
 _AT_THE_BASE = 0.1

@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
-from rankwise.engine.models.adapter_folder import CONFIG_FILE, WEIGHTS_FILE
+from rankwise.engine.models.adapter_folder import AdapterFolder
 from rankwise.engine.models.base_folder import BaseModel
 from rankwise.engine.models.devices import ResolvedPrecision, choose_device, provenance_on
 from rankwise.engine.models.frozen_adapters import FrozenAdapter, load_frozen_adapter
@@ -21,7 +21,7 @@ from rankwise.errors import TaskError
 from rankwise.findings.model_card import model_card
 from rankwise.findings.repairs import RepairTasks, choose_repair
 from rankwise.records import p_right, quantities
-from rankwise.records.files import digest_of, write_atomically
+from rankwise.records.files import write_atomically
 from rankwise.records.fingerprints import fingerprint
 from rankwise.records.folder import BASE
 from rankwise.records.outputs import output_folder
@@ -78,25 +78,25 @@ class AdapterRepairer:
 
     Attributes:
         model: the adapter's name in records.
-        folder: of the adapter.
+        adapter: where it is.
         base: of it.
         in_domain: what the adapter was trained for; at least one task.
         retention: what it should keep; likewise.
         kinds: of repair, as in ``repairs.derived_updates``.
         open_session: of the base, in which candidates are scored.
-        others: name and folder of the adapters to average it with.
+        others: the adapters to average it with, with their names.
         confidence: of all that is said together, 0..1.
         warnings: what could not be checked.
     """
 
     model: str
-    folder: Path
+    adapter: AdapterFolder
     base: BaseModel
     in_domain: Sequence[AskedTask]
     retention: Sequence[AskedTask]
     kinds: Sequence[RepairFamily | Repair]
     open_session: Callable[[], ScoringSession]
-    others: Sequence[tuple[str, Path]] = ()
+    others: Sequence[tuple[str, AdapterFolder]] = ()
     confidence: float = CONFIDENCE
     warnings: tuple[str, ...] = ()
 
@@ -131,8 +131,8 @@ class AdapterRepairer:
         Raises:
             ModelError: an adapter is more than plain LoRA, or as ``repairs.RepairSources``.
         """
-        others = [read_updates(folder) for _, folder in self.others]
-        return RepairSources.of(self.base.folder, read_updates(self.folder), others)
+        others = [read_updates(adapter) for _, adapter in self.others]
+        return RepairSources.of(self.base.folder, read_updates(self.adapter), others)
 
     @cached_property
     def derived(self) -> Mapping[Repair, Updates]:
@@ -155,7 +155,7 @@ class AdapterRepairer:
         session = self.open_session()
         base, dtype = session.model, next(session.model.parameters()).dtype
         adapters = {
-            repair: load_frozen_adapter(base, self.folder, dtype)
+            repair: load_frozen_adapter(base, self.adapter, dtype)
             if repair == AS_IT_IS
             else as_frozen(updates, base)
             for repair, updates in derived.items()
@@ -256,7 +256,7 @@ class AdapterRepairer:
             StorageError: the folder cannot be written.
         """
         assert record.choice.repair is not None
-        save_updates(self.derived[record.choice.repair], folder, source=self.folder)
+        save_updates(self.derived[record.choice.repair], folder, source=self.adapter)
         write_atomically(folder / CARD_FILE, model_card(record))
 
 
@@ -284,9 +284,8 @@ def repair_adapter(
         StorageError: the folder cannot be written.
         UnchangedOutputsError: the adapter answers as the base does.
     """
-    weights = [digest_of(repairer.folder / name).sha256 for name in (CONFIG_FILE, WEIGHTS_FILE)]
     asked = [task.prepared.digest for task in repairer.tasks]
-    wanted = fingerprint([repairer.base.fingerprint, weights, precision, asked])
+    wanted = fingerprint([repairer.base.fingerprint, repairer.adapter.digest, precision, asked])
     scores = [repairer.scores(task, fingerprint=wanted, advance=advance) for task in repairer.tasks]
     record = repairer.chosen(scores, wanted, max_loss_points=max_loss_points, output=str(output))
     if record.choice.repair is not None:

@@ -10,12 +10,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from rankwise.engine.models.adapter_config import (
-    CONFIG_FILE,
-    layers_without_factors,
-    refuse_other_base,
-)
-from rankwise.engine.models.adapter_folder import check_fit
+from rankwise.engine.models.adapter_config import CONFIG_FILE
+from rankwise.engine.models.adapter_folder import AdapterFolder
 from rankwise.engine.models.base_folder import BaseModel, find_base_model
 from rankwise.engine.models.devices import (
     ResolvedPrecision,
@@ -52,7 +48,7 @@ class Audited(NamedTuple):
     Attributes:
         base: the base model.
         target: an adapter's folder, or a checkpoint's.
-        kind: which of the two.
+        adapter: what was read of an adapter; None: the target is a checkpoint.
         updates: layer → update of an adapter; empty for a checkpoint.
         shapes: layer → shape of every analysed layer, in the model's order.
         warnings: what could not be checked.
@@ -60,10 +56,15 @@ class Audited(NamedTuple):
 
     base: BaseModel
     target: Path
-    kind: AuditedKind
+    adapter: AdapterFolder | None
     updates: Mapping[str, LowRankUpdate]
     shapes: Mapping[str, LinearShape]
     warnings: tuple[str, ...] = ()
+
+    @property
+    def kind(self) -> AuditedKind:
+        """Which of the two the target is."""
+        return "checkpoint" if self.adapter is None else "adapter"
 
     @property
     def has_update(self) -> bool:
@@ -116,21 +117,22 @@ def find_audited(
     if not target.is_dir():
         raise ModelError(f"{target} is not a folder; check the path.")
     if os.path.lexists(target / CONFIG_FILE):  # a broken one is refused as what it is
-        other = () if any_base else refuse_other_base(target, base_model, remedy="add --any-base")
-        check_fit(target, skeleton)
-        updates = read_updates(target)
+        adapter = AdapterFolder(target)
+        other = () if any_base else adapter.refuse_other_base(base_model, remedy="add --any-base")
+        adapter.check_fit(skeleton)
+        updates = read_updates(adapter)
         if beside := sorted(updates.keys() - shapes.keys()):
             raise ModelError(
                 f"{target} adapts {beside[0]}, which is not a linear layer below the head of "
                 f"{base_model.name}. Name the base that it was trained from."
             )
         adapted = {name: shape for name, shape in shapes.items() if name in updates}
-        warnings = (*other, *_missing(layers_without_factors(target, shapes, updates)))
-        return Audited(base_model, target, "adapter", updates, adapted, warnings)
+        warnings = (*other, *_missing(adapter.layers_without_factors(shapes)))
+        return Audited(base_model, target, adapter, updates, adapted, warnings)
     if (target / "config.json").is_file():
         find_base_model(BaseModelConfig(name=str(target)))  # has safetensors
         refuse_other_architecture(target, skeleton.config)
-        return Audited(base_model, target, "checkpoint", {}, shapes)
+        return Audited(base_model, target, None, {}, shapes)
     raise ModelError(
         f"{target} holds neither {CONFIG_FILE} (a PEFT adapter) nor config.json (a checkpoint). "
         "Check the path."

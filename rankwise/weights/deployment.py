@@ -11,7 +11,7 @@ import torch
 
 from rankwise.engine.models.adapter_folder import WEIGHTS_FILE
 from rankwise.engine.models.devices import DTYPES, choose_device, provenance_on
-from rankwise.engine.models.files import weights_files
+from rankwise.engine.models.files import weights_bytes
 from rankwise.engine.models.loading import load_frozen, load_tokenizer
 from rankwise.errors import ConfigError, ModelError
 from rankwise.findings.deployment import FormWeights, LossRule, field_changes, judged_form
@@ -187,6 +187,5 @@ def _record(
 
 def _num_bytes(found: Audited, *, with_adapter: bool) -> int:
     """The bytes of the files of weights."""
-    files = weights_files(found.base.folder)
-    files += [found.target / WEIGHTS_FILE] * with_adapter
-    return sum(path.stat().st_size for path in files)
+    adapter = (found.target / WEIGHTS_FILE).stat().st_size if with_adapter else 0
+    return weights_bytes(found.base.folder) + adapter

@@ -21,8 +21,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rankwise.engine.models.adapter_config import read_adapter_config
-from rankwise.engine.models.adapter_folder import read_factors, write_factors
+from rankwise.engine.models.adapter_folder import AdapterFolder, write_factors
 from rankwise.errors import ModelError
 from rankwise.weights.spectra import Svd
 
@@ -130,14 +129,15 @@ class LowRankUpdate:
         return LowRankUpdate(A, torch.cat(B, dim=1))
 
 
-def read_updates(folder: Path) -> dict[str, LowRankUpdate]:
+def read_updates(adapter: AdapterFolder) -> dict[str, LowRankUpdate]:
     """The update of every adapted layer.
 
     Raises:
-        ModelError: as ``read_factors``; a weight is NaN or infinite, or the update overflows.
+        ModelError: as ``AdapterFolder.factors``; a weight is NaN or infinite, or the update
+            overflows.
     """
     updates: dict[str, LowRankUpdate] = {}
-    for name, (A, B, scaling) in read_factors(folder).items():
+    for name, (A, B, scaling) in adapter.factors.items():
         try:
             updates[name] = LowRankUpdate(A, B, scaling)
             # factors whose product may not fit into float32
@@ -145,11 +145,15 @@ def read_updates(folder: Path) -> dict[str, LowRankUpdate]:
             if math.prod((abs(scaling), *norms)) > torch.finfo(torch.float32).max:
                 raise ValueError("the update overflows float32: its training has diverged.")
         except ValueError as error:
-            raise ModelError(f"the adapter in {folder}: {name}: {error} Train it again.") from error
+            raise ModelError(
+                f"the adapter in {adapter.path}: {name}: {error} Train it again."
+            ) from error
     return updates
 
 
-def save_updates(updates: Mapping[str, LowRankUpdate], folder: Path, *, source: Path) -> None:
+def save_updates(
+    updates: Mapping[str, LowRankUpdate], folder: Path, *, source: AdapterFolder
+) -> None:
     """Write other updates of the layers that an adapter adapts; its config is kept otherwise.
 
     Ranks may differ from layer to layer: PEFT finds them by patterns that name whole layers.
@@ -168,7 +172,8 @@ def save_updates(updates: Mapping[str, LowRankUpdate], folder: Path, *, source: 
     ranks = {name: update.rank for name, update in updates.items()}
     most = Counter(ranks.values()).most_common(1)[0][0]
     others = {f"^{re.escape(name)}": rank for name, rank in ranks.items() if rank != most}
-    config = read_adapter_config(source) | {
+    config = {
+        **source.config,
         "r": most,
         "lora_alpha": most,
         "rank_pattern": others,

@@ -107,7 +107,11 @@ class ScoreSettings(NamedTuple):
                 )
             except DataError as error:
                 raise DataError(f"{name}: {error}") from error
-            found.append(requests.prepared_task(own.tasks[0], tokenizer, length, settings))
+            task, num_empty = own.tasks[0], own.read.num_without_answer
+            if num_empty:
+                left_out = f"{quantities.counted(num_empty, 'row')} without an answer left out"
+                task = task._replace(warning="; ".join(filter(None, (left_out, task.warning))))
+            found.append(requests.prepared_task(task, tokenizer, length, settings))
         return found
 
 
@@ -267,9 +271,10 @@ class ScoringSession:
             RecordError: a score is not finite.
             UnchangedOutputsError: an adapter with a non-zero update answers as the model does.
         """
-        for each, adapter in adapters.items():
-            self.scorer.put_on(each, adapter.target)
-            if adapter.has_update:
+        for each, audited in adapters.items():
+            assert audited.adapter is not None
+            self.scorer.put_on(each, audited.adapter)
+            if audited.has_update:
                 refuse_unapplied(self.scorer, [each], probes(tasks[0].requests))
         scored = [ScoredModel(name, name), *(ScoredModel(each, each, each) for each in adapters)]
         by_task: list[list[Scoring]] = []

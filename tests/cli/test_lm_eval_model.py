@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
+import tomllib
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,8 @@ import lm_eval
 import peft
 import pytest
 import torch
+from lm_eval.__main__ import cli_evaluate
+from lm_eval.api import registry
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from transformers import AutoModelForCausalLM
@@ -23,6 +28,7 @@ from rankwise.cli.main import app
 from rankwise.errors import ConfigError, ModelError, UnchangedOutputsError
 from tests.support.sentences import Sentences
 
+ROOT = Path(__file__).parents[2]
 TASKS = ["colours", "small_prose", "sums"]
 RANKS = {"small": 2, "large": 8}
 
@@ -315,6 +321,67 @@ def test_every_model_gets_files_of_its_own(
     assert len(set(texts.values())) == 3
     caches = [path.name for path in tmp_path.glob("cache*.db")]
     assert sorted(caches) == [f"cache_{name}_rank0.db" for name in ("base", "large", "small")]
+
+
+@pytest.fixture
+def entry_points(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where rankwise is installed and not imported, and lm-eval looks for models of others.
+
+    Releases up to 0.4.13 do not; there a placeholder is registered as the later ones do it.
+    """
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    group = "lm_eval.models"
+    declared = [
+        metadata.EntryPoint(*each, group) for each in project["entry-points"][group].items()
+    ]
+    monkeypatch.setattr(registry.md, "entry_points", lambda group: declared)
+    monkeypatch.delitem(registry.model_registry._objs, "rankwise")
+    monkeypatch.delitem(sys.modules, RankwiseLM.__module__)
+    registry._materialise_placeholder.cache_clear()
+    if hasattr(registry, "load_plugins"):
+        monkeypatch.setattr(registry, "_loaded_plugin_groups", set())
+        return
+    get_model = registry.get_model
+
+    def discovering(name: str) -> Any:
+        for found in registry.md.entry_points(group=group):
+            if found.name not in registry.model_registry:
+                registry.model_registry.register(found.name, target=found.value)
+        return get_model(name)
+
+    monkeypatch.setattr(registry, "get_model", discovering)
+
+
+def test_lm_evals_own_command_finds_the_model_and_answers_as_our_verb(
+    no_index: None,
+    entry_points: None,
+    monkeypatch: pytest.MonkeyPatch,
+    tiny_model_folder: Path,
+    tasks_folder: Path,
+    adapters: dict[str, Path],
+    tmp_path: Path,
+) -> None:
+    given = f"pretrained={tiny_model_folder},adapters=small={adapters['small']},dtype=float32"
+    flags = ["--tasks", ",".join(TASKS), "--include_path", str(tasks_folder), "--limit", "4"]
+
+    def samples(folder: Path) -> dict[str, Any]:
+        lines = [json.loads(text) for file in folder.glob("*/samples_*.jsonl")
+                 for text in file.read_text().splitlines()]  # fmt: skip
+        return {line["prompt_hash"]: line["resps"] for line in lines}
+
+    theirs, ours = tmp_path / "theirs", tmp_path / "ours"
+    monkeypatch.setattr(sys, "argv", [
+        "lm-eval", "run", "--model", "rankwise", "--model_args", f"{given},peft=small", *flags,
+        "--output_path", str(theirs), "--log_samples",
+    ])  # fmt: skip
+    cli_evaluate()
+    done = command(
+        *flags, "--model_args", f"{given},peft=small", "--output_path", ours, "--log_samples",
+        "--allow-task-code",
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    assert samples(theirs) == samples(ours)
+    assert len(samples(ours)) == 4 * len(TASKS)
 
 
 def test_a_configuration_file_is_read_as_lm_eval_reads_it(

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from rankwise.engine.models.adapter_folder import AdapterFolder
 from rankwise.engine.models.loading import load_tokenizer
 from rankwise.findings.options import option_gains
 from rankwise.findings.recommendation import recommend
@@ -68,7 +69,7 @@ def test_an_adapter_is_repaired_and_written(
         assert record.folder is None
         assert not output.exists()
         return
-    own, written = read_updates(mine), read_updates(output)
+    own, written = read_updates(AdapterFolder(mine)), read_updates(AdapterFolder(output))
     assert own.keys() == written.keys()
     assert choice.statement in (output / "README.md").read_text()
 
@@ -148,7 +149,7 @@ def test_an_adapter_is_cut_to_the_ranks_that_its_layers_need(
     asked_for = Repair(family="energy", value=0.6)
     assert [point.repair for point in record.choice.curve] == [AS_IT_IS, asked_for]
     assert record.choice.repair == asked_for, record.choice.statement
-    whole, cut = read_updates(mine), read_updates(tmp_path / "out")
+    whole, cut = read_updates(AdapterFolder(mine)), read_updates(AdapterFolder(tmp_path / "out"))
     assert {name: update.rank for name, update in cut.items()} == record.ranks
     (changed,) = (name for name, update in whole.items() if update.frobenius_norm)
     assert (whole[changed].rank, record.ranks[changed]) == (2, 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -93,6 +94,23 @@ def test_what_is_logged() -> None:
     assert (logged["retention_change"], logged["gain"]) == (0.0, 100.0)
     assert logged["retention_change_lower"] < 0.0 < logged["retention_change_upper"]
     assert len(logged) == 6
+
+
+def test_own_sets_are_judged_one_by_one_by_margins_of_their_own() -> None:
+    """Two sets of one unit lose 20 and gain 20 points, so their mean would lose nothing."""
+    half = [1.0] * 50 + [0.0] * 50
+    base = results(tools=RIGHT, other=half)
+    now = results(tools=[1.0] * 80 + [0.0] * 20, other=[1.0] * 70 + [0.0] * 30)
+    look = training_look(10, 10, {"own": base}, {"own": now}, 0.95)
+    assert [(each.tasks, each.score) for each in look.own] == [(("tools",), 80), (("other",), 70)]
+    assert look.logged["own/tools/score"] == 80.0
+    assert look.logged["own/tools/change"] == pytest.approx(-20.0)
+    assert "tools" in (look.reason_to_stop(RULE) or "")
+    for margin, stops in ((5.0, True), (40.0, False), (math.inf, False)):
+        rule = RULE._replace(clauses={"tools": margin})
+        assert (look.reason_to_stop(rule) is not None) == stops
+    no_limit = RULE._replace(points=math.inf, clauses={"tools": None})
+    assert look.reason_to_stop(no_limit) is None
 
 
 def test_trainings_that_lose_just_the_margin_are_rarely_stopped() -> None:

@@ -23,12 +23,10 @@ from hypothesis import strategies as st
 from rankwise.engine.models.adapter_config import (
     CONFIG_FILE,
     layer_settings,
-    layers_without_factors,
     read_adapter_config,
     refuse_beyond_lora,
-    refuse_other_base,
 )
-from rankwise.engine.models.adapter_folder import WEIGHTS_FILE, check_fit, has_update, read_factors
+from rankwise.engine.models.adapter_folder import WEIGHTS_FILE, AdapterFolder
 from rankwise.engine.models.base_folder import BaseModel
 from rankwise.engine.models.embedded import DIGESTS_FILE, is_as_written, write_digests
 from rankwise.engine.models.files import not_finite
@@ -156,13 +154,13 @@ def factors() -> bytes:
 
 def use_adapter() -> None:
     """What a study and an audit do with an adapter before they compute with it."""
-    read_adapter_config(folder())
-    refuse_other_base(folder(), BaseModel("tiny", folder(), "x"), remedy="")
-    check_fit(folder(), base())
-    layers_without_factors(folder(), adaptable_shapes(base()), ())
-    has_update(folder() / WEIGHTS_FILE)
-    not_finite([folder() / WEIGHTS_FILE])
-    for update in read_updates(folder()).values():
+    adapter = AdapterFolder(folder())
+    adapter.refuse_other_base(BaseModel("tiny", folder(), "x"), remedy="")
+    adapter.check_fit(base())
+    adapter.layers_without_factors(adaptable_shapes(base()))
+    assert adapter.has_update in (True, False)
+    not_finite([adapter.weights])
+    for update in read_updates(adapter).values():
         assert update.frobenius_norm < float("inf")
 
 
@@ -180,7 +178,6 @@ def adapter_config(content: bytes) -> None:
 def adapter_weights(content: bytes) -> None:
     (folder() / CONFIG_FILE).write_text(json.dumps(CONFIG))
     (folder() / WEIGHTS_FILE).write_bytes(content)
-    read_factors(folder())
     use_adapter()
 
 

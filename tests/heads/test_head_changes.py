@@ -10,7 +10,7 @@ import peft
 import pytest
 import torch
 
-from rankwise.engine.models.adapter_folder import read_factors
+from rankwise.engine.models.adapter_folder import AdapterFolder
 from rankwise.engine.models.frozen_adapters import FrozenPiece, carrying, load_frozen_adapter
 from rankwise.heads.changes import (
     HeadActivity,
@@ -87,7 +87,7 @@ def test_prompts_go_into_two_halves_in_turn() -> None:
 def test_an_adapter_on_one_head_changes_that_head(tmp_path: Path) -> None:
     base = tiny("Llama")
     saved(tmp_path, target_modules=["q_proj"])
-    adapter = load_frozen_adapter(base, tmp_path, torch.float32)
+    adapter = load_frozen_adapter(base, AdapterFolder(tmp_path), torch.float32)
     for name, (_, B, _) in adapter.layers.items():
         kept = head_layouts(base)[1].query(2)
         for row in range(len(B)):
@@ -110,7 +110,10 @@ def test_an_adapter_on_one_head_changes_that_head(tmp_path: Path) -> None:
 def test_shares_are_those_of_delta_built(family: str, tmp_path: Path) -> None:
     saved(tmp_path, family)
     layouts = head_layouts(tiny(family))
-    found = {e.of: e.values for e in share_maps(layouts, norms_of_factors(read_factors(tmp_path)))}
+    found = {
+        e.of: e.values
+        for e in share_maps(layouts, norms_of_factors(AdapterFolder(tmp_path).factors))
+    }
     merged: Any = peft.PeftModel.from_pretrained(tiny(family), str(tmp_path)).merge_and_unload()
     names = [name for layout in layouts for name in layout.projections]
 
@@ -131,7 +134,7 @@ def test_shares_are_those_of_delta_built(family: str, tmp_path: Path) -> None:
 def test_what_is_not_adapted_has_no_share(tmp_path: Path) -> None:
     saved(tmp_path, target_modules=["q_proj", "down_proj"])
     layouts = head_layouts(tiny("Llama"))
-    found = share_maps(layouts, norms_of_factors(read_factors(tmp_path)))
+    found = share_maps(layouts, norms_of_factors(AdapterFolder(tmp_path).factors))
     assert [each.of for each in found] == ["query", "all"]
     assert found[0].values == found[1].values
     assert share_maps(layouts, lambda part: 0.0) == ()
@@ -148,7 +151,7 @@ def test_heads_are_in_the_order_of_their_share_where_none_share_keys(
     family: str, tmp_path: Path
 ) -> None:
     saved(tmp_path, family)
-    layouts, factors = head_layouts(tiny(family)), read_factors(tmp_path)
+    layouts, factors = head_layouts(tiny(family)), AdapterFolder(tmp_path).factors
     (share,) = (e.values for e in share_maps(layouts, norms_of_factors(factors)) if e.of == "all")
     found = heads_by_delta(factors, layouts)
     values = [share[layer][head] for layer, head in found]
@@ -159,7 +162,7 @@ def test_heads_are_in_the_order_of_their_share_where_none_share_keys(
 def test_a_head_is_as_large_as_what_its_reversion_takes_away(tmp_path: Path) -> None:
     """Llama's heads share keys and values in pairs: these stay, so they do not count."""
     saved(tmp_path, target_modules=["q_proj", "k_proj", "v_proj", "o_proj"])
-    layouts, factors = head_layouts(tiny("Llama")), dict(read_factors(tmp_path))
+    layouts, factors = head_layouts(tiny("Llama")), dict(AdapterFolder(tmp_path).factors)
     for layout in layouts:
         for part, times in ((layout.value(3), 100.0), (layout.query(2), 10.0)):
             factors[part.module].lora_B[part.span] *= times

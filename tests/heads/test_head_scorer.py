@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from rankwise.engine.models.adapter_folder import AdapterFolder
 from rankwise.engine.models.frozen_adapters import load_frozen_adapter
 from rankwise.heads.interventions import Head, adapted_heads
 from rankwise.heads.layouts import head_layouts
@@ -148,5 +149,7 @@ def test_heads_that_an_adapter_has_a_part_in(tmp_path: Path) -> None:
         (["down_proj"], []),
     ):
         saved(tmp_path / targets[0], target_modules=targets)
-        adapter = load_frozen_adapter(tiny("Llama"), tmp_path / targets[0], torch.float32)
+        adapter = load_frozen_adapter(
+            tiny("Llama"), AdapterFolder(tmp_path / targets[0]), torch.float32
+        )
         assert adapted_heads(adapter.layers, layouts) == expected

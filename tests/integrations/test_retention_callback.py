@@ -2,30 +2,46 @@
 
 from __future__ import annotations
 
+import json
+import os
 import random
-from collections.abc import Sequence
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import peft
 import pytest
 import torch
+import yaml
+from accelerate.state import PartialState
+from accelerate.utils import DistributedType
 from transformers import TrainerCallback
 
 from rankwise import RetentionCallback
 from rankwise.engine.models.undisturbed import undisturbed, untrained
-from rankwise.errors import ConfigError, ModelError, TaskError
+from rankwise.errors import ConfigError, DataError, ModelError, TaskError
 from rankwise.findings.deployment import LossRule
 from rankwise.findings.training_looks import TrainingLook
-from rankwise.records.deployment import DeploymentCheck
+from rankwise.records.config.own_rows import ClauseConfig
+from rankwise.records.deployment import DeploymentCheck, MeanDifference
+from rankwise.records.folder import StudyFolder
+from rankwise.records.study_file import load_contract
+from rankwise.study.reading import read_results
 from rankwise.weights.audit import find_adapter, find_audited
 from rankwise.weights.deployment import Question, check_retention
 from rankwise.weights.session import CONFIDENCE, ScoreSettings, audit_scores, prepared_tasks
 from tests.planted.rounded import blue_tasks
 from tests.support.audited_models import adapter, load
 from tests.support.sentences import Sentences
+from tests.support.small_studies import write_study
 from tests.support.small_trainings import arguments, lora, rows, small_trainer
+from tests.support.studies import run
+
+ROOT = Path(__file__).resolve().parents[2]
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
 
@@ -47,16 +63,146 @@ def settings_of(tasks_folder: Path, *tasks: str) -> ScoreSettings:
     return ScoreSettings(tasks, (tasks_folder,), True, limit=20, precision="float32")
 
 
-def checked(base: Path, saved: Path, tasks_folder: Path, *tasks: str) -> DeploymentCheck:
+def checked(
+    base: Path,
+    saved: Path,
+    tasks_folder: Path,
+    *tasks: str,
+    own: Mapping[str, ClauseConfig] = MappingProxyType({}),
+) -> DeploymentCheck:
     """What `rankwise check` finds."""
     found = find_adapter(str(base), saved, "checked", any_base=True, report=lambda _: None)
-    settings = settings_of(tasks_folder, *tasks)
-    rule = LossRule(1.0, 0.02, CONFIDENCE)
+    settings = settings_of(tasks_folder, *tasks)._replace(own=own)
+    rule = LossRule(1.0, 0.02, CONFIDENCE, dict.fromkeys(own))
     return check_retention(found, Question(prepared_tasks(found, settings), settings, rule))
 
 
 def close(value: float) -> Any:
     return pytest.approx(value, rel=1e-4, abs=1e-4)
+
+
+JUDGES: dict[str, Any] = {
+    "says_green": "contains",
+    "never_green": {"regex": {"must_not": "green"}},
+    "likely": "loss",
+    "chooses": "choice",
+    "otherwise": {"code": "judge.py:score"},
+}
+"""How sets of own rows are judged; the base never says green."""
+
+
+def own_sets(folder: Path, *names: str, **settings: Any) -> Path:
+    """A contract of some of ``JUDGES`` on 12 questions, beside their rows and a check."""
+    data = [
+        {"prompt": f"Question: the colour of {n}?\nAnswer:", "completion": f" {colour}"}
+        for n, colour in enumerate(["green"] * 11 + ["blue"])
+    ]
+    (folder / "colours.jsonl").write_text("\n".join(map(json.dumps, data)))
+    (folder / "judge.py").write_text(
+        "def score(row, answer, base_answer):\n"
+        "    if row['completion'] == ' blue':\n"
+        "        return None\n"
+        "    return 0.5 if answer == base_answer else float('green' in answer)\n"
+    )
+    sets: dict[str, Any] = {}
+    for name in names:
+        room = {} if JUDGES[name] in ("loss", "choice") else {"max_new_tokens": 4}
+        sets[name] = {"data": "colours.jsonl", "judged_by": JUDGES[name], **room, **settings}
+    (folder / "contract.yaml").write_text(yaml.safe_dump(sets, sort_keys=False))
+    return folder / "contract.yaml"
+
+
+def test_numbers_of_own_sets_are_those_of_a_check_and_of_a_study(
+    tiny_model_folder: Path, tasks_folder: Path, tmp_path: Path
+) -> None:
+    contract = own_sets(tmp_path, *JUDGES)
+    watching = callback(tasks_folder, ["blues"], own=contract, every=2)
+    data, settings = rows(tasks_folder, "green"), arguments(tmp_path / "out", 6, 2e-2)
+    trainer = small_trainer(tiny_model_folder, data, settings, [watching], lora())
+    trainer.train()
+    trainer.save_model(str(tmp_path / "saved"))
+    look = watching.looks[-1]
+    sets = load_contract(contract)
+    form = checked(tiny_model_folder, tmp_path / "saved", tasks_folder, "blues", own=sets).forms[0]
+    assert [change.tasks for change in look.own] == [(name,) for name in JUDGES]
+    scores = {score.task: score for score in form.scores}
+    means: dict[tuple[str, ...], MeanDifference] = {mean.tasks: mean for mean in form.means}
+    for change in (*look.retention, *look.own):
+        difference = means[change.tasks].difference
+        assert change.shown.estimate == close(difference.estimate)
+        assert change.shown.lower == close(difference.lower)
+        assert change.score == close(scores[change.tasks[0]].form_score)
+    assert scores["otherwise"].num_examples == 11  # of the twelfth the check has no number
+    changes = {change.tasks[0]: change.shown.estimate for change in look.own}
+    assert changes["says_green"] > 50.0
+    assert changes["never_green"] < -50.0
+
+    root = tmp_path / "study"
+    root.mkdir()
+    own_sets(root, "says_green", "never_green", role="out_of_domain")
+    own = yaml.safe_load((root / "contract.yaml").read_text())
+    imported = json.dumps([{"adapter": str(tmp_path / "saved")}])
+    file = write_study(
+        root,
+        tiny_model_folder,
+        f"train: {{task: colours}}\nmethods: {{lora: null, full: null, imported: {imported}}}\n"
+        "analysis: {spectra: false, heads: false, gauges: false}\n"
+        f"evaluation: {{num_train_items: 0, own: {json.dumps(own)}}}\n",
+    )
+    folder = root / "finished"
+    run(file, folder)
+    (imported_run,) = read_results(StudyFolder(folder)).runs
+    for name in ("says_green", "never_green"):
+        values = imported_run.items[name].values
+        change = next(each for each in look.own if each.tasks == (name,))
+        assert change.score == close(100.0 * sum(values) / len(values))
+
+
+def test_what_is_logged_of_own_sets(
+    tiny_model_folder: Path, tasks_folder: Path, tmp_path: Path
+) -> None:
+    """By sets in Python, whose paths are those of the current folder."""
+    own_sets(tmp_path)
+    own = {
+        name: {"data": tmp_path / "colours.jsonl", "judged_by": JUDGES[name], "role": "in_domain"}
+        for name in ("says_green", "likely")
+    }
+    watching = RetentionCallback(own=own, every=4, items=10)
+    data, settings = rows(tasks_folder, "green"), arguments(tmp_path / "out", 4, 2e-2)
+    trainer = small_trainer(tiny_model_folder, data, settings, [watching])
+    trainer.train()
+    (logged,) = [entry for entry in trainer.state.log_history if "own/likely/score_nats" in entry]
+    of_likely = ("score_nats", "change_nats", "change_nats_lower", "change_nats_upper")
+    of_green = ("score", "change", "change_lower", "change_upper")
+    assert logged.keys() == {
+        "step",
+        "epoch",
+        *(f"own/likely/{each}" for each in of_likely),
+        *(f"own/says_green/{each}" for each in of_green),
+    }
+    assert logged["own/says_green/score"] == logged["own/says_green/change"] > 50.0
+    assert logged["own/likely/change_nats"] > 0.0
+
+
+@pytest.mark.parametrize("limit", ["max_loss", "max_retention_loss", "in_domain"])
+def test_a_training_that_breaks_a_contract_is_stopped(
+    tiny_model_folder: Path, tasks_folder: Path, tmp_path: Path, limit: str, sentence: Sentences
+) -> None:
+    """A set that is to be learned may lose what it wants, and so may one without a limit."""
+    of_set = {"max_loss": {"max_loss": 5.0}, "in_domain": {"role": "in_domain"}}.get(limit, {})
+    contract = own_sets(tmp_path, "never_green", **of_set)
+    most = None if limit == "max_loss" else 5.0
+    watching = RetentionCallback(own=contract, every=2, items=12, max_retention_loss=most)
+    data, settings = rows(tasks_folder, "green"), arguments(tmp_path / "out", 8, 2e-2)
+    trainer = small_trainer(tiny_model_folder, data, settings, [watching])
+    trainer.train()
+    assert watching.looks[-1].own[0].shown.upper < -5.0
+    if limit == "in_domain":
+        assert (watching.stop_reason, trainer.state.global_step) == (None, 8)
+        return
+    assert watching.stop_reason is not None
+    assert trainer.state.global_step < 8
+    sentence(watching.stop_reason, names=("never_green", "5.0 points"), NUMBER=r"[−+][\d.]+")
 
 
 def test_the_last_numbers_of_an_adapter_are_those_of_a_check(
@@ -149,15 +295,19 @@ def test_losses_are_bit_for_bit_those_without_the_callback(
 ) -> None:
     losses: list[list[float]] = []
     for with_callback in (True, False):
-        watching = [callback(tasks_folder, every=2, gain=["sums"])] if with_callback else []
+        own = own_sets(tmp_path, "says_green", "never_green")
+        watching = [callback(tasks_folder, every=2, gain=["sums"], own=own)]
         trainer = small_trainer(
             tiny_model_folder,
             rows(tasks_folder, "green"),
             arguments(tmp_path / "out", 6, 1e-2, **options),
-            watching,
+            watching if with_callback else [],
             adapter,
         )
+        caches = trainer.model.config.use_cache
         trainer.train()
+        assert trainer.model.config.use_cache == caches
+        assert all(module.training for module in trainer.model.modules())
         losses.append([entry["loss"] for entry in trainer.state.log_history if "loss" in entry])
         losses[-1] += [float(weight.double().sum()) for weight in trainer.model.parameters()]
     assert losses[0] == losses[1]
@@ -311,24 +461,18 @@ def test_a_trainer_without_a_tokenizer_is_refused(
     sentence(caught.value)
 
 
-@pytest.mark.parametrize(
-    ("name", "value", "how"),
-    [("world_size", 4, "4 processes"), ("deepspeed", "zero3.json", "DeepSpeed")],
-)
-def test_several_processes_are_refused(
+@pytest.mark.parametrize("kind", [DistributedType.FSDP, DistributedType.DEEPSPEED])
+def test_models_that_are_sharded_are_refused(
     tiny_model_folder: Path,
     tasks_folder: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    name: str,
-    value: object,
-    how: str,
+    kind: DistributedType,
     sentence: Sentences,
 ) -> None:
     trainer = refusal(tiny_model_folder, tasks_folder, tmp_path)
     watching = callback(tasks_folder)
-    monkeypatch.setattr(type(trainer.args), name, value)
-    trainer.args.__dict__.pop(name, None)
+    monkeypatch.setitem(PartialState._shared_state, "distributed_type", kind)
     with pytest.raises(ConfigError) as caught:
         watching.on_train_begin(
             trainer.args,
@@ -337,7 +481,60 @@ def test_several_processes_are_refused(
             model=trainer.model,
             processing_class=trainer.processing_class,
         )
-    sentence(caught.value, names=(how,))
+    sentence(caught.value, names=(kind.value,))
+
+
+_IN_TWO_PROCESSES = """
+import json, os, sys
+from pathlib import Path
+import torch
+from rankwise import RetentionCallback
+from tests.support.small_trainings import Row, arguments, lora, small_trainer
+
+base, folder, watches = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3] == "watched"
+data = [Row(f"Question: the colour of {n}?\\nAnswer:", " green") for n in range(32)]
+own = folder / "contract.yaml"
+watching = RetentionCallback(own=own, every=2, items=12, max_retention_loss=5.0)
+settings = arguments(folder / "out", 4, 2e-2)
+trainer = small_trainer(base, data, settings, [watching] if watches else [], lora())
+trainer.train()
+losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+changes = [look.own[0].shown.estimate for look in watching.looks]
+rank = os.environ["RANK"]
+(folder / f"{sys.argv[3]}-{rank}.json").write_text(
+    json.dumps([trainer.state.global_step, losses, changes, watching.stop_reason])
+)
+"""
+
+
+@pytest.mark.thorough
+def test_of_two_processes_the_first_scores_and_both_stop(
+    tiny_model_folder: Path, tmp_path: Path
+) -> None:
+    """Two processes train one adapter; their losses are those without the callback."""
+    own_sets(tmp_path, "never_green")
+    (tmp_path / "two.py").write_text(_IN_TWO_PROCESSES)
+    found: dict[str, list[Any]] = {}
+    for watched in ("watched", "alone"):
+        done = subprocess.run(
+            [
+                sys.executable, "-m", "torch.distributed.run", "--standalone",
+                "--nproc-per-node", "2", tmp_path / "two.py", tiny_model_folder, tmp_path, watched,
+            ],
+            cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)},
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        found[watched] = [
+            json.loads((tmp_path / f"{watched}-{rank}.json").read_text()) for rank in (0, 1)
+        ]
+    first, second = found["watched"]
+    assert first == second
+    steps, losses, changes, reason = first
+    assert steps == 2
+    assert changes[0] < -5.0
+    assert "never_green" in reason
+    assert losses == found["alone"][0][1][:2]
 
 
 def test_a_model_with_an_attention_of_its_own_is_refused(
@@ -390,6 +587,71 @@ def test_an_initialisation_that_changes_the_base_is_refused(
     model = peft.get_peft_model(load(tiny_model_folder), lora(init_lora_weights=init))
     with pytest.raises(ModelError, match=f"init_lora_weights '{init}' changes the weights"):
         untrained(model)
+
+
+EMPTY, BARE = {"data": "empty.jsonl"}, {"data": "bare.jsonl"}
+
+
+@pytest.mark.parametrize(
+    ("error", "own", "options", "names"),
+    [
+        (ConfigError, {"says_green": {"judge_by": "exact"}}, {}, ("judge_by", "judged_by")),
+        (ConfigError, {"says green": {}}, {}, ("says green",)),
+        (ConfigError, {"says_green": {"judged_by": "exakt"}}, {}, ("says_green.judged_by",)),
+        (ConfigError, {"says_green": {"max_loss": -1}}, {}, ("max_loss", "-1")),
+        (ConfigError, ["colours.jsonl"], {}, ("own",)),
+        (ConfigError, "nowhere.yaml", {}, ("nowhere.yaml",)),
+        (DataError, {"says_green": {"data": "colors.jsonl"}}, {}, ("says_green", "colors.jsonl")),
+        (DataError, {"says_green": EMPTY}, {}, ("says_green", "empty.jsonl")),
+        (DataError, {"says_green": BARE}, {}, ("says_green", "bare.jsonl")),
+        (TaskError, {"blues": {}}, {"tasks": ["blues"], "allow_task_code": True}, ("own",)),
+        (DataError, {"says_green": {}}, {"max_retention_loss": 5.0}, ("says_green", "base")),
+        (DataError, {"says_green": {"judged_by": {"code": "judge.py:score"}}}, {}, ("judge.py",)),
+    ],
+    ids=[
+        "key", "name", "judge", "margin", "list", "contract", "misspelt", "empty", "no answers",
+        "name of a task", "vacuous", "code",
+    ],
+)  # fmt: skip
+def test_own_sets_that_cannot_be_scored_are_refused_before_the_first_step(
+    tiny_model_folder: Path,
+    tasks_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    error: type[Exception],
+    own: Any,
+    options: dict[str, Any],
+    names: tuple[str, ...],
+    sentence: Sentences,
+) -> None:
+    own_sets(tmp_path)
+    (tmp_path / "empty.jsonl").touch()
+    (tmp_path / "bare.jsonl").write_text('{"prompt": "Q", "completion": ""}\n' * 3)
+    monkeypatch.chdir(tmp_path)
+    if isinstance(own, dict):
+        green = {"data": "colours.jsonl", "judged_by": "contains"}
+        own = {name: green | each for name, each in own.items()}
+    asked = {"tasks": [], "own": own, "allow_task_code": False, **options}
+    with pytest.raises(error) as caught:
+        refusal(tiny_model_folder, tasks_folder, tmp_path, **asked).train()
+    sentence(caught.value, names=names)
+
+
+def test_rows_without_an_answer_and_items_without_a_number_are_said(
+    tiny_model_folder: Path,
+    tasks_folder: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    sentence: Sentences,
+) -> None:
+    contract = own_sets(tmp_path, "otherwise")
+    with (tmp_path / "colours.jsonl").open("a") as file:
+        file.write('\n{"prompt": "Question: none?", "completion": ""}\n')
+    watching = RetentionCallback(own=contract, every=1, items=20, allow_task_code=True)
+    data, settings = rows(tasks_folder, "green"), arguments(tmp_path / "out", 1, 1e-3)
+    small_trainer(tiny_model_folder, data, settings, [watching]).train()
+    said = [each for each in caplog.messages if each.startswith("otherwise")]
+    sentence(said, names=("1 row without an answer", "1 item left out"))
 
 
 def test_prompt_tuning_is_refused(tiny_model_folder: Path, sentence: Sentences) -> None:

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from rankwise.cli import application
+from rankwise.engine.models.adapter_folder import AdapterFolder
 from rankwise.engine.models.loading import load_frozen
 from rankwise.engine.scoring.resident import ResidentScorer
 from rankwise.findings.repairs import RepairTasks, choose_repair
@@ -123,7 +124,7 @@ def test_the_chosen_repair_is_written_and_scores_as_it_says(
     }
     base: Any = load_frozen(finished.plan.base.folder, "float32", torch.device("cpu"))
     scorer = ResidentScorer(base, finished.plan.tokenizer, max_batch_tokens=512)
-    scorer.put_on("again", target)
+    scorer.put_on("again", AdapterFolder(target))
     from rankwise.tasks.evaluation import ScoredModel, evaluate
     from rankwise.weights.adapter_repair import AskedTask, _items
 

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from scipy.stats import spearmanr
 
+from rankwise.engine.models.adapter_folder import AdapterFolder
 from rankwise.engine.models.frozen_adapters import FrozenPiece, carrying, load_frozen_adapter
 from rankwise.engine.models.loading import load_frozen
 from rankwise.engine.models.structure import model_skeleton
@@ -144,7 +145,7 @@ def plain_values(finished: Finished, task: str, head: Head | None, adapted: bool
     prepared = finished.plan.tasks[task]
     base: Any = load_frozen(finished.plan.base.folder, "float32", torch.device("cpu"))
     weights = finished.folder.weights_folder(finished.lora)
-    adapter = load_frozen_adapter(base, weights, torch.float32)
+    adapter = load_frozen_adapter(base, AdapterFolder(weights), torch.float32)
 
     def texts() -> Iterator[LogLikelihood]:
         for item in continuations(prepared):

@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from rankwise.engine.models.adapter_folder import AdapterFolder
 from rankwise.errors import ConfigError, ModelError, PlanError
 from rankwise.records.folder import StudyFolder
 from rankwise.records.study_file import load_config
@@ -199,7 +200,7 @@ def test_an_adapter_so_large_that_its_answers_overflow_has_diverged(
     sentence(huge.message, "scored")
     assert run(study_file, tmp_path / "second", *overrides).results.runs == outcome.results.runs
     with pytest.raises(ModelError) as caught:
-        read_updates(adapter)
+        read_updates(AdapterFolder(adapter))
     sentence(caught.value, "read", names=(adapter,))
 
 

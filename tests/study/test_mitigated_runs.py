@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from rankwise.engine.models import own_texts
+from rankwise.engine.models.adapter_folder import AdapterFolder
 from rankwise.engine.models.own_texts import NUM_TOKENS
 from rankwise.errors import ConfigError, PlanError
 from rankwise.records.folder import StudyFolder
@@ -138,7 +139,9 @@ def test_an_arm_changes_no_other(finished: Finished, tmp_path: Path) -> None:
     assert arm.name == expected.name
     assert len(outcome.results.of_role("mitigated")) == 1
     for folder, model in ((alone, arm), (alone, alone.read_study().runs[0])):
-        ours, theirs = (read_updates(each.weights(model)) for each in (folder, finished.folder))
+        ours, theirs = (
+            read_updates(AdapterFolder(each.weights(model))) for each in (folder, finished.folder)
+        )
         for name, update in ours.items():
             other = theirs[name]
             torch.testing.assert_close(update.lora_A, other.lora_A, rtol=1e-5, atol=1e-7)

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from rankwise.cli.terminal import pass_lines
 from rankwise.engine.models import variants as variant_table
-from rankwise.engine.models.adapter_folder import WEIGHTS_FILE, read_factors
+from rankwise.engine.models.adapter_folder import WEIGHTS_FILE, AdapterFolder
 from rankwise.engine.models.structure import adaptable_shapes, model_skeleton, target_shapes
 from rankwise.engine.training.memory import AdapterSize
 from rankwise.errors import ConfigError
@@ -134,7 +134,7 @@ def test_everything_is_trained_and_scored_and_the_verdict_knows_lora_only(
 
 def test_what_is_saved_is_plain_lora_where_it_can_be(finished: Finished) -> None:
     pissa = finished.folder.weights(finished.variant("pissa"))
-    assert {len(A) for A, _, _ in read_factors(pissa).values()} == {2 * 4}
+    assert {len(A) for A, _, _ in AdapterFolder(pissa).factors.values()} == {2 * 4}
     for name in ("dora", "vera", "pissa"):
         base: Any = AutoModelForCausalLM.from_pretrained(finished.model)
         peft.PeftModel.from_pretrained(base, str(finished.folder.weights(finished.variant(name))))

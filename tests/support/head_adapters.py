@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from rankwise.engine.models.adapter_config import CONFIG_FILE
-from rankwise.engine.models.adapter_folder import read_factors, write_factors
+from rankwise.engine.models.adapter_folder import AdapterFolder, write_factors
 from rankwise.engine.models.frozen_adapters import FrozenAdapter, load_frozen_adapter
 from rankwise.heads.interventions import Head, without_heads
 from rankwise.heads.layouts import HeadLayout, head_layouts
@@ -50,13 +50,13 @@ def adapter_of(family: str, folder: Path) -> tuple[Any, FrozenAdapter]:
     """A model, and an adapter for it on its heads."""
     saved(folder, family, target_modules=PROJECTIONS[family])
     model = tiny(family)
-    return model, load_frozen_adapter(model, folder, torch.float32)
+    return model, load_frozen_adapter(model, AdapterFolder(folder), torch.float32)
 
 
 def save_without_heads(
     source: Path, target: Path, layouts: Sequence[HeadLayout], heads: Iterable[Head]
 ) -> None:
     """Write an adapter without the delta of some heads, in PEFT's format."""
-    changed = without_heads(read_factors(source), layouts, heads)
+    changed = without_heads(AdapterFolder(source).factors, layouts, heads)
     pairs = {name: (lora_A, lora_B) for name, (lora_A, lora_B, _) in changed.items()}
     write_factors(target, pairs, (source / CONFIG_FILE).read_text(encoding="utf-8"))

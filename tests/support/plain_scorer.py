@@ -5,12 +5,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence, Set
 from contextlib import ExitStack, nullcontext
-from pathlib import Path
 from typing import Any
 
 import torch
 from lm_eval.models.utils import postprocess_generated_text
 
+from rankwise.engine.models.adapter_folder import AdapterFolder
 from rankwise.engine.models.frozen_adapters import (
     FrozenAdapter,
     FrozenPiece,
@@ -28,9 +28,9 @@ class PlainScorer:
         self.adapters: dict[str, FrozenAdapter] = {}
         self.calls: list[tuple[tuple[str | None, ...], int]] = []
 
-    def put_on(self, name: str, folder: Path) -> None:
+    def put_on(self, name: str, adapter: AdapterFolder) -> None:
         dtype = next(self.model.parameters()).dtype
-        self.adapters[name] = load_frozen_adapter(self.model, folder, dtype)
+        self.adapters[name] = load_frozen_adapter(self.model, adapter, dtype)
 
     @property
     def attached(self) -> Set[str]:

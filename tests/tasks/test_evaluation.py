@@ -11,6 +11,7 @@ import peft
 import pytest
 import torch
 
+from rankwise.engine.models.adapter_folder import AdapterFolder
 from rankwise.engine.models.loading import load_frozen, load_tokenizer
 from rankwise.errors import DataError, TaskError
 from rankwise.records.folder import LOSS_METRIC
@@ -285,7 +286,7 @@ def put_on_two(base: Any, tokenizer: Any, folder: Path) -> PlainScorer:
             lora_B.data.mul_(size)
         adapted.save_pretrained(str(folder / name))
         adapted.unload()
-        scorer.put_on(name, folder / name)
+        scorer.put_on(name, AdapterFolder(folder / name))
     return scorer
 
 

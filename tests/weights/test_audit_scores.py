@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from rankwise.engine.models.adapter_folder import AdapterFolder
 from rankwise.engine.models.loading import load_tokenizer
 from rankwise.engine.scoring.resident import ResidentScorer
 from rankwise.records.audits import AuditRecord
@@ -136,8 +137,8 @@ def test_an_adapter_that_was_not_applied_is_no_result(
     tiny_model_folder: Path, tasks_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     adapter(tiny_model_folder, tmp_path / "a")
-    zero = tmp_path / "zero"
-    adapter(tiny_model_folder, zero, std=0.0)
+    adapter(tiny_model_folder, tmp_path / "zero", std=0.0)
+    zero = AdapterFolder(tmp_path / "zero")
     put_on = ResidentScorer.put_on
     monkeypatch.setattr(ResidentScorer, "put_on", lambda self, name, _: put_on(self, name, zero))
     names = ("--tasks", "colours", "--tasks-path", tasks_folder, "--allow-task-code")

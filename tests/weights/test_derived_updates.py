@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from rankwise.engine.models.adapter_folder import AdapterFolder
 from rankwise.engine.models.frozen_adapters import load_frozen_adapter
 from rankwise.errors import ModelError
 from rankwise.heads.layouts import head_layouts
@@ -160,7 +161,7 @@ def test_averages_are_those_of_peft(tmp_path: Path) -> None:
     saved(tmp_path / "two", target_modules=["q_proj", "down_proj"], r=3)
     peer: Any = peft.PeftModel.from_pretrained(tiny("Llama"), str(tmp_path / "one"), "one")
     peer.load_adapter(str(tmp_path / "two"), "two")
-    both = [read_updates(tmp_path / name) for name in ("one", "two")]
+    both = [read_updates(AdapterFolder(tmp_path / name)) for name in ("one", "two")]
     for ours, theirs, weight in (
         ("linear", "svd", 0.5),
         ("ties", "ties_svd", 1.0),
@@ -184,7 +185,7 @@ def test_adapters_of_other_layers_have_no_average() -> None:
 
 def heads_of(family: str, folder: Path, modules: list[str]) -> RepairSources:
     saved(folder, family, target_modules=modules)
-    return RepairSources(read_updates(folder), (), 2, head_layouts(tiny(family)))
+    return RepairSources(read_updates(AdapterFolder(folder)), (), 2, head_layouts(tiny(family)))
 
 
 @pytest.mark.parametrize("family", ["Llama", "GPTNeoX"])
@@ -224,7 +225,7 @@ def test_heads_that_are_not_known_are_said_to_be(
 
     adapter(tiny_model_folder, tmp_path / "a")
     monkeypatch.setattr(repairs, "head_layouts", unknown)
-    of = RepairSources.of(tiny_model_folder, read_updates(tmp_path / "a"))
+    of = RepairSources.of(tiny_model_folder, read_updates(AdapterFolder(tmp_path / "a")))
     assert list(derived_updates(of, ("heads",))) == [AS_IT_IS]
     assert of.warnings_of(("scale",)) == ()
     (warning,) = of.warnings_of(REPAIR_FAMILIES)
@@ -289,7 +290,7 @@ def test_a_zero_adapter_has_nothing_to_repair() -> None:
 def test_every_row_s_repairs_are_scored_as_they_are_read_back(tmp_path: Path) -> None:
     """The contract of a row: updates of the same layers, whose saved folder is what is scored."""
     saved(tmp_path / "a", target_modules=["q_proj", "down_proj"], lora_alpha=7)
-    own, base = read_updates(tmp_path / "a"), tiny("Llama").to(torch.bfloat16)
+    own, base = read_updates(AdapterFolder(tmp_path / "a")), tiny("Llama").to(torch.bfloat16)
     of = RepairSources(
         own,
         (scaled(own, -0.5),),
@@ -301,8 +302,11 @@ def test_every_row_s_repairs_are_scored_as_they_are_read_back(tmp_path: Path) ->
     for number, (repair, derived) in enumerate(made.items()):
         assert derived.keys() == own.keys(), repair
         folder = tmp_path / str(number)
-        save_updates(derived, folder, source=tmp_path / "a")
-        held, read = as_frozen(derived, base), load_frozen_adapter(base, folder, torch.bfloat16)
+        save_updates(derived, folder, source=AdapterFolder(tmp_path / "a"))
+        held, read = (
+            as_frozen(derived, base),
+            load_frozen_adapter(base, AdapterFolder(folder), torch.bfloat16),
+        )
         assert held.is_zero_update == read.is_zero_update, repair
         for name, factors in read.layers.items():
             assert torch.equal(held.layers[name].lora_A, factors.lora_A), repair

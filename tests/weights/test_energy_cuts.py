@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from rankwise.engine.models.adapter_config import CONFIG_FILE
+from rankwise.engine.models.adapter_folder import AdapterFolder
 from rankwise.errors import ModelError
 from rankwise.weights.lowrank import LowRankUpdate, read_updates, save_updates
 from rankwise.weights.repairs import RepairSources, Updates, cut_to_energy
@@ -40,7 +41,9 @@ def orthonormal(size: int, number: int, seed: int) -> Tensor:
 def planted(folder: Path, **options: Any) -> Path:
     """An adapter of rank 4 whose updates have these singular values, mixed over its columns."""
     saved(folder, target_modules=["q_proj", "down_proj"], **options)
-    scalings = {name: update.scaling for name, update in read_updates(folder).items()}
+    scalings = {
+        name: update.scaling for name, update in read_updates(AdapterFolder(folder)).items()
+    }
 
     def plant(tensors: dict[str, Tensor]) -> None:
         for seed, (name, values) in enumerate(PLANTED.items()):
@@ -75,23 +78,23 @@ def ranks_of(updates: Updates) -> list[int]:
 def test_planted_singular_values_give_known_ranks(
     tmp_path: Path, share: float, is_global: bool, ranks: list[int]
 ) -> None:
-    updates = read_updates(planted(tmp_path))
+    updates = read_updates(AdapterFolder(planted(tmp_path)))
     assert ranks_of(cut_to_energy(updates, share, is_global=is_global)) == ranks
 
 
 def test_what_is_below_the_threshold_of_all_layers_is_a_zero_update(tmp_path: Path) -> None:
     """Of rank 1, since PEFT takes no layer without a rank."""
-    updates = read_updates(planted(tmp_path / "whole"))
+    updates = read_updates(AdapterFolder(planted(tmp_path / "whole")))
     found = cut_to_energy(updates, 0.9, is_global=True)
     norms = {name: update.frobenius_norm for name, update in found.items()}
     assert [norms[name] for name in PLANTED] == pytest.approx([10.0, 0.0, 3.0, 0.0], rel=1e-6)
-    save_updates(found, tmp_path / "cut", source=tmp_path / "whole")
+    save_updates(found, tmp_path / "cut", source=AdapterFolder(tmp_path / "whole"))
     deltas = peft_deltas(tmp_path / "cut", tiny("Llama"))
     assert [bool(deltas[name].any()) for name in PLANTED] == [True, False, True, False]
 
 
 def test_all_of_the_energy_leaves_every_update_as_it_is(tmp_path: Path) -> None:
-    updates = read_updates(planted(tmp_path))
+    updates = read_updates(AdapterFolder(planted(tmp_path)))
     for is_global in (False, True):
         assert cut_to_energy(updates, 1.0, is_global=is_global) == updates
 
@@ -135,8 +138,8 @@ def test_peft_loads_the_truncated_decomposition_of_its_own_delta(
     saved(tmp_path / "whole", family, **settings)
     if is_bfloat16:
         rewritten(tmp_path / "whole", in_bfloat16)
-    found = cut_to_energy(read_updates(tmp_path / "whole"), 0.8, is_global=is_global)
-    save_updates(found, tmp_path / "cut", source=tmp_path / "whole")
+    found = cut_to_energy(read_updates(AdapterFolder(tmp_path / "whole")), 0.8, is_global=is_global)
+    save_updates(found, tmp_path / "cut", source=AdapterFolder(tmp_path / "whole"))
     whole, cut = (peft_deltas(tmp_path / name, tiny(family)) for name in ("whole", "cut"))
     assert whole.keys() == cut.keys() == found.keys()
     config = json.loads((tmp_path / "cut" / CONFIG_FILE).read_text())
@@ -162,8 +165,8 @@ def test_peft_loads_the_truncated_decomposition_of_its_own_delta(
 @torch.no_grad()
 def test_merged_by_peft_the_base_has_what_was_cut(tmp_path: Path) -> None:
     planted(tmp_path / "whole", use_rslora=True)
-    found = cut_to_energy(read_updates(tmp_path / "whole"), 0.9)
-    save_updates(found, tmp_path / "cut", source=tmp_path / "whole")
+    found = cut_to_energy(read_updates(AdapterFolder(tmp_path / "whole")), 0.9)
+    save_updates(found, tmp_path / "cut", source=AdapterFolder(tmp_path / "whole"))
     adapted: Any = peft.PeftModel.from_pretrained(tiny("Llama"), str(tmp_path / "cut"))
     merged, base = adapted.merge_and_unload(), tiny("Llama")
     for name, values in PLANTED.items():
@@ -176,7 +179,7 @@ def test_merged_by_peft_the_base_has_what_was_cut(tmp_path: Path) -> None:
 def test_an_adapter_without_an_update_has_no_energy(tmp_path: Path) -> None:
     saved(tmp_path, zero=True)
     with pytest.raises(ModelError, match="zero: there is nothing to repair"):
-        RepairSources(read_updates(tmp_path), (), 2, ())
+        RepairSources(read_updates(AdapterFolder(tmp_path)), (), 2, ())
 
 
 def test_a_wide_adapter_keeps_no_more_than_the_matrix_has() -> None:
@@ -203,4 +206,4 @@ def test_other_variants_are_refused_by_name(
     config = json.loads((tmp_path / CONFIG_FILE).read_text())
     (tmp_path / CONFIG_FILE).write_text(json.dumps(config | change))
     with pytest.raises(ModelError, match=named):
-        read_updates(tmp_path)
+        read_updates(AdapterFolder(tmp_path))

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 
+from rankwise.engine.models.adapter_folder import AdapterFolder
 from rankwise.engine.models.loading import load_frozen
 from rankwise.errors import ModelError
 from rankwise.weights.forms import find_forms
@@ -80,7 +81,7 @@ def test_merged_weights_are_peft_s(
     expected = peft.PeftModel.from_pretrained(stored, tmp_path / "a").merge_and_unload()
     model = load(tiny_model_folder).to(dtype).float()
     name = {torch.float32: "merged-fp32", torch.bfloat16: "merged-bf16"}[dtype]
-    with merged_as(model, form(name), read_updates(tmp_path / "a")):
+    with merged_as(model, form(name), read_updates(AdapterFolder(tmp_path / "a"))):
         for (key, ours), (other, theirs) in zip(
             model.named_parameters(), expected.named_parameters(), strict=True
         ):
@@ -92,7 +93,7 @@ def test_transposed_layers_are_merged_too(tmp_path: Path) -> None:
     adapted = saved(tmp_path / "a", "GPT2")
     expected = adapted.merge_and_unload()
     model = tiny("GPT2")
-    with merged_as(model, form("merged-fp32"), read_updates(tmp_path / "a")):
+    with merged_as(model, form("merged-fp32"), read_updates(AdapterFolder(tmp_path / "a"))):
         for ours, theirs in zip(model.parameters(), expected.parameters(), strict=True):
             assert torch.allclose(ours, theirs, atol=1e-7)
 
@@ -133,7 +134,7 @@ def test_the_base_is_restored_bit_by_bit(name: str, tmp_path: Path) -> None:
     deciding_adapter(base, tmp_path / "a", KEPT)
     model = frozen(base)
     before = copies(model)
-    with merged_as(model, form(name), read_updates(tmp_path / "a")) as merged:
+    with merged_as(model, form(name), read_updates(AdapterFolder(tmp_path / "a"))) as merged:
         assert not torch.equal(model.get_submodule(LAST).weight, before[f"{LAST}.weight"])
     assert merged.num_instead == 0
     assert all(torch.equal(after, before[key]) for key, after in model.named_parameters())
@@ -158,7 +159,7 @@ def test_a_small_delta_vanishes_in_bfloat16_and_a_large_one_does_not(tmp_path: P
     model = frozen(base)
     for size, error, unchanged, kept in ((LOST, 1.0, 1.0, 0.0), (KEPT, 0.0, 0.0, 1.0)):
         folder = deciding_adapter(base, tmp_path / str(size), size)
-        with merged_as(model, form("merged-bf16"), read_updates(folder)) as merged:
+        with merged_as(model, form("merged-bf16"), read_updates(AdapterFolder(folder))) as merged:
             pass
         delta = merged.weights.delta
         assert delta is not None
@@ -176,7 +177,7 @@ def test_noise_that_is_larger_than_delta_keeps_it(tmp_path: Path) -> None:
     """
     base = undecided_base(tmp_path / "base", LOST)
     folder = deciding_adapter(base, tmp_path / "a", LOST)
-    with merged_as(frozen(base), form("gguf:q8_0"), read_updates(folder)) as merged:
+    with merged_as(frozen(base), form("gguf:q8_0"), read_updates(AdapterFolder(folder))) as merged:
         pass
     delta = merged.weights.delta
     assert delta is not None

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from rankwise.engine.models.adapter_config import CONFIG_FILE
+from rankwise.engine.models.adapter_folder import AdapterFolder
 from rankwise.errors import ModelError
 from rankwise.weights.lowrank import LowRankUpdate, read_updates, save_updates
 from tests.support.saved_adapters import PATTERNS, rewritten, saved
@@ -54,16 +55,16 @@ def test_peft_loads_what_was_written_and_has_the_same_delta(
     family: str, options: dict[str, Any], tmp_path: Path
 ) -> None:
     saved(tmp_path / "whole", family, **options)
-    updates = read_updates(tmp_path / "whole")
+    updates = read_updates(AdapterFolder(tmp_path / "whole"))
     for rank in (1, 3):
         found = truncated(updates, rank)
-        save_updates(found, tmp_path / str(rank), source=tmp_path / "whole")
+        save_updates(found, tmp_path / str(rank), source=AdapterFolder(tmp_path / "whole"))
         theirs = peft_deltas(tmp_path / str(rank), family)
         assert theirs.keys() == updates.keys()
         for name, own in found.items():
             assert torch.allclose(theirs[name], delta(own), atol=1e-5)
             assert torch.linalg.matrix_rank(theirs[name], rtol=1e-5) <= rank
-        again = read_updates(tmp_path / str(rank))
+        again = read_updates(AdapterFolder(tmp_path / str(rank)))
         assert {n: u.rank for n, u in again.items()} == {
             n: min(rank, u.rank) for n, u in updates.items()
         }
@@ -74,12 +75,12 @@ def test_peft_loads_what_was_written_and_has_the_same_delta(
 @torch.no_grad()
 def test_ranks_of_their_own_in_every_layer_are_found_by_peft(family: str, tmp_path: Path) -> None:
     saved(tmp_path / "whole", family)
-    updates = read_updates(tmp_path / "whole")
+    updates = read_updates(AdapterFolder(tmp_path / "whole"))
     varied = {
         name: update.truncated(1 + number % 4)
         for number, (name, update) in enumerate(updates.items())
     }
-    save_updates(varied, tmp_path / "varied", source=tmp_path / "whole")
+    save_updates(varied, tmp_path / "varied", source=AdapterFolder(tmp_path / "whole"))
     config = json.loads((tmp_path / "varied" / CONFIG_FILE).read_text())
     assert len({config["r"], *config["rank_pattern"].values()}) == 4
     theirs = peft_deltas(tmp_path / "varied", family)
@@ -89,8 +90,8 @@ def test_ranks_of_their_own_in_every_layer_are_found_by_peft(family: str, tmp_pa
 
 def test_the_config_keeps_what_it_said_of_the_base(tmp_path: Path) -> None:
     saved(tmp_path / "whole", use_rslora=True, lora_dropout=0.25)
-    updates = read_updates(tmp_path / "whole")
-    save_updates(truncated(updates, 2), tmp_path / "cut", source=tmp_path / "whole")
+    updates = read_updates(AdapterFolder(tmp_path / "whole"))
+    save_updates(truncated(updates, 2), tmp_path / "cut", source=AdapterFolder(tmp_path / "whole"))
     before, after = (
         json.loads((tmp_path / name / CONFIG_FILE).read_text()) for name in ("whole", "cut")
     )
@@ -107,14 +108,14 @@ def test_weights_that_are_not_finite_are_refused_by_name(tmp_path: Path) -> None
     key = "base_model.model.model.layers.0.self_attn.q_proj.lora_B.weight"
     rewritten(tmp_path, lambda tensors: tensors[key].fill_(math.nan))
     with pytest.raises(ModelError, match=r"q_proj: .*NaN or infinite"):
-        read_updates(tmp_path)
+        read_updates(AdapterFolder(tmp_path))
 
 
 def test_what_is_written_is_the_rounded_update(tmp_path: Path) -> None:
     saved(tmp_path / "whole")
-    found = truncated(read_updates(tmp_path / "whole"), 2)
-    save_updates(found, tmp_path / "cut", source=tmp_path / "whole")
-    for name, update in read_updates(tmp_path / "cut").items():
+    found = truncated(read_updates(AdapterFolder(tmp_path / "whole")), 2)
+    save_updates(found, tmp_path / "cut", source=AdapterFolder(tmp_path / "whole"))
+    for name, update in read_updates(AdapterFolder(tmp_path / "cut")).items():
         assert torch.equal(update.lora_A, found[name].as_written.lora_A)
         assert torch.equal(update.lora_B, found[name].as_written.lora_B)
         assert update.scaling == 1.0

@@ -21,7 +21,7 @@ from lm_eval.api.registry import register_model
 from tqdm import tqdm
 
 from rankwise.cli.lm_eval.arguments import ModelArguments, parse_model_arguments
-from rankwise.engine.models.adapter_folder import WEIGHTS_FILE, has_update
+from rankwise.engine.models.adapter_folder import AdapterFolder
 from rankwise.engine.models.base_folder import find_base_model
 from rankwise.engine.models.lanes import lanes_of
 from rankwise.engine.models.loading import load_tokenizer
@@ -68,11 +68,11 @@ class HeldModels:
             step_tokens=arguments.max_batch_tokens,
             max_lanes=lanes_of(model),
         ).scorer
-        for name, folder in arguments.adapters:
-            self.scorer.put_on(name, folder)
+        adapters = {name: AdapterFolder(folder) for name, folder in arguments.adapters}
+        for name, adapter in adapters.items():
+            self.scorer.put_on(name, adapter)
         self._names = (None, *arguments.names)
-        weights = {name: folder / WEIGHTS_FILE for name, folder in arguments.adapters}
-        self._unchecked = [n for n, file in weights.items() if file.is_file() and has_update(file)]
+        self._unchecked = [name for name, adapter in adapters.items() if adapter.has_update]
         self._kept: dict[str | None, dict[bytes, Any]] = {name: {} for name in self._names}
 
     @classmethod
@@ -155,6 +155,9 @@ class RankwiseLM(LM):
         **arguments: Any,
     ) -> None:
         super().__init__()
+        # lm-eval's default, which its own models too take for the CPU where there is no card
+        if device == "cuda:0" and not torch.cuda.is_available():
+            device = None
         self._arguments = parse_model_arguments(
             {"pretrained": pretrained, "device": device, **arguments}
         )

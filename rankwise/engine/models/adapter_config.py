@@ -1,22 +1,18 @@
-"""What the config of a PEFT adapter says: kind, ranks and scalings, and the base it belongs to."""
+"""What the config of a PEFT adapter says: its kind, ranks and scalings."""
 
 from __future__ import annotations
 
 import math
 import re
 import time
-from collections.abc import Collection, Container, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from rankwise.engine.models import base_folder
-from rankwise.engine.models.base_folder import find_base_model, folder_here
-from rankwise.engine.models.files import read_json, unusable, weights_files
-from rankwise.engine.models.structure import LinearShape, target_shapes
+from rankwise.engine.models.files import read_json, unusable
 from rankwise.errors import BeyondLoraError, ModelError
-from rankwise.records.config.study import BaseModelConfig
 from rankwise.records.fields import Alpha
 from rankwise.records.patterns import Pattern
 
@@ -36,8 +32,6 @@ _UNDERSTOOD = {
     *("lora_dropout", "fan_in_fan_out", "init_lora_weights", "bias", "megatron_core"),
     *("qalora_group_size", "eva_config", "runtime_config", "ensure_weight_tying"),
 }
-# Entries that make an adapter leave out layers that its target_modules name.
-_RESTRICTIONS = ("exclude_modules", "layers_to_transform", "layers_pattern")
 # Ends of the entries that PEFT takes for regular expressions, of some kind of adapter or another.
 _MATCHED = ("_pattern", "_modules", "modules_to_save")
 # Initialisations that leave the base's weights unchanged (PiSSA, for example, moves part of them).
@@ -190,11 +184,7 @@ def refuse_patterns(folder: Path) -> None:
     Raises:
         ModelError: names the entry, or the config cannot be read.
     """
-    with unusable(
-        f"{folder} is not a PEFT adapter: {CONFIG_FILE} cannot be read", "Check the path."
-    ):
-        config = read_json(folder / CONFIG_FILE)
-    for entry, value in config.items():
+    for entry, value in _content_of(folder).items():
         names = value if isinstance(value, list | dict) else [value]
         wrong = [name for name in names if not _NAME.fullmatch(str(name))]
         if entry.endswith(_MATCHED) and wrong:
@@ -223,77 +213,3 @@ def refuse_beyond_lora(config: Mapping[str, Any], folder: Path) -> None:
             f"the adapter in {folder} asks for more than plain LoRA ({names}), and is not "
             "the sum of the base and two factors. Merge it into a full model and take that."
         )
-
-
-def refuse_other_base(folder: Path, base: base_folder.BaseModel, *, remedy: str) -> tuple[str, ...]:
-    """Refuse an adapter whose config names another base than the given one.
-
-    If the recorded name is a model folder on this machine, its content is compared. Otherwise the
-    last part of the name is compared, without case: organisations copy each other's models. A
-    folder that does not exist here decides nothing.
-
-    Args:
-        folder: of the adapter.
-        base: that it would be used on.
-        remedy: what to do if this is the same model under another name.
-
-    Returns:
-        What could not be checked, one sentence each.
-
-    Raises:
-        ModelError: another base is recorded, or the config cannot be read.
-    """
-    name = read_adapter_config(folder).get("base_model_name_or_path")
-    if not name:
-        return (f"{CONFIG_FILE} does not say from which base it was trained; it fits this one.",)
-    if name == base.name:
-        return ()
-    last, expected = (
-        each.replace("\\", "/").rstrip("/").rpartition("/")[2].casefold()
-        for each in (name, base.name)
-    )
-    other = folder_here(name)
-    if other is not None and (other / "config.json").is_file() and weights_files(other):
-        if base.folder.samefile(other) or _content(base.folder) == _content(other):
-            return ()
-    elif last == expected:
-        return ()
-    elif name.startswith(("/", ".", "~")) or Path(name).is_absolute() or name.count("/") > 1:
-        return (
-            f"{CONFIG_FILE} records {name} as its base, a folder that is not here; it fits "
-            f"{base.name}, and whether it is the same model cannot be told.",
-        )
-    raise ModelError(
-        f"{folder} records {name} as its base, not {base.name}. Name that one, or {remedy} "
-        "if this is the same model under another name."
-    )
-
-
-def layers_without_factors(
-    folder: Path, shapes: Mapping[str, LinearShape], adapted: Container[str]
-) -> list[str]:
-    """The layers that ``target_modules`` names but that have no factors.
-
-    Args:
-        folder: of the adapter.
-        shapes: of every linear layer below the base's head.
-        adapted: names of the layers with factors.
-
-    Returns:
-        Their names in the model's order; none if ``target_modules`` is a pattern or is restricted
-        to some layers.
-
-    Raises:
-        ModelError: the config cannot be read.
-    """
-    config = read_adapter_config(folder)
-    targets = config.get("target_modules")
-    restricted = any(config.get(name) not in (None, "", []) for name in _RESTRICTIONS)
-    if restricted or not isinstance(targets, list):
-        return []
-    named = target_shapes(shapes, [str(target) for target in targets])
-    return [name for name in shapes if name in named and name not in adapted]
-
-
-def _content(folder: Path) -> str:
-    return find_base_model(BaseModelConfig(name=str(folder.absolute()))).fingerprint

@@ -47,7 +47,7 @@ class BaseModel(NamedTuple):
         name: as in the study file.
         folder: a transformers folder.
         fingerprint: of weights and tokenizer; a local folder's weights are sampled for it.
-        start: adapter that is merged into the folder's weights; see ``start.with_start``.
+        start: name of the adapter that is merged into the weights; see ``start.with_start``.
     """
 
     name: str

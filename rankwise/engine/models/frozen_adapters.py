@@ -10,14 +10,13 @@ import contextlib
 import sys
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from rankwise.engine.models.adapter_folder import ScaledFactors, read_factors
+from rankwise.engine.models.adapter_folder import AdapterFolder, ScaledFactors
 from rankwise.engine.models.placed import layer_devices
 from rankwise.engine.models.structure import adaptable_shapes, layers_replaced
 from rankwise.engine.models.trained_adapters import add_product
@@ -172,20 +171,22 @@ class _FrozenLayer(nn.Module):
         return y
 
 
-def load_frozen_adapter(base_model: nn.Module, folder: Path, dtype: torch.dtype) -> FrozenAdapter:
-    """Read an adapter for this base; ranks and alphas may differ by layer.
+def load_frozen_adapter(
+    base_model: nn.Module, adapter: AdapterFolder, dtype: torch.dtype
+) -> FrozenAdapter:
+    """Take an adapter from disk for this base; ranks and alphas may differ by layer.
 
     Args:
         base_model: without adapters attached; its layers decide the devices.
-        folder: with adapter_config.json and adapter_model.safetensors, as PEFT writes them.
+        adapter: its factors are read.
         dtype: in which the factors are multiplied.
 
     Raises:
-        ModelError: the folder cannot be read, does not fit this base, or asks for more than plain
+        ModelError: it cannot be read, does not fit this base, or asks for more than plain
             LoRA on linear layers below the head (DoRA, ``lora_bias``, ``modules_to_save`` ...).
     """
     shapes = adaptable_shapes(base_model, beside_text=True)
-    saved = read_factors(folder)
+    saved, folder = adapter.factors, adapter.path
     for name, (A, B, _) in saved.items():
         if (shape := shapes.get(name)) is None:
             raise ModelError(

@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import functools
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers.pytorch_utils import Conv1D
 
-from rankwise.engine.models.adapter_config import CONFIG_FILE, refuse_other_base
-from rankwise.engine.models.adapter_folder import adapter_digest, check_fit, read_factors
+from rankwise.engine.models.adapter_config import CONFIG_FILE
+from rankwise.engine.models.adapter_folder import AdapterFolder
 from rankwise.engine.models.base_folder import SMALL_FILES, BaseModel, own_weights, trained_folder
 from rankwise.engine.models.embedded import made_once
 from rankwise.engine.models.loading import is_stored_quantised, load_model
@@ -25,26 +24,27 @@ from rankwise.errors import ModelError
 from rankwise.records.files import merged_base_folder, require_room, writing
 
 
-def with_start(base: BaseModel, adapter: str, report: Callable[[str], None]) -> BaseModel:
+def with_start(base: BaseModel, name: str, adapter: AdapterFolder) -> BaseModel:
     """A base that an adapter is merged into once its weights are fetched.
 
     Args:
         base: without it.
-        adapter: a folder, or org/name on the hub.
-        report: receives a line before a download.
+        name: of the adapter: a folder, or org/name on the hub.
+        adapter: where it is here.
 
     Raises:
-        ModelError: the adapter cannot be had.
+        ModelError: it is no adapter.
     """
-    digest = adapter_digest(trained_folder(adapter, report))
-    return base._replace(fingerprint=f"{base.fingerprint}+start:{digest}", start=adapter)
+    fingerprint = f"{base.fingerprint}+start:{adapter.digest}"
+    return base._replace(fingerprint=fingerprint, start=name)
 
 
-def check_start(base: BaseModel, skeleton: Any) -> tuple[str, ...]:
-    """Refuse a start that cannot be merged into its base; weights of the base are not read.
+def check_start(base: BaseModel, adapter: AdapterFolder, skeleton: Any) -> tuple[str, ...]:
+    """Refuse a start that cannot be merged into its base; no weights are read.
 
     Args:
         base: of ``with_start``.
+        adapter: likewise.
         skeleton: the base on the meta device.
 
     Returns:
@@ -53,15 +53,13 @@ def check_start(base: BaseModel, skeleton: Any) -> tuple[str, ...]:
     Raises:
         ModelError: it is of another base, more than plain LoRA, or cannot be read.
     """
-    assert base.start is not None
-    folder = trained_folder(base.start)
     remedy = f"write {base.name} as base_model_name_or_path into {CONFIG_FILE}"
-    warnings = refuse_other_base(folder, base, remedy=remedy)
-    check_fit(folder, skeleton)
-    beside = read_factors(folder).keys() - adaptable_shapes(skeleton).keys()
-    if beside:
+    warnings = adapter.refuse_other_base(base, remedy=remedy)
+    adapter.check_fit(skeleton)
+    adapter.refuse_beyond_lora()
+    if beside := adapter.shapes.keys() - adaptable_shapes(skeleton).keys():
         raise ModelError(
-            f"{folder} adapts {min(beside)}, which is not a linear layer below the head of "
+            f"{adapter.path} adapts {min(beside)}, which is not a linear layer below the head of "
             f"{base.name}. Merge it into a full model and take that as base_model."
         )
     if is_stored_quantised(base.folder):
@@ -94,18 +92,19 @@ def merged(base: BaseModel, folder: Path) -> Path:
         StorageError: the cache has no room.
     """
     assert base.start is not None
-    place, adapter = merged_base_folder(base.fingerprint), trained_folder(base.start)
-    if not base.fingerprint.endswith(adapter_digest(adapter)):
-        raise ModelError(f"{adapter} was changed since the study was planned. Run it again.")
+    place = merged_base_folder(base.fingerprint)
+    adapter = AdapterFolder(trained_folder(base.start))
+    if not base.fingerprint.endswith(adapter.digest):
+        raise ModelError(f"{adapter.path} was changed since the study was planned. Run it again.")
     with writing(place):
         return made_once(place, functools.partial(_merge, folder, adapter))
 
 
 @torch.no_grad()
-def _merge(folder: Path, adapter: Path, _parts: Path, target: Path) -> None:
+def _merge(folder: Path, adapter: AdapterFolder, _parts: Path, target: Path) -> None:
     model = load_model(folder, torch.float32)
     require_room(target, 4 * model.num_parameters())
-    for name, (lora_A, lora_B, scaling) in read_factors(adapter).items():
+    for name, (lora_A, lora_B, scaling) in adapter.factors.items():
         layer = model.get_submodule(name)
         delta = (lora_B.float() @ lora_A.float()) * scaling
         layer.weight += delta.T if isinstance(layer, Conv1D) else delta

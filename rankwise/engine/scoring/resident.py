@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections.abc import Generator, Sequence, Set
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from rankwise.engine.models.adapter_folder import AdapterFolder
 from rankwise.engine.models.attention import decoder_of
 from rankwise.engine.models.devices import STEP_TOKENS, free_bytes, in_smaller_steps
 from rankwise.engine.models.frozen_adapters import (
@@ -92,10 +92,14 @@ class ResidentScorer:
         self._decoder = Decoder(decoder, tokenizer, self._bank, cache_bytes=cache_bytes)
         self.reading, self.decoding = ScoringWork(), self._decoder.work
 
-    def put_on(self, name: str, folder: Path) -> None:
-        """Attach an adapter; as ``Scorer``."""
+    def put_on(self, name: str, adapter: AdapterFolder) -> None:
+        """Attach an adapter from disk.
+
+        Raises:
+            ModelError: it cannot be read, does not fit, or is more than plain LoRA.
+        """
         dtype = next(self._model.parameters()).dtype
-        self._adapters[name] = load_frozen_adapter(self._model, folder, dtype)
+        self.hold(name, load_frozen_adapter(self._model, adapter, dtype))
 
     def hold(self, name: str, adapter: FrozenAdapter) -> None:
         """Attach an adapter that is in memory, in the model's dtype."""

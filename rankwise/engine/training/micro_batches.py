@@ -104,6 +104,7 @@ class PairTerms(NamedTuple):
 
     def log_likelihoods(self, nats: Float[Tensor, " tokens"]) -> Float[Tensor, "pairs 2"]:
         """The log-likelihoods of both answers, from the losses of their tokens."""
+        # (answers,), then (pairs, 2): chosen, rejected
         return -torch.segment_reduce(nats, "sum", lengths=self.counts).view(-1, 2)
 
     def losses(
@@ -170,6 +171,7 @@ def shared_out(placed: Sequence[Placed], count: int) -> list[list[Placed]]:
     """
     in_order = sorted(placed, key=lambda x: (x.trainee, -x.example.num_inputs, x.place))
     total = sum(item.example.num_inputs for item in placed)
+    # an example goes where its middle token lies, so no part depends on how the others filled up
     parts: list[list[Placed]] = [[] for _ in range(count)]
     start = 0
     for item in in_order:
@@ -206,6 +208,22 @@ def pack(
     placed: Sequence[Placed], shares: Mapping[int, GradientShare], device: torch.device
 ) -> MicroBatch:
     """Put examples one after the other, trainee by trainee, and everything on the device at once.
+
+    A pair whose prompt is p q, with the chosen answer c d and the rejected answer r, becomes five
+    rows: the last token of a sequence is only predicted. ::
+
+        row          0  1  2    3  4
+        input_ids    p  q  c    p  q
+        position     0  1  2    0  1     counted anew; attention keeps the spans apart
+        predicts     q  c  d    q  r
+        loss_rows       1  2       4     the row before each learned token
+        targets         c  d       r
+        spans        0 to 3     3 to 5   parts 0 and 1 of the example
+        counts       2          1        base_nats has a number for each of both
+
+    An example that is no pair is its first span alone. Where a trainee is held to the base,
+    ``held_rows`` are the rows of its KLs, and the base reads the same sequences once for all
+    trainees: ``text_rows`` are these tokens there.
 
     Args:
         placed: at least one.

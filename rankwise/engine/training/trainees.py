@@ -107,6 +107,15 @@ NOTHING_BESIDE = Beside()
 class Trainee:
     """One run while it is trained. Everything random in it comes from the run's seed.
 
+    A step, which ``loop`` lets all trainees of a pass take together::
+
+        batch ─▶ micro-batches, forward and backward: every loss is weighted by share()
+              ─▶ gradients in the weights ─▶ finish_gradients: _before_step, norm
+              ─▶ take_step: clip, learning rate, optimizer, _weights_changed, metrics
+
+    If memory runs out, or another trainee's numbers are not finite, the gradients are gathered
+    again: until ``take_step`` nothing has changed but them.
+
     Attributes:
         run: as planned.
         batches: the examples of every optimizer step, in order.
@@ -501,6 +510,7 @@ def _with_others(
     mixed: list[list[Example]] = []
     for batch in batches:
         num_own += len(batch)
+        # so many others beside num_own make them the share of all
         wanted = round(num_own * share / (1.0 - share))
         while len(order) < wanted:
             order += torch.randperm(len(others), generator=generator).tolist()

@@ -54,10 +54,10 @@ def check_model(config: StudyConfig, model: StudyModel, issues: Issues) -> None:
         if model.base.has_weights:
             beside = check_stored(model.base.folder, model.skeleton)
             issues.warnings.extend(f"base_model: {each}" for each in beside)
-    if model.base.start is not None:
+    if model.start is not None:
         place = "methods.lora.start"
         with issues.of(place):
-            unchecked = check_start(model.base, model.skeleton)
+            unchecked = check_start(model.base, model.start, model.skeleton)
             issues.warnings.extend(f"{place}: {each}" for each in unchecked)
     text_config = model.skeleton.config.get_text_config()
     weight = getattr(text_config, "router_aux_loss_coef", 0.0)

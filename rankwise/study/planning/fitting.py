@@ -14,7 +14,7 @@ import torch
 from rankwise.engine.models.devices import DTYPES, Machine
 from rankwise.engine.models.placed import WEIGHTS_SHARE
 from rankwise.engine.models.variants import shares_a_pass
-from rankwise.engine.training.memory import PassMemory
+from rankwise.engine.training.memory import AdapterSize, PassMemory
 from rankwise.engine.training.optimizers import has_8bit_adamw
 from rankwise.errors import RecordError, to_install
 from rankwise.records.config.study import StudyConfig
@@ -24,7 +24,7 @@ from rankwise.records.folder import StudyFolder
 from rankwise.records.study import FullTraining, PlannedRun, StudyRecord
 from rankwise.study.planning.issues import Issues
 from rankwise.study.planning.model import StudyModel
-from rankwise.study.planning.passes import least_bytes, size_of, usable
+from rankwise.study.planning.passes import fits, least_bytes, size_of, usable
 from rankwise.study.planning.runs import Trainable
 
 FULL_TRAININGS = (
@@ -60,7 +60,7 @@ def full_training(
     *larger, smallest = (choice.model_copy(update=named) for choice in FULL_TRAININGS)
     limit = usable(machine.available_bytes())
     for choice in dict.fromkeys(larger):
-        if least_bytes(memory.changed(full=choice), config.train, None) <= limit:
+        if fits(memory.changed(full=choice), config.train, None, limit):
             return choice
     if full.optimizer == "auto" and not has_8bit_adamw(machine.device):
         return larger[-1]
@@ -106,10 +106,8 @@ class Room:
             whole, memory=over, available=machine.available_on_each(), cards=machine.cards
         )
         adapters = [run for run in runs if run.method == "lora" and not _is_trained(run, folder)]
-        fits = memory.base_bytes <= whole.limit and all(
-            whole.least(run) <= whole.limit for run in adapters
-        )
-        return whole if fits or over.base_bytes > laid.limit else laid
+        has_room = memory.base_bytes <= whole.limit and all(map(whole.fits, adapters))
+        return whole if has_room or over.base_bytes > laid.limit else laid
 
     @property
     def limit(self) -> int:
@@ -121,10 +119,9 @@ class Room:
         """Whether the layers of the base lie on several cards."""
         return len(self.cards) > 1
 
-    def least(self, run: PlannedRun) -> int:
-        """The peak of a card when a run is trained alone in the smallest way."""
-        size = None if run.method == "full" else size_of(run)
-        return least_bytes(self.memory, self.config.train, size)
+    def fits(self, run: PlannedRun) -> bool:
+        """Whether a run can be trained, at least alone and in the smallest way."""
+        return fits(self.memory, self.config.train, _adapter_of(run), self.limit)
 
     def check_over_cards(self, runs: Sequence[PlannedRun], issues: Issues) -> None:
         """Say that the layers of the base are laid over several cards; refuse what cannot be so."""
@@ -183,8 +180,8 @@ class Room:
         """
         peaks: dict[str, list[tuple[int, PlannedRun]]] = {}
         for run in runs:
-            peak = self.least(run)
-            if peak > self.limit and not _is_trained(run, self.folder):
+            if not (self.fits(run) or _is_trained(run, self.folder)):
+                peak = least_bytes(self.memory, self.config.train, _adapter_of(run))
                 peaks.setdefault(run.method, []).append((peak, run))
         for method, too_large in peaks.items():
             peak, run = max(too_large, key=lambda each: each[0])
@@ -202,9 +199,9 @@ class Room:
     def _remedy(self, run: PlannedRun) -> str:
         """The first setting under which a run would fit, or what else to do."""
         memory, limit = self.memory, self.limit
-        size, train = None if run.method == "full" else size_of(run), self.config.train
+        size, train = _adapter_of(run), self.config.train
         free = {"max_micro_batch_tokens": None, "gradient_checkpointing": None}
-        if least_bytes(memory, train.model_copy(update=free), size) <= limit:
+        if fits(memory, train.model_copy(update=free), size, limit):
             return "set train.max_micro_batch_tokens and train.gradient_checkpointing to null"
         if size is None:
             for full in FULL_TRAININGS:
@@ -223,6 +220,11 @@ class Room:
             if peak <= limit:
                 return f"train.base_precision={precision} takes {in_words(peak)}"
         return "lower the ranks or train.max_length"
+
+
+def _adapter_of(run: PlannedRun) -> AdapterSize | None:
+    """What a run trains; None: every weight."""
+    return None if run.method == "full" else size_of(run)
 
 
 def earlier_full(

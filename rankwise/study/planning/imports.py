@@ -3,18 +3,10 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import Any
 
-from rankwise.engine.models.adapter_config import (
-    CONFIG_FILE,
-    read_adapter_config,
-    refuse_other_base,
-)
-from rankwise.engine.models.adapter_folder import (
-    adapter_digest,
-    check_fit,
-)
+from rankwise.engine.models.adapter_config import CONFIG_FILE
+from rankwise.engine.models.adapter_folder import AdapterFolder
 from rankwise.engine.models.base_folder import find_base_model
 from rankwise.engine.models.structure import ARCHITECTURE, refuse_other_architecture
 from rankwise.errors import ModelError
@@ -51,7 +43,7 @@ def imported_run(
     warnings: tuple[str, ...] = ()
     if config.adapter is not None:
         folder = config.adapter
-        weights, settings, warnings = _adapter(folder, base)
+        weights, settings, warnings = _adapter(AdapterFolder(folder), base)
     else:
         assert config.checkpoint is not None
         folder = config.checkpoint
@@ -87,17 +79,19 @@ def imported_run(
     return run.model_copy(update={"name": run_name(run, digest)}), warnings
 
 
-def _adapter(folder: Path, base: Trainable) -> tuple[str, dict[str, Any], tuple[str, ...]]:
+def _adapter(
+    adapter: AdapterFolder, base: Trainable
+) -> tuple[str, dict[str, Any], tuple[str, ...]]:
     """A digest of its files, what it says of a run, and what could not be checked."""
-    config = read_adapter_config(folder)
+    config = adapter.config
     if base.model.base.start is not None:
         raise ModelError(
-            f"{folder} is put on {base.model.base.name}, and this study's base has "
+            f"{adapter.path} is put on {base.model.base.name}, and this study's base has "
             "methods.lora.start in it. Leave one of them out."
         )
     remedy = f"write {base.model.base.name} as base_model_name_or_path into {CONFIG_FILE}"
-    warnings = refuse_other_base(folder, base.model.base, remedy=remedy)
-    size = check_fit(folder, base.model.skeleton)
+    warnings = adapter.refuse_other_base(base.model.base, remedy=remedy)
+    adapter.check_fit(base.model.skeleton)
     rank, alpha = config["r"], float(config["lora_alpha"])
     targets = config.get("target_modules") or ()
     settings = {
@@ -106,6 +100,6 @@ def _adapter(folder: Path, base: Trainable) -> tuple[str, dict[str, Any], tuple[
         "alpha": alpha,
         "scaling": alpha / (math.sqrt(rank) if config.get("use_rslora") else rank),
         "target_modules": (targets,) if isinstance(targets, str) else tuple(sorted(targets)),
-        "num_trainable_parameters": size,
+        "num_trainable_parameters": adapter.num_weights,
     }
-    return adapter_digest(folder), settings, warnings
+    return adapter.digest, settings, warnings

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from rankwise.engine.models.base_folder import BaseModel, find_base_model
+from rankwise.engine.models.adapter_folder import AdapterFolder
+from rankwise.engine.models.base_folder import BaseModel, find_base_model, trained_folder
 from rankwise.engine.models.devices import Machine, ResolvedPrecision
 from rankwise.engine.models.loading import load_tokenizer
 from rankwise.engine.models.start import with_start
@@ -25,6 +26,7 @@ class StudyModel(NamedTuple):
         max_length: tokens that it reads at most.
         machine: that trains and scores.
         precision: of the matrix products.
+        start: the adapter that its base starts with, if it does.
     """
 
     base: BaseModel
@@ -33,6 +35,7 @@ class StudyModel(NamedTuple):
     max_length: int
     machine: Machine
     precision: ResolvedPrecision
+    start: AdapterFolder | None = None
 
     @property
     def has_chat_template(self) -> bool:
@@ -78,14 +81,15 @@ def study_model(
         PlanError: the model cannot be had.
         ModelError: its tokenizer or config cannot be used.
     """
-    start, place = config.methods.start, ""
+    name, place, start = config.methods.start, "", None
     try:
         base = find_base_model(config.base_model, report, weights=False)
         if config.train.base_precision != "auto":  # another base, for training and for scoring
             base = base._replace(fingerprint=f"{base.fingerprint}+{config.train.base_precision}")
-        if start is not None:
+        if name is not None:
             place = "methods.lora.start: "
-            base = with_start(base, str(start), report)
+            start = AdapterFolder(trained_folder(str(name), report))
+            base = with_start(base, str(name), start)
     except ModelError as error:
         raise PlanError(config.name, config.base_model.name, [f"{place}{error}"]) from error
     tokenizer = load_tokenizer(base.folder)
@@ -93,4 +97,4 @@ def study_model(
     max_length = context_length(skeleton.config, tokenizer)
     machine = machine or Machine.here()
     precision = machine.precision(config.train.precision)
-    return StudyModel(base, tokenizer, skeleton, max_length, machine, precision)
+    return StudyModel(base, tokenizer, skeleton, max_length, machine, precision, start)

@@ -13,7 +13,8 @@ from rankwise.records.study import PlannedPass, PlannedRun
 from rankwise.study.times import training_work
 
 _BALANCED = 0.001
-"""The search for the smallest fullest pass ends within this share of the limit."""
+"""The search for the smallest fullest pass ends within this share of the limit: what a pass takes
+is not known as exactly."""
 
 USABLE_SHARE = 0.85
 """The share of the available memory that a pass is planned for: estimates and other programs vary.
@@ -79,9 +80,13 @@ def least_bytes(memory: PassMemory, train: TrainConfig, adapter: AdapterSize | N
     None: of full fine-tuning.
     """
     cutter = _PassCutter(memory, train, limit=0)
-    if adapter is None:
-        return memory.full_bytes(cutter.lowest, cutter.checkpointing[-1])
-    return memory.lora_bytes([adapter], cutter.lowest, cutter.checkpointing[-1])
+    return cutter.alone(adapter, cutter.checkpointing[-1])
+
+
+def fits(memory: PassMemory, train: TrainConfig, adapter: AdapterSize | None, limit: int) -> bool:
+    """Whether ``least_bytes`` are within a limit; where more are, no smaller way is rehearsed."""
+    cutter = _PassCutter(memory, train, limit)
+    return any(cutter.alone(adapter, flag) <= limit for flag in cutter.checkpointing)
 
 
 def size_of(run: PlannedRun) -> AdapterSize:
@@ -101,6 +106,12 @@ class _PassCutter:
         self._kept = min(max(memory.kept_tokens, self.lowest), self._highest)
         wanted = train.gradient_checkpointing
         self.checkpointing = (False, True) if wanted is None else (wanted,)
+
+    def alone(self, adapter: AdapterSize | None, gradient_checkpointing: bool) -> int:
+        """The peak of one adapter, or of full fine-tuning (None), at the fewest tokens."""
+        if adapter is None:
+            return self._memory.full_bytes(self.lowest, gradient_checkpointing)
+        return self._memory.lora_bytes([adapter], self.lowest, gradient_checkpointing)
 
     def groups(self, adapters: Sequence[PlannedRun]) -> list[list[PlannedRun]]:
         """Runs of one pass each."""

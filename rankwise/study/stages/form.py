@@ -126,6 +126,7 @@ class CheckForm(Stage):
                 form, or what the form needs is not here.
             StorageError: a record cannot be written.
         """
+        from rankwise.engine.models.adapter_folder import AdapterFolder
         from rankwise.engine.models.loading import load_frozen
         from rankwise.engine.models.start import fetch_weights
         from rankwise.findings.deployment import FormWeights
@@ -138,7 +139,8 @@ class CheckForm(Stage):
 
         (run,) = self.runs
         plan, folder = context.plan, context.folder
-        updates = read_updates(folder.weights(run))
+        adapter = AdapterFolder(folder.weights(run))
+        updates = read_updates(adapter)
         if all(update.frobenius_norm == 0 for update in updates.values()):
             raise ModelError(f"the update of {run.name} is zero: there is nothing to deploy.")
         # weights of the base are changed below, and put back
@@ -151,7 +153,7 @@ class CheckForm(Stage):
         weights, warnings = FormWeights(0), list[str]()
         session = ScoringSession(base, plan.tokenizer, step_tokens=plan.step_tokens)
         if self.form == AS_TRAINED:
-            session.scorer.put_on(ADAPTER, folder.weights(run))
+            session.scorer.put_on(ADAPTER, adapter)
             probed = probes(plan.tasks[self.tasks[0]].requests)
             refuse_unapplied(session.scorer, [ADAPTER], probed)
             seconds = self._score(context, run, session, ADAPTER)

@@ -159,7 +159,7 @@ class CompareHeads(OneRecord):
 
         None of an adapter that is more than LoRA, which is noted.
         """
-        from rankwise.engine.models.adapter_folder import read_factors
+        from rankwise.engine.models.adapter_folder import AdapterFolder
         from rankwise.engine.models.weights import weight_matrices
         from rankwise.heads.changes import norms_of_factors, norms_of_matrices, share_maps
 
@@ -169,7 +169,7 @@ class CompareHeads(OneRecord):
             norms = norms_of_matrices(base, weight_matrices(weights, list(base)))
             return share_maps(layouts, norms), None
         try:
-            norms = norms_of_factors(read_factors(weights))
+            norms = norms_of_factors(AdapterFolder(weights).factors)
         except BeyondLoraError as error:
             context.tell.noted(f"{run.name}: no head's share of delta is known: {error}")
             return (), str(error)

@@ -251,6 +251,7 @@ def _spectrum(
 
 def _subject(context: StudyContext, run: PlannedRun, shapes: Mapping[str, LinearShape]) -> _Subject:
     """What is read of a run; an adapter that is more than LoRA is noted and has no matrices."""
+    from rankwise.engine.models.adapter_folder import AdapterFolder
     from rankwise.weights.lowrank import read_updates
 
     if run.method == "full":
@@ -259,7 +260,7 @@ def _subject(context: StudyContext, run: PlannedRun, shapes: Mapping[str, Linear
     reference = context.study.full_run_of(run)
     full = reference if reference is not None and is_usable(folder, reference) else None
     try:
-        updates = read_updates(folder.weights(run))
+        updates = read_updates(AdapterFolder(folder.weights(run)))
     except BeyondLoraError as error:
         tell.noted(f"{run.name} is not analysed: {error}")
         return _Subject(run, {}, full, str(error), [])

@@ -116,20 +116,29 @@ def _import(context: StudyContext, run: PlannedRun) -> None:
     """An imported model is there already; an adapter is copied into the study.
 
     One whose weights or answers are not finite diverged where it was trained: it is not scored.
+
+    Raises:
+        ModelError: the model is gone or cannot be read.
+        StorageError: the folder cannot be written.
     """
+    from rankwise.engine.models.adapter_folder import AdapterFolder
     from rankwise.engine.models.files import not_finite, weights_bytes, weights_files
     from rankwise.engine.models.loading import answers_finitely
 
     assert run.imported is not None
     folder = context.folder
     folder.start_run(run)
-    weights = folder.weights_folder(run)
+    source, weights = run.imported.folder, folder.weights_folder(run)
+    is_zero = False
     if run.method == "lora":
-        size, is_zero = _import_adapter(run.imported.folder, weights)
-    else:
-        size, is_zero = weights_bytes(weights), False
+        files = AdapterFolder(source).files
+        with writing(weights):
+            weights.mkdir(parents=True, exist_ok=True)
+            for file in files:
+                shutil.copyfile(file, weights / file.name)
+        is_zero = not AdapterFolder(weights).has_update
+    size, bad = weights_bytes(weights), not_finite(weights_files(weights))
     measured: dict[str, Any] = {"weights_bytes": size, "update_is_zero": is_zero}
-    source, bad = run.imported.folder, not_finite(weights_files(weights))
     if bad is not None:
         message = f"{bad} in {source} holds NaN or infinite weights"
         measured = {"status": "diverged", "message": message}
@@ -140,29 +149,6 @@ def _import(context: StudyContext, run: PlannedRun) -> None:
                 message = f"the weights in {source} are so large that its answers are not finite"
                 measured = {"status": "diverged", "message": message}
     finish_run(context, run, **measured)
-
-
-def _import_adapter(source: Path, folder: Path) -> tuple[int, bool]:
-    """Copy an adapter's two files into ``folder``.
-
-    Returns:
-        The bytes of the weights, and whether the update is zero.
-
-    Raises:
-        ModelError: the adapter is gone or cannot be read.
-        StorageError: the folder cannot be written.
-    """
-    from rankwise.engine.models.adapter_config import CONFIG_FILE, read_adapter_config
-    from rankwise.engine.models.adapter_folder import WEIGHTS_FILE, adapter_weights, has_update
-
-    read_adapter_config(source)
-    adapter_weights(source)
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        for name in (CONFIG_FILE, WEIGHTS_FILE):
-            shutil.copyfile(source / name, folder / name)
-    weights = folder / WEIGHTS_FILE
-    return weights.stat().st_size, not has_update(weights)
 
 
 def _train_adapters(context: StudyContext, trainings: Trainings, planned: PlannedPass) -> None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from rankwise.engine.models.adapter_config import CONFIG_FILE
-from rankwise.engine.models.adapter_folder import WEIGHTS_FILE
+from rankwise.engine.models.adapter_folder import WEIGHTS_FILE, AdapterFolder
 from rankwise.engine.models.frozen_adapters import FrozenPiece, carrying, load_frozen_adapter
 from rankwise.errors import ModelError
 from tests.support.saved_adapters import PATTERNS, rewritten, saved
@@ -43,7 +43,7 @@ def test_logits_are_those_of_peft_on_the_rows_of_the_adapter_alone(
     peer: Any = peft.PeftModel.from_pretrained(tiny(family), str(tmp_path)).eval()
     base = tiny(family)
     expected, untouched = peer(IDS).logits, base(IDS).logits
-    adapter = load_frozen_adapter(base, tmp_path, torch.float32)
+    adapter = load_frozen_adapter(base, AdapterFolder(tmp_path), torch.float32)
     assert not adapter.is_zero_update
     with carrying(base, [adapter]) as bank, bank.rows_of([FrozenPiece(adapter, 7, 14)]):
         found = base(IDS).logits
@@ -61,7 +61,9 @@ def test_adapters_of_other_ranks_and_layers_share_a_batch(tmp_path: Path) -> Non
         {"r": 9, "target_modules": ["q_proj", "down_proj"]},
     ]
     peers = [saved(tmp_path / str(n), **kind) for n, kind in enumerate(kinds)]
-    both = [load_frozen_adapter(base, tmp_path / str(n), torch.float32) for n in range(2)]
+    both = [
+        load_frozen_adapter(base, AdapterFolder(tmp_path / str(n)), torch.float32) for n in range(2)
+    ]
     pieces = [FrozenPiece(adapter, 7 * n, 7 * n + 7) for n, adapter in enumerate(both)]
     with carrying(base, both) as bank, bank.rows_of(pieces):
         found: Tensor = base(IDS).logits
@@ -76,7 +78,7 @@ def test_adapters_of_other_ranks_and_layers_share_a_batch(tmp_path: Path) -> Non
 def test_factors_have_the_dtype_asked_for_and_none_is_kept_for_gradients(tmp_path: Path) -> None:
     saved(tmp_path)
     base = tiny("Llama").bfloat16()
-    adapter = load_frozen_adapter(base, tmp_path, torch.bfloat16)
+    adapter = load_frozen_adapter(base, AdapterFolder(tmp_path), torch.bfloat16)
     assert {x.dtype for a, b, _ in adapter.layers.values() for x in (a, b)} == {torch.bfloat16}
     with carrying(base, [adapter]) as bank, bank.rows_of([FrozenPiece(adapter, 0, 21)]):
         states: Tensor = base.get_submodule("model.layers.0.self_attn.q_proj")(
@@ -87,7 +89,7 @@ def test_factors_have_the_dtype_asked_for_and_none_is_kept_for_gradients(tmp_pat
 
 def test_a_zero_update_is_known_as_one(tmp_path: Path) -> None:
     saved(tmp_path, zero=True)
-    assert load_frozen_adapter(tiny("Llama"), tmp_path, torch.float32).is_zero_update
+    assert load_frozen_adapter(tiny("Llama"), AdapterFolder(tmp_path), torch.float32).is_zero_update
 
 
 # refusals
@@ -121,23 +123,23 @@ def test_what_is_more_than_plain_lora_is_refused_by_name(
     saved(tmp_path)
     edited(tmp_path, lambda config: config.update({name: value}))
     with pytest.raises(ModelError, match=f"more than plain LoRA \\({name}"):
-        load_frozen_adapter(tiny("Llama"), tmp_path, torch.float32)
+        load_frozen_adapter(tiny("Llama"), AdapterFolder(tmp_path), torch.float32)
 
 
 def test_dora_weights_are_refused_whatever_the_config_says(tmp_path: Path) -> None:
     saved(tmp_path, use_dora=True)
     edited(tmp_path, lambda config: config.update(use_dora=False))
     with pytest.raises(ModelError, match=r"other weights than pairs .*lora_magnitude_vector"):
-        load_frozen_adapter(tiny("Llama"), tmp_path, torch.float32)
+        load_frozen_adapter(tiny("Llama"), AdapterFolder(tmp_path), torch.float32)
 
 
 def test_another_kind_of_adapter_and_no_adapter_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="cannot be read"):
-        load_frozen_adapter(tiny("Llama"), tmp_path, torch.float32)
+        load_frozen_adapter(tiny("Llama"), AdapterFolder(tmp_path), torch.float32)
     saved(tmp_path)
     edited(tmp_path, lambda config: config.update(peft_type="IA3"))
     with pytest.raises(ModelError, match="an adapter of kind IA3"):
-        load_frozen_adapter(tiny("Llama"), tmp_path, torch.float32)
+        load_frozen_adapter(tiny("Llama"), AdapterFolder(tmp_path), torch.float32)
 
 
 def test_weights_that_are_missing_or_odd_are_refused(tmp_path: Path) -> None:
@@ -145,32 +147,34 @@ def test_weights_that_are_missing_or_odd_are_refused(tmp_path: Path) -> None:
     name = "base_model.model.model.layers.0.self_attn.q_proj.lora_B.weight"
     rewritten(tmp_path, lambda tensors: tensors.pop(name))
     with pytest.raises(ModelError, match=r"other weights than pairs .*q_proj.lora_B"):
-        load_frozen_adapter(tiny("Llama"), tmp_path, torch.float32)
+        load_frozen_adapter(tiny("Llama"), AdapterFolder(tmp_path), torch.float32)
     (tmp_path / WEIGHTS_FILE).write_bytes(b"no tensors")
     with pytest.raises(ModelError, match="cannot be read"):
-        load_frozen_adapter(tiny("Llama"), tmp_path, torch.float32)
+        load_frozen_adapter(tiny("Llama"), AdapterFolder(tmp_path), torch.float32)
     safetensors.torch.save_file({}, tmp_path / WEIGHTS_FILE)
     with pytest.raises(ModelError, match="none at all"):
-        load_frozen_adapter(tiny("Llama"), tmp_path, torch.float32)
+        load_frozen_adapter(tiny("Llama"), AdapterFolder(tmp_path), torch.float32)
 
 
 def test_an_adapter_of_another_base_is_refused(tmp_path: Path) -> None:
     saved(tmp_path)
     with pytest.raises(ModelError, match="not a linear layer below the head of this base model"):
-        load_frozen_adapter(tiny("GPT2"), tmp_path, torch.float32)
+        load_frozen_adapter(tiny("GPT2"), AdapterFolder(tmp_path), torch.float32)
     with pytest.raises(ModelError, match=r"does not fit model.layers.0.mlp.down_proj"):
-        load_frozen_adapter(tiny("Llama", intermediate_size=64), tmp_path, torch.float32)
+        load_frozen_adapter(
+            tiny("Llama", intermediate_size=64), AdapterFolder(tmp_path), torch.float32
+        )
 
 
 @pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`")
 def test_an_adapted_head_is_refused(tmp_path: Path) -> None:
     saved(tmp_path, target_modules=["q_proj", "lm_head"])
     with pytest.raises(ModelError, match="lm_head"):
-        load_frozen_adapter(tiny("Llama"), tmp_path, torch.float32)
+        load_frozen_adapter(tiny("Llama"), AdapterFolder(tmp_path), torch.float32)
 
 
 def test_a_config_of_another_rank_is_refused(tmp_path: Path) -> None:
     saved(tmp_path)
     edited(tmp_path, lambda config: config.update(r=8))
     with pytest.raises(ModelError, match=r"says rank 8 .*weights have rank 4"):
-        load_frozen_adapter(tiny("Llama"), tmp_path, torch.float32)
+        load_frozen_adapter(tiny("Llama"), AdapterFolder(tmp_path), torch.float32)

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from rankwise.engine.models import start
+from rankwise.engine.models.adapter_folder import AdapterFolder
 from rankwise.engine.models.base_folder import BaseModel
 from rankwise.engine.models.loading import load_model
 from rankwise.engine.models.start import fetch_weights
@@ -23,7 +24,8 @@ def test_the_weights_are_those_that_peft_merges(
     adapted = saved(tmp_path / "adapter", family, use_rslora=True, **PATTERNS)
     copy.deepcopy(adapted).unload().to(torch.bfloat16).save_pretrained(tmp_path / "base")
     plain = BaseModel("base", tmp_path / "base", "folder:x")
-    base = start.with_start(plain, str(tmp_path / "adapter"), lambda _: None)
+    adapter = AdapterFolder(tmp_path / "adapter")
+    base = start.with_start(plain, str(adapter.path), adapter)
     folder = fetch_weights(base)
     assert str(folder) == base.recorded_name
     with torch.no_grad():  # what the files hold: the merging itself is in float32

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from rankwise.engine.models import packed_kernels, peft_adapters, placed
+from rankwise.engine.models.adapter_folder import AdapterFolder
 from rankwise.engine.models.devices import Machine
 from rankwise.engine.models.frozen_adapters import wearing
 from rankwise.engine.models.loading import load_frozen
@@ -240,7 +241,7 @@ def test_scores_are_those_of_a_whole_model(cards: None, family: str, tmp_path: P
     for base in (frozen(family), laid_over(frozen(family))):
         scorer = ResidentScorer(base, NoText(), max_batch_tokens=90)
         for name in ("a", "b"):
-            scorer.put_on(name, tmp_path / "adapter")
+            scorer.put_on(name, AdapterFolder(tmp_path / "adapter"))
         names = [None, "a", "b"]
         reference = log_probabilities(base, answers, max_batch_tokens=8)
         with wearing(base, scorer._adapters["a"]):

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from rankwise.engine.models.adapter_folder import WEIGHTS_FILE, read_factors
+from rankwise.engine.models.adapter_folder import WEIGHTS_FILE, AdapterFolder
 from rankwise.engine.models.frozen_adapters import FrozenPiece, carrying, load_frozen_adapter
 from rankwise.engine.models.loading import load_frozen
 from rankwise.engine.models.peft_adapters import variant_on
@@ -93,7 +93,9 @@ def test_contract(setting: Setting, tmp_path: Path, name: VariantName) -> None:
     assert same(logits(merged, examples), own, 1e-3)
 
     if variant.is_plain:
-        adapter = load_frozen_adapter(setting.base, tmp_path / "adapter", torch.float32)
+        adapter = load_frozen_adapter(
+            setting.base, AdapterFolder(tmp_path / "adapter"), torch.float32
+        )
         with (
             carrying(setting.base, [adapter]) as bank,
             bank.rows_of([FrozenPiece(adapter, 0, 10_000)]),
@@ -101,7 +103,7 @@ def test_contract(setting: Setting, tmp_path: Path, name: VariantName) -> None:
             assert same(logits(setting.base, examples), own, 1e-4)
     else:
         with pytest.raises(ModelError):
-            read_factors(tmp_path / "adapter")
+            AdapterFolder(tmp_path / "adapter").refuse_beyond_lora()
 
     def save_again(model: Any) -> None:
         model.save(tmp_path / "again", "the base")

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from rankwise.engine.models.adapter_config import CONFIG_FILE
-from rankwise.engine.models.adapter_folder import WEIGHTS_FILE
+from rankwise.engine.models.adapter_folder import WEIGHTS_FILE, AdapterFolder
 from rankwise.engine.models.weights import model_weights, weight_matrices
 from rankwise.errors import ModelError
 from rankwise.weights.lowrank import LowRankUpdate, read_updates
@@ -205,7 +205,7 @@ PATTERNS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("kind", PATTERNS)
 def test_an_update_is_peft_s(kind: str, tmp_path: Path) -> None:
     model = adapted(tmp_path, **PATTERNS[kind])
-    found = read_updates(tmp_path)
+    found = read_updates(AdapterFolder(tmp_path))
     assert len(found) == 4
     for name, update in found.items():
         layer = model.base_model.model.get_submodule(name)
@@ -219,7 +219,7 @@ def test_an_update_is_peft_s(kind: str, tmp_path: Path) -> None:
 def test_an_update_of_gpt2_has_the_orientation_of_its_matrix(tmp_path: Path) -> None:
     model = adapted(tmp_path, "gpt2", target_modules=["c_attn"], fan_in_fan_out=True)
     saved(tmp_path / "base", "gpt2")
-    update = read_updates(tmp_path)[C_ATTN]
+    update = read_updates(AdapterFolder(tmp_path))[C_ATTN]
     weight = weight_matrices(tmp_path / "base", [C_ATTN])[C_ATTN]
     assert update.shape == tuple(weight.shape) == (72, 24)
     merged = model.merge_and_unload()
@@ -231,7 +231,7 @@ def test_half_precision_factors_are_read_as_they_are(tmp_path: Path) -> None:
     adapted(tmp_path)
     path = tmp_path / WEIGHTS_FILE
     save_file({name: tensor.bfloat16() for name, tensor in load_file(path).items()}, path)
-    update = read_updates(tmp_path)[Q]
+    update = read_updates(AdapterFolder(tmp_path))[Q]
     assert update.lora_A.dtype == update.lora_B.dtype == torch.bfloat16
 
 
@@ -243,7 +243,7 @@ def test_factors_that_are_not_finite_are_named(tmp_path: Path, side: str) -> Non
     tensors[f"base_model.model.{DOWN}.{side}.weight"][1, 1] = torch.nan
     save_file(tensors, path)
     with pytest.raises(ModelError, match=f"{DOWN}: the update holds NaN or infinite weights"):
-        read_updates(tmp_path)
+        read_updates(AdapterFolder(tmp_path))
 
 
 def test_a_config_of_another_adapter_is_refused(tmp_path: Path) -> None:
@@ -251,7 +251,7 @@ def test_a_config_of_another_adapter_is_refused(tmp_path: Path) -> None:
     path = tmp_path / CONFIG_FILE
     path.write_text(json.dumps(json.loads(path.read_text()) | {"r": 16}))
     with pytest.raises(ModelError, match=r"says rank 16 for .*its weights have rank 4"):
-        read_updates(tmp_path)
+        read_updates(AdapterFolder(tmp_path))
 
 
 def test_what_transformers_converts_goes_with_the_model(

@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
+from rankwise.engine.models.adapter_folder import AdapterFolder
 from rankwise.engine.models.frozen_adapters import FrozenAdapter, FrozenBank
 from rankwise.engine.scoring.decode.attention import attend_decoded
 from rankwise.engine.scoring.decode.decoder import Decoder, ScoringWork
@@ -83,7 +84,7 @@ def test_an_adapter_writes_what_the_peer_writes_with_it(
         adapted.save_pretrained(folders[-1])
     scorer = ResidentScorer(base().eval(), tokenizer, max_batch_tokens=64)
     for folder in folders:
-        scorer.put_on(folder.name, folder)
+        scorer.put_on(folder.name, AdapterFolder(folder))
     prompts = prompts_of(tokenizer, TEXTS, 16, ["e"], do_sample=False)
     found = scorer.generate([None, *(folder.name for folder in folders)], prompts)
     settings = {"until": ["e"], "max_gen_toks": 16, "do_sample": False}

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from rankwise.engine.models.adapter_folder import AdapterFolder
 from rankwise.engine.scoring.decode.decoder import Decoder
 from rankwise.engine.scoring.divergence import log_probabilities
 from rankwise.engine.scoring.resident import ResidentScorer
@@ -35,7 +36,7 @@ PROMPTS = [
 def scorer(tmp_path: Path) -> ResidentScorer:
     made = ResidentScorer(tiny("Llama"), tiny_tokenizer(), max_batch_tokens=256)
     saved(tmp_path / "a")
-    made.put_on("a", tmp_path / "a")
+    made.put_on("a", AdapterFolder(tmp_path / "a"))
     return made
 
 

@@ -13,6 +13,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
+from rankwise.engine.models.adapter_folder import AdapterFolder
 from rankwise.engine.models.attention import attention_of
 from rankwise.engine.scoring import resident
 from rankwise.engine.scoring.decode.decoder import ScoringWork
@@ -77,7 +78,7 @@ def test_base_and_adapters_score_what_the_plain_models_score(family: str, tmp_pa
     scorer = scorer_of(model)
     for number, kind in enumerate(kinds):
         saved(tmp_path / str(number), family, **kind)
-        scorer.put_on(f"adapter {number}", tmp_path / str(number))
+        scorer.put_on(f"adapter {number}", AdapterFolder(tmp_path / str(number)))
     found = scorer.log_likelihoods([None, "adapter 0", "adapter 1"], items)
     peers = [
         tiny(family),
@@ -103,7 +104,7 @@ def test_lanes_score_the_same(
     told: list[list[int]] = [[], []]
     for heard, most in zip(told, (1, lanes), strict=True):
         scorer = scorer_of(tiny(family), max_lanes=most)
-        scorer.put_on("a", tmp_path / "a")
+        scorer.put_on("a", AdapterFolder(tmp_path / "a"))
         found.append(scorer.log_likelihoods([None, "a"], ITEMS, heard.append))
         assert scorer.log_likelihoods([None, "a"], ITEMS) == found[-1]
     for own, other in zip(*found, strict=True):
@@ -121,7 +122,7 @@ def test_flex_attention_scores_the_same(
     scorer = scorer_of(tiny(family), max_batch_tokens=max_batch_tokens)
     for name, rank in (("a", 2), ("b", 9)):
         saved(tmp_path / name, family, target_modules=["q_proj", "o_proj"], r=rank)
-        scorer.put_on(name, tmp_path / name)
+        scorer.put_on(name, AdapterFolder(tmp_path / name))
     expected = scorer.log_likelihoods([None, "a", "b"], ITEMS)
     monkeypatch.setattr(tree_attention, "_takes_flex", lambda *_: True)
     monkeypatch.setattr(tree_attention, "_attend_in_blocks", None)  # no other attention is used
@@ -158,7 +159,7 @@ def test_flex_attention_is_taken_where_it_can_be(
 def two_adapters(folder: Path, scorer: ResidentScorer) -> None:
     for name, rank in (("a", 2), ("b", 9)):
         saved(folder / name, r=rank)
-        scorer.put_on(name, folder / name)
+        scorer.put_on(name, AdapterFolder(folder / name))
 
 
 @pytest.mark.parametrize("max_batch_tokens", [1, 13, 60, 4000])
@@ -354,7 +355,7 @@ def test_cuda_scores_what_a_cpu_scores(family: str, tmp_path: Path) -> None:
     for device in ("cuda", "cpu"):
         scorer = scorer_of(tiny(family).to(device))
         saved(tmp_path, family, target_modules=["q_proj", "o_proj"])
-        scorer.put_on("a", tmp_path)
+        scorer.put_on("a", AdapterFolder(tmp_path))
         found.append(scorer.log_likelihoods([None, "a"], ITEMS))
     for own, other in zip(*found, strict=True):
         assert_equal(own, other, 1e-3)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from rankwise.engine.models.adapter_folder import read_factors
+from rankwise.engine.models.adapter_folder import AdapterFolder
 from rankwise.engine.models.trained_adapters import LoraFactors
 from rankwise.engine.models.variants import RATE_RATIO, VARIANTS
 from rankwise.engine.training.trainees import AdapterTrainee
@@ -92,7 +92,10 @@ def test_what_is_saved_is_what_peft_converts(
     reference.save_converted(tmp_path / "theirs")
     plain: Any = PlainModel(setting.base, None, trainee, trainee.run.target_modules)  # pyright: ignore[reportArgumentType]
     plain.save(tmp_path / "ours", "base")
-    ours, theirs = read_factors(tmp_path / "ours"), read_factors(tmp_path / "theirs")
+    ours, theirs = (
+        AdapterFolder(tmp_path / "ours").factors,
+        AdapterFolder(tmp_path / "theirs").factors,
+    )
     assert ours.keys() == theirs.keys()
     for layer, (lora_A, lora_B, scaling) in ours.items():
         their_A, their_B, their_scaling = theirs[layer]
