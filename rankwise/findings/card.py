@@ -17,7 +17,7 @@ from pydantic import Field
 from rankwise.findings.axes import axis_effects
 from rankwise.findings.decision import Margins
 from rankwise.findings.options import DecidingTasks, Option, OptionGains, Runs, TaskMean
-from rankwise.findings.prompting import beside_the_choice, prompting
+from rankwise.findings.prompting import prompting
 from rankwise.findings.recommendation import evidence_of, judged_options
 from rankwise.findings.statements import headline, next_command, still_possible
 from rankwise.findings.stats.truths import RESOLUTION, deciding_level, num_draws, truths_of
@@ -299,8 +299,8 @@ def _remark(source: OptionGains, recommendation: Recommendation, choice: str | N
         axes = axis_effects(source, recommendation)
         said.append((axes and axes.of_rows) or "")
     asked = prompting(source, recommendation)
-    if asked is not None and asked.best is not None and choice is not None:
-        said.append(beside_the_choice(asked.best, choice, recommendation.unit))
+    if asked is not None and choice is not None:
+        said.append(asked.beside(choice))
     return " ".join(filter(None, said))
 
 

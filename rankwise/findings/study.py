@@ -28,7 +28,7 @@ from rankwise.findings.mechanisms import (
 from rankwise.findings.mitigations import TrainTaskMitigations, mitigation_rows, mitigations
 from rankwise.findings.models import ModelSummary, summarise
 from rankwise.findings.options import OptionGains, option_gains
-from rankwise.findings.prompting import TrainTaskPrompting, prompt_rows, prompting
+from rankwise.findings.prompting import TrainTaskPrompting, prompting
 from rankwise.findings.repairs import repair_rows
 from rankwise.findings.retention import TrainTaskRetention, retention_groups
 from rankwise.findings.rows import Row, RowsOf, each_of, flat
@@ -96,7 +96,7 @@ FINDINGS: Mapping[str, Finding] = {
     ),
     "rates": Finding(lambda of: tuned_rates(of.results), {"search": search_rows}),
     "axes": _judged(axis_effects, axes=axis_rows),
-    "prompting": _judged(prompting, prompting=prompt_rows)._replace(lines=_statements),
+    "prompting": _judged(prompting, prompting=each_of("rows"))._replace(lines=_statements),
     "checkpoints": _judged(checkpoints, checkpoints=each_of("points")),
     "mitigations": _judged(mitigations, mitigations=mitigation_rows),
     "repairs": Finding(

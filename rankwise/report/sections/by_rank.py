@@ -7,8 +7,8 @@ from typing import Literal, NamedTuple
 
 from rankwise.findings.axes import (
     Axis,
-    AxisDifference,
     AxisEffect,
+    AxisLead,
     AxisName,
     AxisPoint,
     AxisState,
@@ -160,9 +160,7 @@ def _axes_shown(found: TrainTaskAxes) -> Iterator[Shown]:
             yield from _by_rows(found, ["rank", *others])
             continue
         changes = [
-            ChangeAtRank(
-                point.in_words(others), point.option.rank, point.settings[axis.name], point
-            )
+            ChangeAtRank(point.in_words(others), point.rank, point.settings[axis.name], point)
             for point in found.points
         ]
         title, name = f" by rank and {axis.name}", file_name(axis.name)
@@ -176,8 +174,8 @@ def _axes_shown(found: TrainTaskAxes) -> Iterator[Shown]:
         return Cell(quantities.count(effect.num_combinations), "", note)
 
     retention: list[Column[AxisEffect]] = [
-        Column("Retention", lambda row: _difference(row.retention), "difference, points"),
-        Column("Holm p", lambda row: _holm_p(row.retention)),
+        Column("Retention", lambda row: _lead(row.retention_lead), "difference, points"),
+        Column("Holm p", lambda row: _holm_p(row.retention_lead)),
     ]
     yield Table.grouped(
         f"Trained on {found.train_task}: each value less the first of its axis, on the same items, "
@@ -185,8 +183,8 @@ def _axes_shown(found: TrainTaskAxes) -> Iterator[Shown]:
         [(_axis_name(axis), f"against {axis.values[0]}", axis.effects) for axis in found.axes],
         Column("Value", lambda effect: effect.value),
         Column("Matched combinations", combinations, "of the other axes"),
-        Column("In-domain", lambda row: _difference(row.in_domain), f"difference, {found.unit}"),
-        Column("Holm p", lambda row: _holm_p(row.in_domain)),
+        Column("In-domain", lambda row: _lead(row.lead), f"difference, {found.unit}"),
+        Column("Holm p", lambda row: _holm_p(row.lead)),
         *(() if found.epsilon_points is None else retention),
     )
 
@@ -235,16 +233,15 @@ def _axis_name(axis: Axis) -> str:
     return f"{FULL_LABEL}, {axis.name}" if axis.method == "full" else axis.name
 
 
-def _difference(difference: AxisDifference | None) -> Cell:
-    return Cell("not compared") if difference is None else cells.sized(difference.mean)
+def _lead(lead: AxisLead | None) -> Cell:
+    return Cell("not compared") if lead is None else cells.sized(lead)
 
 
-def _holm_p(difference: AxisDifference | None) -> str | None:
+def _holm_p(lead: AxisLead | None) -> str | None:
     """Below this it is not known more exactly."""
-    if difference is None:
+    if lead is None:
         return None
-    value = difference.holm_p_value
-    return "< 10⁻⁹" if value < 1e-9 else quantities.p_value(value)
+    return "< 10⁻⁹" if lead.holm_p_value < 1e-9 else quantities.p_value(lead.holm_p_value)
 
 
 def checkpoint_section(found: Sequence[TrainTaskCheckpoints]) -> ReportSection:
@@ -262,10 +259,10 @@ def checkpoint_section(found: Sequence[TrainTaskCheckpoints]) -> ReportSection:
 
 
 def _checkpoints_shown(found: TrainTaskCheckpoints) -> Iterator[Shown]:
-    yield from (choice.statement for choice in found.choices)
+    yield from found.statements
     changes = [
         # as a value beside rank: the share of the steps, the same for every option
-        ChangeAtRank("", point.option.rank, quantities.percent(round(share, 3)), point)
+        ChangeAtRank("", point.rank, quantities.percent(round(share, 3)), point)
         for point in found.points
         for share in [point.step / point.num_steps]
     ]
@@ -277,8 +274,7 @@ def _checkpoints_shown(found: TrainTaskCheckpoints) -> Iterator[Shown]:
         found.confidence,
         more="The last share is the end of the training.",
     )
-    chosen = {(choice.option.label, choice.step) for choice in found.choices}
-    groups = grouped((point.option.label, point) for point in found.points)
+    groups = grouped((point.label, point) for point in found.points)
     yield Table.grouped(
         f"Trained on {found.train_task}: change from the base after so many steps. Worth is the "
         "gain less twice the retention loss beyond ε, on validation items.",
@@ -288,5 +284,5 @@ def _checkpoints_shown(found: TrainTaskCheckpoints) -> Iterator[Shown]:
         Column("Retention", lambda row: cells.mean(row.retention), "test items"),
         Column("Worth", lambda row: cells.number(row.validation_worth, "+.1f"), "validation"),
         Column.optional("KL, prompts", lambda row: cells.digits(row.kl_prompts), "nats per token"),
-        Column.text("Chosen", lambda row: "yes" if (row.option.label, row.step) in chosen else ""),
+        Column.text("Chosen", lambda row: "yes" if row.is_chosen else ""),
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from rankwise.findings.mitigations import Arm, ArmKind, TrainTaskMitigations
+from rankwise.findings.mitigations import ArmKind, TrainTaskMitigations
 from rankwise.findings.repairs import ranks_statement
 from rankwise.findings.variants import TrainTaskVariants, VariantRow
 from rankwise.records import quantities
@@ -47,10 +47,11 @@ def _mitigations_shown(found: TrainTaskMitigations) -> Iterator[Shown]:
     yield from (statement for option in found.options for statement in option.statements)
     yield from cells.left_out(found.left_out)
     for place, option in enumerate(found.options[:MOST_FIGURES], start=1):
-        first = option.arms[0]
+        drawn = [(arm, kept) for arm in option.arms if (kept := arm.retention) is not None]
+        (first, first_kept), *_ = drawn
         marks = [
-            change_mark(arm.label, _LOOKS[arm.kind], arm.label, arm.gain, arm.retention)
-            for arm in option.arms
+            change_mark(arm.label, _LOOKS[arm.changed], arm.label, arm.gain, kept)
+            for arm, kept in drawn
         ]
         path = [*(place for place, arm in enumerate(option.arms) if arm.is_of_rates), None]
         yield Figure(
@@ -62,13 +63,9 @@ def _mitigations_shown(found: TrainTaskMitigations) -> Iterator[Shown]:
             "The dashed line is ε, the largest loss that is accepted.",
             plane_of(marks, first.gain.unit, found.epsilon_points, path),
             f"{quantities.sample_size(first.gain, 'items')} in-domain, "
-            f"{quantities.sample_size(first.retention, 'items')} of retention; bars are "
+            f"{quantities.sample_size(first_kept, 'items')} of retention; bars are "
             f"{cells.intervals(found.confidence)}",
         )
-
-    def over(row: Arm) -> Cell:
-        lead = row.over_rate
-        return cells.mean(lead and lead.gain, note="" if lead is None else lead.dominance)
 
     yield Table.grouped(
         cells.changes_caption(found.train_task, found.confidence),
@@ -81,13 +78,11 @@ def _mitigations_shown(found: TrainTaskMitigations) -> Iterator[Shown]:
         Column("Kept", lambda row: cells.share(row.kept_gain), "of the gain as trained"),
         Column("Retention", lambda row: cells.sized(row.retention), "change, points"),
         Column("Regained", lambda row: cells.share(row.regained), "of the retention loss"),
-        Column("Nearest lower rate", lambda row: row.over_rate and row.over_rate.rate),
-        Column("Gain over it", over, found.unit),
+        Column("Nearest lower rate", lambda row: row.against if row.lead else None),
         Column(
-            "Kept over it",
-            lambda row: cells.mean(row.over_rate and row.over_rate.retention),
-            "points",
+            "Gain over it", lambda row: cells.mean(row.lead, note=row.dominance or ""), found.unit
         ),
+        Column("Kept over it", lambda row: cells.mean(row.retention_lead), "points"),
         Column("Tokens", lambda row: row.num_tokens, "of each seed"),
         Column("Training", lambda row: quantities.seconds(row.train_seconds), "all seeds"),
     )
