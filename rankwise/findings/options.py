@@ -374,6 +374,8 @@ class OptionGains:
     def change(self, runs: Runs, tasks: Sequence[str], *, by_items: bool = False) -> TaskMean:
         """Adapted - base over tasks of one unit, each counting the same, or each item the same."""
         mean = self.mean([self.gains(runs, task) for task in tasks], tasks, by_items=by_items)
+        if runs[0] is self.results.base:  # it is what it is, whatever the items are
+            return mean.model_copy(update={"lower": 0.0, "upper": 0.0})
         decided = self._decided.get((tuple(run.name for run in runs), tuple(tasks)))
         return mean if by_items else mean.bounded_by(decided)
 
