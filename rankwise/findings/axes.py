@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Literal, get_args
 
 import numpy as np
 
 from rankwise.findings.comparison import Compared, compare
 from rankwise.findings.options import DecidingTasks, Option, OptionGains, TaskMean
-from rankwise.findings.rows import Row, flat
 from rankwise.findings.stats.estimates import holm, zero_p_value
 from rankwise.findings.stats.items import Floats
 from rankwise.records import quantities
@@ -55,13 +54,14 @@ class AxisLead(TaskMean):
 
 
 class AxisEffect(Record):
-    """One value of an axis against the first.
+    """One value of an axis against the first, which is ``against``.
 
     ``num_combinations`` of the other axes were trained with both. In ``num_same_runs`` of them
     both values come to one run (alpha 2r and 16 at rank 8), whose difference is zero. The leads are
     None where no two runs can be compared.
     """
 
+    against: str
     value: str
     num_combinations: int
     num_same_runs: int
@@ -72,15 +72,15 @@ class AxisEffect(Record):
 class Axis(Record):
     """One axis with its values in order, the first being what the others are compared with.
 
-    The states are None where nothing was compared.
+    The states, in-domain and on retention, are None where nothing was compared.
     """
 
     name: AxisName
     method: Method
     values: tuple[str, ...]
     effects: tuple[AxisEffect, ...]
-    in_domain: AxisState | None
-    retention: AxisState | None
+    state: AxisState | None
+    retention_state: AxisState | None
 
 
 class AxisPoint(Compared):
@@ -207,6 +207,7 @@ class _Method:
         }
         effects = tuple(
             AxisEffect(
+                against=values[0],
                 value=value,
                 num_combinations=len(pairs),
                 num_same_runs=sum(one is other for one, other in pairs),
@@ -224,8 +225,8 @@ class _Method:
             method=self.name,
             values=tuple(values),
             effects=effects,
-            in_domain=states["in_domain"],
-            retention=states.get("retention"),
+            state=states["in_domain"],
+            retention_state=states.get("retention"),
         )
 
     def _matched(self, place: int, first: str, value: str) -> list[tuple[Option, Option]]:
@@ -304,17 +305,3 @@ def _split(value: str) -> tuple[float, str]:
     """2r as (2.0, r), 2e-4 × (r/32)^-1/2 as (2e-4, the rest); without a number (0.0, value)."""
     match = re.match(r"\d+(\.\d+)?(e[+-]?\d+)?", value)
     return (0.0, value) if match is None else (float(match[0]), value[match.end() :])
-
-
-def axis_rows(found: Sequence[TrainTaskAxes], _: object) -> Iterator[Row]:
-    """Every effect, then every combination with its changes from the base."""
-    for part in found:
-        for axis in part.axes:
-            before = {"train_task": part.train_task, "method": axis.method, "axis": axis.name}
-            for effect in axis.effects:
-                yield flat(effect, **before, against=axis.values[0])
-        for point in part.points:
-            settings = point.in_words(point.settings)
-            row = flat(point, train_task=part.train_task, value=settings)
-            del row["settings"]
-            yield row

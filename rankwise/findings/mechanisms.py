@@ -207,18 +207,12 @@ def _statements(
 def _trend_words(trends: Sequence[RankTrend]) -> str:
     """From rank 8 to 128 the gap changes by +3.1 points (+1.0 to +5.2), shown; ..."""
     parts = [
-        f"{_CLAIMS[trend.of]} changes by {quantities.with_interval(trend.change, trend.unit)}, "
-        f"{trend.answer}"
+        f"{_CLAIMS[trend.of]} changes by "
+        f"{quantities.with_interval(trend.change, trend.change.unit)}, {trend.answer}"
         for trend in trends
     ]
     first = trends[0]
     return f"from rank {first.smallest_rank} to rank {first.largest_rank} " + "; ".join(parts)
-
-
-def gap_rows(found: Sequence[TrainTaskMechanisms], _: object) -> Iterator[Row]:
-    """The gap of every option."""
-    for part in found:
-        yield from (flat(gap, train_task=part.train_task, unit=part.unit) for gap in part.gaps)
 
 
 def pair_rows(found: Sequence[TrainTaskMechanisms], _: object) -> Iterator[Row]:

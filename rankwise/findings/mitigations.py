@@ -10,8 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple
 
 from rankwise.findings.comparison import Compared, compare
-from rankwise.findings.options import DecidingTasks, Option, OptionGains, OptionName, TaskMean
-from rankwise.findings.rows import Row, flat
+from rankwise.findings.options import DecidingTasks, Option, OptionGains, TaskMean
 from rankwise.findings.shares import Share, share_of, share_of_gain
 from rankwise.findings.stats.estimates import holm, zero_p_value
 from rankwise.records import quantities
@@ -27,19 +26,22 @@ AS_TRAINED = "as trained"
 
 
 class Arm(Compared):
-    """A run's setting as trained, or trained again with something changed.
+    """An option's setting as trained, or trained again with something changed.
 
     All but the lower rates are set against the nearest of those, where any was trained.
     ``dominance`` is better where both leads are shown to be above zero, worse where both are below,
     after Holm's correction over the arms of the option. ``kept_gain`` is the arm's gain over that
     of the run as trained, ``regained`` the part of the run's retention loss that the arm does not
-    have; None as trained.
+    have; None as trained. It ``keeps_enough`` where it loses no more than ε of retention, by its
+    bounds; None without ε.
     """
 
+    option: str
     changed: ArmKind
     kept_gain: Share | None
     regained: Share | None
     dominance: Dominance | None
+    keeps_enough: bool | None = None
 
     @property
     def is_of_rates(self) -> bool:
@@ -47,22 +49,10 @@ class Arm(Compared):
         return self.changed in ("as trained", "rate")
 
 
-class MitigatedOption(Record):
-    """A LoRA option and its arms: first as trained, then lower rates, then the others, best first.
-
-    ``meeting`` are the arms that lose no more than ε of retention, by their bounds.
-    """
-
-    source: OptionName
-    num_seeds: int
-    arms: tuple[Arm, ...]
-    meeting: tuple[str, ...]
-    statements: tuple[str, ...]
-
-
 class TrainTaskMitigations(Record):
-    """The repairs of one trained task. Exploratory.
+    """The arms of one trained task. Exploratory.
 
+    Those of an option together: first as trained, then lower rates, then the others, best first.
     ``epsilon_points`` is the largest retention loss that is accepted. ``left_out`` names the arms
     of which a seed diverged or is missing.
     """
@@ -71,7 +61,8 @@ class TrainTaskMitigations(Record):
     unit: Unit
     confidence: float
     epsilon_points: float | None
-    options: tuple[MitigatedOption, ...]
+    arms: tuple[Arm, ...]
+    statements: tuple[str, ...]
     left_out: tuple[str, ...]
 
 
@@ -98,18 +89,20 @@ def mitigations(source: OptionGains, recommendation: Recommendation) -> TrainTas
     if not (trained or left_out) or not tasks.retention:
         return None
     arms_of = grouped((source.label_of_whole(arm.plan), arm) for arm in trained)
-    options = [
-        _option(source, tasks, option, arms, recommendation.epsilon_points)
-        for option in source.options
-        if (arms := arms_of.pop(option.label, None))
-    ]
+    epsilon, arms, statements = recommendation.epsilon_points, list[Arm](), list[str]()
+    for option in source.options:
+        if again := arms_of.pop(option.label, None):
+            own = _arms(source, tasks, option, again, epsilon)
+            arms += own
+            statements += _statements(own, epsilon)
     return TrainTaskMitigations(
         train_task=source.results.train_task,
         unit=recommendation.unit,
         confidence=source.confidence,
-        epsilon_points=recommendation.epsilon_points,
-        options=tuple(options),
-        left_out=(*left_out, *(arm.label for arms in arms_of.values() for arm in arms)),
+        epsilon_points=epsilon,
+        arms=tuple(arms),
+        statements=tuple(statements),
+        left_out=(*left_out, *(arm.label for again in arms_of.values() for arm in again)),
     )
 
 
@@ -123,56 +116,43 @@ def _kind(model: PlannedRun) -> ArmKind:
     return "kl" if "kl" in changed else "replay" if "replay" in changed else "other"
 
 
-def _option(
+def _arms(
     source: OptionGains,
     tasks: DecidingTasks,
     option: Option,
-    arms: Sequence[Option],
+    again: Sequence[Option],
     epsilon: float | None,
-) -> MitigatedOption:
-    arms = [arm._replace(label=arm.label.removeprefix(f"{option.label}, ")) for arm in arms]
-    rates = [arm for arm in arms if _kind(arm.plan) == "rate"]
+) -> list[Arm]:
+    """An option and what was trained again, in their order."""
+    again = [arm._replace(label=arm.label.removeprefix(f"{option.label}, ")) for arm in again]
+    rates = [arm for arm in again if _kind(arm.plan) == "rate"]
     rates.sort(key=lambda arm: -(arm.plan.learning_rate or 0.0))
-    others = [arm for arm in arms if arm not in rates]
-    nearest = [_nearest(source, tasks, arm, rates) for arm in others] if rates else []
-    adjusted = holm([found.p_value for found in nearest])
+    others = [arm for arm in again if arm not in rates]
 
     def made(arm: Option, against: Option | None = None, shown: Dominance | None = None) -> Arm:
-        kept = share_of_gain(source, arm.runs, option.runs, tasks.in_domain)
         plain = [source.gains(option.runs, task) for task in tasks.retention]
         back = source.leads(arm.runs, option.runs, tasks.retention)
-        regained = share_of(source, back, [-loss for loss in plain], tasks.retention)
-        kind = _kind(arm.plan)
-        return compare(
-            Arm,
-            source,
-            tasks,
-            arm,
-            against,
-            changed=kind,
-            kept_gain=None if kind == AS_TRAINED else kept,
-            regained=None if kind == AS_TRAINED else regained,
-            dominance=shown,
-        )
+        shares = {
+            "kept_gain": share_of_gain(source, arm.runs, option.runs, tasks.in_domain),
+            "regained": share_of(source, back, [-loss for loss in plain], tasks.retention),
+        }
+        if (kind := _kind(arm.plan)) == AS_TRAINED:
+            shares = dict.fromkeys(shares)
+        own = {"option": option.label, "changed": kind, "dominance": shown, **shares}
+        found = compare(Arm, source, tasks, arm, against, **own)
+        keeps = None if epsilon is None else _kept(found).lower >= -epsilon
+        return found.model_copy(update={"keeps_enough": keeps})
 
-    judged: list[Arm] = [] if rates else [made(arm) for arm in others]
-    for arm, (rate, gain, _), p_value in zip(others, nearest, adjusted, strict=bool(rates)):
-        is_shown = p_value <= 1.0 - source.confidence
-        judged.append(
-            made(arm, rate, ("better" if gain > 0 else "worse") if is_shown else "not shown")
-        )
-    judged.sort(key=lambda arm: -(arm.lead.estimate if arm.lead else 0.0))
-    all_arms = (*(made(arm) for arm in (option._replace(label=AS_TRAINED), *rates)), *judged)
-    meeting = [
-        arm.label for arm in all_arms if epsilon is not None and _kept(arm).lower >= -epsilon
-    ]
-    return MitigatedOption(
-        source=option.name,
-        num_seeds=len(option.runs),
-        arms=all_arms,
-        meeting=tuple(meeting),
-        statements=tuple(_statements(option, all_arms, meeting, epsilon)),
-    )
+    line = [made(arm) for arm in (option._replace(label=AS_TRAINED), *rates)]
+    if not rates:
+        return line + [made(arm) for arm in others]
+    nearest = [_nearest(source, tasks, arm, rates) for arm in others]
+    adjusted = holm([found.p_value for found in nearest])
+    judged: list[Arm] = []
+    for arm, (rate, gain, _), p_value in zip(others, nearest, adjusted, strict=True):
+        shown: Dominance = "better" if gain > 0 else "worse"
+        judged.append(made(arm, rate, shown if p_value <= 1.0 - source.confidence else "not shown"))
+    return line + sorted(judged, key=lambda arm: -(arm.lead.estimate if arm.lead else 0.0))
 
 
 def _kept(arm: Arm) -> TaskMean:
@@ -205,13 +185,11 @@ def _nearest(
     return _Nearest(rates[place], gain.value, p_value)
 
 
-def _statements(
-    option: Option, arms: Sequence[Arm], meeting: Sequence[str], epsilon: float | None
-) -> Iterator[str]:
-    plain = _kept(arms[0])
+def _statements(arms: Sequence[Arm], epsilon: float | None) -> Iterator[str]:
+    plain, option = _kept(arms[0]), arms[0].option
     if plain.upper >= 0.0:
         yield (
-            f"{option.label}: retention changes by {quantities.with_interval(plain, 'points')} as "
+            f"{option}: retention changes by {quantities.with_interval(plain, 'points')} as "
             "trained, so no forgetting is shown that a repair could undo."
         )
     judged = [arm for arm in arms if arm.dominance is not None]
@@ -219,36 +197,29 @@ def _statements(
         if arm.dominance != "not shown" and arm.lead is not None and arm.retention_lead is not None:
             more, less = ("more", "less") if arm.dominance == "better" else ("less", "more")
             yield (
-                f"{option.label}: {arm.label} gains {more} and forgets {less} than {arm.against}: "
+                f"{option}: {arm.label} gains {more} and forgets {less} than {arm.against}: "
                 f"{quantities.with_interval(arm.lead, arm.lead.unit)} in-domain, "
                 f"{quantities.with_interval(arm.retention_lead, 'points')} on retention."
             )
     tied = [arm.label for arm in judged if arm.dominance == "not shown"]
     if tied:
         names = quantities.listed(tied)
-        yield f"{option.label}: {names}: not shown to be better than a lower learning rate."
+        yield f"{option}: {names}: not shown to be better than a lower learning rate."
     if not judged and not all(arm.is_of_rates for arm in arms):
         yield (
-            f"{option.label}: no lower learning rate was trained, so whether an arm is better than "
+            f"{option}: no lower learning rate was trained, so whether an arm is better than "
             "one is not known: list some (mitigations: [{learning_rate_factor: 0.5}])."
         )
     if epsilon is None:
         return
     limit = quantities.amount(epsilon, "points")
-    if not meeting:
-        yield f"{option.label}: no arm is shown to lose less than {limit} of retention."
+    enough = [arm for arm in arms if arm.keeps_enough]
+    if not enough:
+        yield f"{option}: no arm is shown to lose less than {limit} of retention."
         return
-    best = max((arm for arm in arms if arm.label in meeting), key=lambda arm: arm.gain.estimate)
+    best = max(enough, key=lambda arm: arm.gain.estimate)
     gain = quantities.with_interval(best.gain, best.gain.unit)
     yield (
-        f"{option.label}: of the arms that are shown to lose less than {limit} of retention, "
+        f"{option}: of the arms that are shown to lose less than {limit} of retention, "
         f"{best.label} gains the most: {gain}."
     )
-
-
-def mitigation_rows(found: Sequence[TrainTaskMitigations], _: object) -> Iterator[Row]:
-    """Every arm of every option."""
-    for part in found:
-        for option in part.options:
-            before = {"option": option.source.label, "seeds": option.num_seeds}
-            yield from (flat(arm, train_task=part.train_task, **before) for arm in option.arms)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from rankwise.findings.axes import TrainTaskAxes, axis_effects, axis_rows
+from rankwise.findings.axes import TrainTaskAxes, axis_effects
 from rankwise.findings.card import VerdictCard, verdict_card
 from rankwise.findings.checkpoints import TrainTaskCheckpoints, checkpoints
 from rankwise.findings.deployment import DeployedRun, deployed_runs, deployment_rows
@@ -21,11 +21,10 @@ from rankwise.findings.heads import TrainTaskHeads, effect_rows, head_findings, 
 from rankwise.findings.mechanisms import (
     TrainTaskMechanisms,
     agreement_rows,
-    gap_rows,
     mechanisms,
     pair_rows,
 )
-from rankwise.findings.mitigations import TrainTaskMitigations, mitigation_rows, mitigations
+from rankwise.findings.mitigations import TrainTaskMitigations, mitigations
 from rankwise.findings.models import ModelSummary, summarise
 from rankwise.findings.options import OptionGains, option_gains
 from rankwise.findings.prompting import TrainTaskPrompting, prompting
@@ -109,8 +108,8 @@ FINDINGS: Mapping[str, Finding] = {
     "retention": _each(retention_groups, retention=each_of("groups.changes", "subjects.changes")),
     "slices": _each(slices, slices=each_of("rows"))._replace(lines=_statements),
     "gauges": _each(gauges, gauges=each_of("models")),
-    "axes": _judged(axis_effects, axes=axis_rows),
-    "mitigations": _judged(mitigations, mitigations=mitigation_rows),
+    "axes": _judged(axis_effects, axes=each_of("axes.effects", "points")),
+    "mitigations": _judged(mitigations, mitigations=each_of("arms")),
     "repairs": Finding(
         lambda of: tuple(run.adapter_repair for run in of.results.runs if run.adapter_repair),
         {"repairs": repair_rows},
@@ -123,7 +122,7 @@ FINDINGS: Mapping[str, Finding] = {
     "variants": _judged(variants_beside_lora, variants=each_of("rows")),
     "mechanisms": _judged(
         mechanisms,
-        mechanism_gaps=gap_rows,
+        mechanism_gaps=each_of("gaps"),
         mechanism_pairs=pair_rows,
         mechanism_agreement=agreement_rows,
     ),

@@ -116,11 +116,11 @@ def test_values_that_were_never_trained_alike_are_not_compared() -> None:
     rank, rate = axis_of(found, "rank"), axis_of(found, "learning rate")
     assert only_effect(rank).num_combinations == 0
     assert only_effect(rank).lead is None
-    assert rank.in_domain is None
-    assert rank.retention is None
+    assert rank.state is None
+    assert rank.retention_state is None
     assert rate.values == ("5e-5", "1e-4", "2e-4")
     assert [effect.num_combinations for effect in rate.effects] == [0, 1]
-    assert rate.in_domain == "undecided"  # one of its values could not be compared
+    assert rate.state == "undecided"  # one of its values could not be compared
 
 
 def test_seeds_are_crossed_with_items() -> None:
@@ -159,8 +159,8 @@ def test_an_axis_matters_or_not_or_it_is_not_known(
     plans = [grid_run("sums", 8, epochs=epochs) for epochs in (1, 2)]
     found = judged(plans, lambda plan: scores[(plan.epochs or 0) - 1], size=2000, delta=delta)
     axis = axis_of(found, "epochs")
-    assert axis.in_domain == state
-    assert axis.retention == "alike"
+    assert axis.state == state
+    assert axis.retention_state == "alike"
 
 
 def test_p_values_are_corrected_over_the_values_of_an_axis() -> None:

@@ -336,7 +336,7 @@ def test_every_finding_of_gains_knows_the_clusters() -> None:
         assert other.kappa is not None
         assert one.kappa.estimate == pytest.approx(other.kappa.estimate)
         assert one.kappa != other.kappa
-    assert {trend.num_clusters for trend in trends} == {20}
+    assert {trend.change.num_clusters for trend in trends} == {20}
     parts = after.gap_parts(first.runs, {"kinship": "capitals"})
     assert num_clusters(parts) == len({*numbers, *kept})
     base = clustered.base

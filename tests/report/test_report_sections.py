@@ -128,7 +128,7 @@ def test_csv_numbers_equal_the_findings(report: Written) -> None:
     assert [float(row["change"]) for row in rows] == [each.change.estimate for each in changes]
     rows = read_csv(folder / "axes.csv")
     effects = [effect for each in findings.axes for axis in each.axes for effect in axis.effects]
-    with_axis = [row for row in rows if row["axis"]]
+    with_axis = [row for row in rows if row["value"]]
     assert [row["value"] for row in with_axis] == [effect.value for effect in effects]
     assert len(rows) - len(with_axis) == sum(len(each.points) for each in findings.axes)
 

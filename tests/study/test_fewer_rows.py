@@ -233,4 +233,4 @@ def test_rows_are_an_axis_of_the_page(finished: Finished) -> None:
     page = study_page(results, recommendation, findings, {})
     (section,) = [each for each in page.sections if each.name == "axes"]
     assert [figure.name for figure in section.figures] == ["axis-rows-gain", "axis-rows-retention"]
-    assert len([row for row in finding_tables(findings, results)["axes"] if "axis" in row]) == 3
+    assert len([row for row in finding_tables(findings, results)["axes"] if "value" in row]) == 3

@@ -147,9 +147,9 @@ def axis_section(found: Sequence[TrainTaskAxes]) -> ReportSection:
 def _axes_shown(found: TrainTaskAxes) -> Iterator[Shown]:
     """Whether each axis matters, its figures, whose panels are the other axes, and the table."""
     for axis in found.axes:
-        text = f"in-domain {_verdict(axis.in_domain, found.delta, found.unit, 'δ')}"
+        text = f"in-domain {_verdict(axis.state, found.delta, found.unit, 'δ')}"
         if found.epsilon_points is not None:
-            kept = _verdict(axis.retention, found.epsilon_points, "points", "ε")
+            kept = _verdict(axis.retention_state, found.epsilon_points, "points", "ε")
             text += f"; on retention {kept}"
         yield f"{_axis_name(axis)} ({', '.join(axis.values)}): {text}."
     yield from cells.left_out(found.left_out)

@@ -49,7 +49,9 @@ def mechanism_section(found: Sequence[TrainTaskMechanisms]) -> ReportSection:
         "shown, contradicted or undecided by the interval "
         f"({quantities.percent(found[0].confidence)}) of one paired difference. Exploratory: with "
         "many intervals some miss, and the recommendation does not rest on them.",
-        *cells.of_one_seed(max((t.num_seeds for part in found for t in part.trends), default=0)),
+        *cells.of_one_seed(
+            max((t.change.num_seeds for part in found for t in part.trends), default=0)
+        ),
     ]
     return ReportSection.of("mechanisms", "Mechanisms", about, found, _shown, figures="mechanism")
 
@@ -58,8 +60,8 @@ def _shown(found: TrainTaskMechanisms) -> Iterator[Shown]:
     yield from (*found.statements, *cells.left_out(found.left_out))
 
     def measure(trend: RankTrend) -> Cell:
-        unit = "nats" if trend.unit == "nats" else "points"
-        return Cell(_TRENDS[trend.of][0], "", f"{unit}, {quantities.sample_size(trend)}")
+        unit = "nats" if trend.change.unit == "nats" else "points"
+        return Cell(_TRENDS[trend.of][0], "", f"{unit}, {quantities.sample_size(trend.change)}")
 
     trends = Table.of(
         f"Trained on {found.train_task}: largest rank less smallest, on the same items.",
@@ -67,7 +69,7 @@ def _shown(found: TrainTaskMechanisms) -> Iterator[Shown]:
         Column("Measure", measure),
         Column("From rank", lambda trend: quantities.count(trend.smallest_rank)),
         Column("To rank", lambda trend: quantities.count(trend.largest_rank)),
-        Column("Change", lambda trend: cells.interval(trend.change, trend.unit)),
+        Column("Change", lambda trend: cells.mean(trend.change)),
         Column.text("The mechanism says", lambda trend: _TRENDS[trend.of][1]),
         Column.text("The study", lambda trend: trend.answer),
     )

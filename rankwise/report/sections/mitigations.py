@@ -44,19 +44,19 @@ def mitigation_section(found: Sequence[TrainTaskMitigations]) -> ReportSection:
 
 
 def _mitigations_shown(found: TrainTaskMitigations) -> Iterator[Shown]:
-    yield from (statement for option in found.options for statement in option.statements)
-    yield from cells.left_out(found.left_out)
-    for place, option in enumerate(found.options[:MOST_FIGURES], start=1):
-        drawn = [(arm, kept) for arm in option.arms if (kept := arm.retention) is not None]
+    yield from (*found.statements, *cells.left_out(found.left_out))
+    by_option = grouped((arm.option, arm) for arm in found.arms)
+    for place, (option, arms) in enumerate([*by_option.items()][:MOST_FIGURES], start=1):
+        drawn = [(arm, kept) for arm in arms if (kept := arm.retention) is not None]
         (first, first_kept), *_ = drawn
         marks = [
             change_mark(arm.label, _LOOKS[arm.changed], arm.label, arm.gain, kept)
             for arm, kept in drawn
         ]
-        path = [*(place for place, arm in enumerate(option.arms) if arm.is_of_rates), None]
+        path = [*(place for place, arm in enumerate(arms) if arm.is_of_rates), None]
         yield Figure(
             str(place),
-            f"Gain against retention, {option.source.label}",
+            f"Gain against retention, {option}",
             "The line joins the run as trained, its lower rates and the base; what a rate between "
             "them does is not known. Bars are of each change "
             "from the base; arms share their items, so the differences in the table vary less. "
@@ -70,8 +70,8 @@ def _mitigations_shown(found: TrainTaskMitigations) -> Iterator[Shown]:
     yield Table.grouped(
         cells.changes_caption(found.train_task, found.confidence),
         [
-            (option.source.label, quantities.counted(option.num_seeds, "seed"), option.arms)
-            for option in found.options
+            (option, quantities.counted(arms[0].num_seeds, "seed"), arms)
+            for option, arms in by_option.items()
         ],
         Column("Arm", lambda row: row.label),
         Column("Gain", lambda row: cells.sized(row.gain), found.unit),
