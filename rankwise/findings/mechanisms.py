@@ -215,14 +215,6 @@ def _trend_words(trends: Sequence[RankTrend]) -> str:
     return f"from rank {first.smallest_rank} to rank {first.largest_rank} " + "; ".join(parts)
 
 
-def pair_rows(found: Sequence[TrainTaskMechanisms], _: object) -> Iterator[Row]:
-    """Every pair of equal gain."""
-    for part in found:
-        if part.matched is not None:
-            before = {"match": part.matched.match, "unit": part.unit}
-            yield from (flat(p, train_task=part.train_task, **before) for p in part.matched.pairs)
-
-
 def agreement_rows(found: Sequence[TrainTaskMechanisms], _: object) -> Iterator[Row]:
     """Every model beside full fine-tuning."""
     for part in found:

@@ -42,14 +42,15 @@ def _put(row: dict[str, Any], name: str, value: Any) -> None:
 def each_of(*names: str) -> RowsOf:
     """A row for each record in these lists of every trained task.
 
-    "models.changes" are the changes of every model, each behind the cells of its model.
+    "models.changes" are the changes of every model, each behind the cells of its model; "models"
+    may be one record, or None.
     """
 
     def rows(found: Sequence[Any], _: Any) -> Iterator[Row]:
         for part in found:
             for name in names:
                 outer, *inner = name.split(".")
-                for record in getattr(part, outer):
+                for record in _listed(getattr(part, outer)):
                     row = flat(record, train_task=part.train_task)
                     if inner:
                         yield from (flat(each, **row) for each in getattr(record, inner[0]))
@@ -57,6 +58,10 @@ def each_of(*names: str) -> RowsOf:
                         yield row
 
     return rows
+
+
+def _listed(found: Sequence[Any] | Record | None) -> Sequence[Any]:
+    return (found,) if isinstance(found, Record) else found or ()
 
 
 def column_names(rows: Iterable[Mapping[str, Any]]) -> list[str]:

@@ -22,7 +22,6 @@ from rankwise.findings.mechanisms import (
     TrainTaskMechanisms,
     agreement_rows,
     mechanisms,
-    pair_rows,
 )
 from rankwise.findings.mitigations import TrainTaskMitigations, mitigations
 from rankwise.findings.models import ModelSummary, summarise
@@ -123,7 +122,7 @@ FINDINGS: Mapping[str, Finding] = {
     "mechanisms": _judged(
         mechanisms,
         mechanism_gaps=each_of("gaps"),
-        mechanism_pairs=pair_rows,
+        mechanism_pairs=each_of("matched.pairs"),
         mechanism_agreement=agreement_rows,
     ),
     "weights": _each(weight_findings, weights=spectrum_rows),

@@ -25,9 +25,10 @@ from rankwise.records import quantities
 from rankwise.records.recommendation import Recommendation
 from rankwise.records.results import ModelResults, StudyResults, TrainTaskResults
 from rankwise.records.study import MetricScore
+from rankwise.report.cells import Cell
 from rankwise.report.facts import study_warnings
 from rankwise.report.page import study_page, write_report
-from rankwise.report.parts import Cell, Table
+from rankwise.report.parts import Table
 from rankwise.report.rendering import figure_files
 from rankwise.report.sections.overview import study_figures
 from rankwise.report.summaries import verdict_table

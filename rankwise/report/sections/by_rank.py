@@ -20,8 +20,9 @@ from rankwise.records.axes import FULL_LABEL
 from rankwise.records.grouping import grouped
 from rankwise.records.study import Unit
 from rankwise.report import cells
+from rankwise.report.cells import Cell
 from rankwise.report.charts.ranks import MOST_SERIES, RankMark, RankPanel, in_unit, rank_chart
-from rankwise.report.parts import Cell, Column, Figure, ReportSection, Shown, Table, file_name
+from rankwise.report.parts import Column, Figure, ReportSection, Shown, Table, file_name
 
 MOST_PANELS = 9
 """More panels than this are too many to draw."""
@@ -173,18 +174,18 @@ def _axes_shown(found: TrainTaskAxes) -> Iterator[Shown]:
         note = f"{quantities.count(same)} of them one run" if same else ""
         return Cell(quantities.count(effect.num_combinations), "", note)
 
-    retention: list[Column[AxisEffect]] = [
-        Column("Retention", lambda row: _lead(row.retention_lead), "difference, points"),
-        Column("Holm p", lambda row: _holm_p(row.retention_lead)),
+    retention: list[Column] = [
+        Column("retention_lead", "Retention", "difference, points", _lead),
+        Column("retention_lead", "Holm p", write=_holm_p),
     ]
     yield Table.grouped(
         f"Trained on {found.train_task}: each value less the first of its axis, on the same items, "
         "all other settings equal. Positive is better.",
         [(_axis_name(axis), f"against {axis.values[0]}", axis.effects) for axis in found.axes],
-        Column("Value", lambda effect: effect.value),
-        Column("Matched combinations", combinations, "of the other axes"),
-        Column("In-domain", lambda row: _lead(row.lead), f"difference, {found.unit}"),
-        Column("Holm p", lambda row: _holm_p(row.lead)),
+        Column("value", "Value"),
+        Column(combinations, "Matched combinations", "of the other axes"),
+        Column("lead", "In-domain", f"difference, {found.unit}", _lead),
+        Column("lead", "Holm p", write=_holm_p),
         *(() if found.epsilon_points is None else retention),
     )
 
@@ -211,9 +212,9 @@ def _by_rows(found: TrainTaskAxes, others: Sequence[AxisName]) -> Iterator[Shown
         Table.grouped(
             cells.changes_caption(found.train_task, found.confidence),
             [(setting, "", points) for setting, points in by_setting.items()],
-            Column("Rows", lambda row: int(row.settings["rows"])),
-            Column("Gain", lambda row: cells.sized(row.gain), found.unit),
-            Column.optional("Retention", lambda row: cells.sized(row.retention), "change, points"),
+            Column(lambda row: int(row.settings["rows"]), "Rows"),
+            Column("gain", "Gain", found.unit, cells.sized),
+            Column("retention", "Retention", "change, points", cells.sized),
         ),
     )
 
@@ -279,10 +280,10 @@ def _checkpoints_shown(found: TrainTaskCheckpoints) -> Iterator[Shown]:
         f"Trained on {found.train_task}: change from the base after so many steps. Worth is the "
         "gain less twice the retention loss beyond ε, on validation items.",
         [(label, "", rows) for label, rows in groups.items()],
-        Column("Step", lambda row: f"{quantities.count(row.step)} of {row.num_steps}"),
-        Column("Gain", lambda row: cells.mean(row.gain), "test items"),
-        Column("Retention", lambda row: cells.mean(row.retention), "test items"),
-        Column("Worth", lambda row: cells.number(row.validation_worth, "+.1f"), "validation"),
-        Column.optional("KL, prompts", lambda row: cells.digits(row.kl_prompts), "nats per token"),
-        Column.text("Chosen", lambda row: "yes" if row.is_chosen else ""),
+        Column(lambda row: f"{quantities.count(row.step)} of {row.num_steps}", "Step"),
+        Column("gain", "Gain", "test items"),
+        Column("retention", "Retention", "test items"),
+        Column("validation_worth", "Worth", "validation", "+.1f"),
+        Column("kl_prompts", "KL, prompts", "nats per token", ".3g"),
+        Column(lambda row: "yes" if row.is_chosen else "", "Chosen", is_text=True),
     )

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 from rankwise.findings.card import CardRow, RuleDraws, VerdictCard
 from rankwise.findings.options import TaskMean
 from rankwise.records import quantities
 from rankwise.records.recommendation import Recommendation
 from rankwise.records.results import StudyResults, TrainTaskResults
-from rankwise.records.study import Unit
 from rankwise.report import cells
+from rankwise.report.cells import Cell
 from rankwise.report.parts import (
-    Cell,
     Column,
     ReportSection,
     RowGroup,
@@ -60,30 +60,30 @@ def card_table(
         estimate = quantities.change(mean.estimate, mean.unit)
         return f"{estimate} ±{quantities.score(side, mean.unit)}"
 
-    trained: list[Column[CardRow]] = [
-        Column("Weights", lambda row: quantities.parameters(row.num_parameters), "trained"),
-        Column("Training", lambda row: cells.known(row.train_seconds or None, quantities.seconds)),
+    trained: list[Column] = [
+        Column("num_parameters", "Weights", "trained", quantities.parameters),
+        Column(lambda row: row.train_seconds or None, "Training", write=quantities.seconds),
     ]
     if results.study.scores is not None:  # nothing was trained here
         trained = [
-            Column.optional("Learned", lambda row: row.num_learned, "items"),
-            Column.optional("Forgotten", lambda row: row.num_forgotten, "items"),
+            Column("num_learned", "Learned", "items"),
+            Column("num_forgotten", "Forgotten", "items"),
         ]
     gained_in, kept_in = cells.measures(recommendation)
-    scores: list[Column[CardRow]] = [
-        Column("Score", lambda row: _score(row.score, unit), gained_in),
-        Column.optional("Accuracy", lambda row: _score(row.accuracy, "points"), "%"),
+    scores: list[Column] = [
+        Column("score", "Score", gained_in, partial(quantities.score, unit=unit)),
+        Column("accuracy", "Accuracy", "%", partial(quantities.score, unit="points")),
     ]
     beside = "Changes from the base" if has_base else "Differences from the mean of the models"
     made = Table.of(
         f"{beside}; ± is the longer side of the interval.",
         [row for row in all_rows if row in rows],
-        Column("Option", lambda row: Cell(row.label, "", choice * row.is_choice, row.is_choice)),
+        Column(lambda row: Cell(row.label, "", choice * row.is_choice, row.is_choice), "Option"),
         *(scores if has_scores else ()),
         Column(
-            "Gain" if has_base else "Over the mean", lambda row: short(row.gain, row), gained_in
+            lambda row: short(row.gain, row), "Gain" if has_base else "Over the mean", gained_in
         ),
-        Column.optional("Change in retention", lambda row: short(row.retention, row), kept_in),
+        Column(lambda row: short(row.retention, row), "Change in retention", kept_in),
         *trained,
     )
     if len(rows) == len(all_rows):
@@ -91,10 +91,6 @@ def card_table(
     blanks = [Cell("")] * (len(made.headings) - 1)
     more = Cell(f"and {len(all_rows) - len(rows)} more"), *blanks
     return made._replace(groups=(*made.groups, RowGroup("", "", (more,))))
-
-
-def _score(value: float | None, unit: Unit) -> str | None:
-    return None if value is None else quantities.score(value, unit)
 
 
 def alternative_section(card: VerdictCard, recommendation: Recommendation) -> ReportSection | None:
@@ -110,16 +106,16 @@ def alternative_section(card: VerdictCard, recommendation: Recommendation) -> Re
         f"Every other option less {card.choice}, paired over the same items, {intervals}, each for "
         "one number by itself. Positive is better than the choice.",
         card.alternatives,
-        Column("Option", lambda row: row.label),
-        Column("Gain", lambda row: cells.mean(row.lead), gained_in),
-        Column.optional("Retention", lambda row: cells.mean(row.retention_lead), kept_in),
-        Column.optional("Trained weights", weights, "of the choice's"),
+        Column("label", "Option"),
+        Column("lead", "Gain", gained_in),
+        Column("retention_lead", "Retention", kept_in),
+        Column(weights, "Trained weights", "of the choice's"),
     )
     advice = Table.of(
         f"{quantities.capital(intervals)}, paired over the same items.",
         card.advice,
-        Column("Common advice", lambda row: row.advice),
-        Column.text("Here", lambda row: row.here),
+        Column("advice", "Common advice"),
+        Column("here", "Here"),
     )
     tables = titled({"": options, "What others say": advice})
     title = f"Instead of {card.choice}"

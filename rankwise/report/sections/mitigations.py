@@ -11,9 +11,10 @@ from rankwise.records import quantities
 from rankwise.records.grouping import grouped
 from rankwise.records.repairs import AdapterRepair, RepairChoice, RepairPoint
 from rankwise.report import cells
+from rankwise.report.cells import Cell
 from rankwise.report.charts.marks import SERIES, MarkStyle
 from rankwise.report.charts.theme import INK
-from rankwise.report.parts import Cell, Column, Figure, ReportSection, Shown, Table, TitledTable
+from rankwise.report.parts import Column, Figure, ReportSection, Shown, Table, TitledTable
 from rankwise.report.sections.overview import change_mark, plane_of
 
 MOST_FIGURES = 6
@@ -73,18 +74,18 @@ def _mitigations_shown(found: TrainTaskMitigations) -> Iterator[Shown]:
             (option, quantities.counted(arms[0].num_seeds, "seed"), arms)
             for option, arms in by_option.items()
         ],
-        Column("Arm", lambda row: row.label),
-        Column("Gain", lambda row: cells.sized(row.gain), found.unit),
-        Column("Kept", lambda row: cells.share(row.kept_gain), "of the gain as trained"),
-        Column("Retention", lambda row: cells.sized(row.retention), "change, points"),
-        Column("Regained", lambda row: cells.share(row.regained), "of the retention loss"),
-        Column("Nearest lower rate", lambda row: row.against if row.lead else None),
+        Column("label", "Arm"),
+        Column("gain", "Gain", found.unit, cells.sized),
+        Column("kept_gain", "Kept", "of the gain as trained"),
+        Column("retention", "Retention", "change, points", cells.sized),
+        Column("regained", "Regained", "of the retention loss"),
+        Column(lambda row: row.against if row.lead else None, "Nearest lower rate"),
         Column(
-            "Gain over it", lambda row: cells.mean(row.lead, note=row.dominance or ""), found.unit
+            lambda row: cells.mean(row.lead, note=row.dominance or ""), "Gain over it", found.unit
         ),
-        Column("Kept over it", lambda row: cells.mean(row.retention_lead), "points"),
-        Column("Tokens", lambda row: row.num_tokens, "of each seed"),
-        Column("Training", lambda row: quantities.seconds(row.train_seconds), "all seeds"),
+        Column("retention_lead", "Kept over it", "points"),
+        Column("num_tokens", "Tokens", "of each seed"),
+        Column("train_seconds", "Training", "all seeds", quantities.seconds),
     )
 
 
@@ -100,12 +101,12 @@ def repair_section(found: Sequence[AdapterRepair]) -> ReportSection:
             scores = Table.of(
                 f"On all items; {place}.",
                 judged.tasks,
-                Column("Task", lambda row: Cell(row.task, "", row.relation.replace("_", "-"))),
-                Column.text("Metric", lambda row: row.metric),
-                Column("Items", lambda row: row.num_items),
-                Column("Base", lambda row: quantities.score(row.base_score, row.unit)),
-                Column("As it is", lambda row: quantities.score(row.adapted_score, row.unit)),
-                Column("Repaired", lambda row: quantities.score(row.repaired_score, row.unit)),
+                Column(lambda row: Cell(row.task, "", row.relation.replace("_", "-")), "Task"),
+                Column("metric", "Metric"),
+                Column("num_items", "Items"),
+                Column(lambda row: quantities.score(row.base_score, row.unit), "Base"),
+                Column(lambda row: quantities.score(row.adapted_score, row.unit), "As it is"),
+                Column(lambda row: quantities.score(row.repaired_score, row.unit), "Repaired"),
             )
             tables.append(TitledTable(title, scores))
     about = (
@@ -140,12 +141,10 @@ def repair_table(choice: RepairChoice) -> Table:
         f"{choice.together}. A repair keeps enough if its interval ends at {limit} of loss or "
         "less, and so do those of all stronger repairs of its kind.",
         choice.curve,
-        Column("Repair", name),
-        Column("Gain", lambda row: cells.interval(row.gain, choice.unit), choice.unit),
-        Column(
-            "Retention loss", lambda row: cells.interval(row.retention_loss, "points"), "points"
-        ),
-        Column("Keeps enough", lambda row: row.keeps_enough),
+        Column(name, "Repair"),
+        Column("gain", "Gain", choice.unit, cells.in_unit(choice.unit)),
+        Column("retention_loss", "Retention loss", "points", cells.in_unit("points")),
+        Column("keeps_enough", "Keeps enough"),
     )
 
 
@@ -176,14 +175,12 @@ def _variants_shown(found: TrainTaskVariants) -> Iterator[Shown]:
     yield Table.grouped(
         cells.changes_caption(found.train_task, found.confidence),
         [(f"Beside rank {rank}", "", rows) for rank, rows in by_rank.items()],
-        Column("Variant", lambda row: row.label),
-        Column("Trained weights", lambda row: quantities.parameters(row.num_parameters)),
-        Column("Learning rate", rate),
-        Column("Gain", lambda row: cells.sized(row.gain), found.unit),
-        Column.optional("Against LoRA", lambda row: cells.mean(row.lead), lead),
-        Column.optional("Retention", lambda row: cells.sized(row.retention), "change, points"),
-        Column.optional(
-            "Against LoRA", lambda row: cells.mean(row.retention_lead), "difference, points"
-        ),
-        Column("Training", lambda row: quantities.seconds(row.train_seconds), "all seeds"),
+        Column("label", "Variant"),
+        Column("num_parameters", "Trained weights", write=quantities.parameters),
+        Column(rate, "Learning rate"),
+        Column("gain", "Gain", found.unit, cells.sized),
+        Column("lead", "Against LoRA", lead),
+        Column("retention", "Retention", "change, points", cells.sized),
+        Column("retention_lead", "Against LoRA", "difference, points"),
+        Column("train_seconds", "Training", "all seeds", quantities.seconds),
     )

@@ -30,11 +30,11 @@ def _shown(found: TrainTaskPrompting) -> Iterator[Shown]:
     yield Table.of(
         cells.changes_caption(found.train_task, found.confidence),
         found.alone,
-        Column("Examples", lambda row: row.shots),
-        Column("Draws", lambda row: row.num_seeds),
-        Column("Tokens", lambda row: cells.number(row.context_tokens, ",.0f"), "of a question"),
-        Column.optional("More", lambda row: cells.number(row.more_tokens, ",.0f"), "than without"),
-        Column("Gain", lambda row: cells.sized(row.gain), found.unit),
+        Column("shots", "Examples"),
+        Column("num_seeds", "Draws"),
+        Column("context_tokens", "Tokens", "of a question", ",.0f"),
+        Column("more_tokens", "More", "than without", ",.0f"),
+        Column("gain", "Gain", found.unit, cells.sized),
     )
     margin = quantities.amount(found.delta, found.unit)
     by_prompt = grouped((row.label, row) for row in found.rows if row.lead is not None)
@@ -42,8 +42,8 @@ def _shown(found: TrainTaskPrompting) -> Iterator[Shown]:
         f"The prompt less the training. As much: the interval ends above -δ, {margin}. Less: it "
         "ends below zero, and not above -δ.",
         [(quantities.capital(label), "", rows) for label, rows in by_prompt.items()],
-        Column("Against", lambda row: row.against),
-        Column("Difference", lambda row: cells.mean(row.lead), found.unit),
-        Column.text("Gains", lambda row: row.gains),
+        Column("against", "Against"),
+        Column("lead", "Difference", found.unit),
+        Column("gains", "Gains"),
     )
     yield "Against a training", beside

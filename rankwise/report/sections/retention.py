@@ -8,8 +8,9 @@ from rankwise.findings.retention import RetentionLine, TrainTaskRetention
 from rankwise.records import quantities
 from rankwise.records.axes import Kind
 from rankwise.report import cells
+from rankwise.report.cells import Cell
 from rankwise.report.charts.intervals import Bar, BarPanel, interval_chart, short_names
-from rankwise.report.parts import Cell, Figure, ReportSection, Shown, Table, option_columns
+from rankwise.report.parts import Figure, ReportSection, Shown, Table, option_columns
 
 MOST_SUBJECTS = 20
 """More subjects than this are too many to draw; those with the largest loss are."""
