@@ -7,7 +7,7 @@ gains more and forgets less than the lower rate that is nearest to it, item by i
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from rankwise.findings.comparison import Compared, compare
 from rankwise.findings.options import DecidingTasks, Option, OptionGains, TaskMean
@@ -64,17 +64,6 @@ class TrainTaskMitigations(Record):
     arms: tuple[Arm, ...]
     statements: tuple[str, ...]
     left_out: tuple[str, ...]
-
-
-class _Nearest(NamedTuple):
-    """The lower rate that is nearest to an arm, and whether the arm beats it in both.
-
-    ``gain`` is the arm's lead in-domain, ``p_value`` that it is not better or worse in both.
-    """
-
-    rate: Option
-    gain: float
-    p_value: float
 
 
 def mitigations(source: OptionGains, recommendation: Recommendation) -> TrainTaskMitigations | None:
@@ -147,7 +136,7 @@ def _arms(
     if not rates:
         return line + [made(arm) for arm in others]
     nearest = [_nearest(source, tasks, arm, rates) for arm in others]
-    adjusted = holm([found.p_value for found in nearest])
+    adjusted = holm([p_value for *_, p_value in nearest])
     judged: list[Arm] = []
     for arm, (rate, gain, _), p_value in zip(others, nearest, adjusted, strict=True):
         shown: Dominance = "better" if gain > 0 else "worse"
@@ -162,13 +151,14 @@ def _kept(arm: Arm) -> TaskMean:
 
 def _nearest(
     source: OptionGains, tasks: DecidingTasks, arm: Option, rates: Sequence[Option]
-) -> _Nearest:
-    """The lower rate of the least lead in retention.
+) -> tuple[Option, float, float]:
+    """The nearest lower rate, the arm's lead in-domain, and a p-value.
 
-    It is among the rates over which that lead is a standard error or more; where there is none,
-    among all. The p-value is the larger of both leads' (an intersection-union test), 1 where they
-    differ in sign: an arm that lies on the curve of rates, wherever between two of them, is not
-    better than either in both.
+    The nearest is that of the least lead in retention, among the rates over which that lead is a
+    standard error or more; where there is none, among all. The p-value, that the arm is not better
+    or worse in both, is the larger of both leads' (an intersection-union test), 1 where they differ
+    in sign: an arm that lies on the curve of rates, wherever between two of them, is not better
+    than either in both.
     """
     leads = [
         tuple(
@@ -182,7 +172,7 @@ def _nearest(
     gain, retention = leads[place]
     is_one_way = gain.value * retention.value > 0.0
     p_value = max(zero_p_value(gain), zero_p_value(retention)) if is_one_way else 1.0
-    return _Nearest(rates[place], gain.value, p_value)
+    return rates[place], gain.value, p_value
 
 
 def _statements(arms: Sequence[Arm], epsilon: float | None) -> Iterator[str]:

@@ -10,11 +10,11 @@ from rankwise.findings.axes import (
     AxisEffect,
     AxisLead,
     AxisName,
-    AxisPoint,
     AxisState,
     TrainTaskAxes,
 )
-from rankwise.findings.checkpoints import CheckpointPoint, TrainTaskCheckpoints
+from rankwise.findings.checkpoints import TrainTaskCheckpoints
+from rankwise.findings.comparison import Compared
 from rankwise.records import quantities
 from rankwise.records.axes import FULL_LABEL
 from rankwise.records.grouping import grouped
@@ -50,7 +50,7 @@ class ChangeAtRank(NamedTuple):
     panel: str
     rank: int | None
     series: str
-    of: AxisPoint | CheckpointPoint
+    of: Compared
 
 
 def change_figures(
