@@ -104,12 +104,7 @@ def _change_table(runs: Sequence[HeadsOfRun]) -> Table:
         Column(mean("divergence", ".2g"), "Divergence", "nats"),
         Column(mean("entropy", ".2g"), "Entropy", "nats"),
         Column(mean("first_token_mass", ".2g", 100), "First token", "% of the mass"),
-        Column(
-            "top_share",
-            "Top tenth",
-            "% of attention's ‖delta‖²",
-            lambda share: f"{100 * share:.0f}",
-        ),
+        Column("top_share", "Top tenth", "% of attention's ‖delta‖²", in_percent),
         Column(like("like_full"), "Like full", "ρ over heads"),
         Column(like("agreement"), "Like itself", "ρ of two halves"),
     )
