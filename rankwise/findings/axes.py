@@ -15,7 +15,7 @@ from typing import Literal, get_args
 import numpy as np
 
 from rankwise.findings.comparison import Compared, compare
-from rankwise.findings.options import DecidingTasks, Option, OptionGains, TaskMean
+from rankwise.findings.options import DecidingTasks, Option, OptionGains, TaskMean, TrainTaskFinding
 from rankwise.findings.stats.estimates import holm, zero_p_value
 from rankwise.findings.stats.items import Floats
 from rankwise.records import quantities
@@ -93,23 +93,19 @@ class AxisPoint(Compared):
         return ", ".join(f"{_AXES[name][0]}{self.settings[name]}" for name in axes)
 
 
-class TrainTaskAxes(Record):
-    """The axes of one trained task that have several values. Exploratory.
+class TrainTaskAxes(TrainTaskFinding):
+    """The axes of one trained task that have several values.
 
     ``points`` are LoRA's. ``delta`` is in ``unit``, ``epsilon_points`` None without retention
-    tasks; ``rows_at`` says what runs on fewer rows share with those on all, None without any;
-    ``left_out`` names options with a missing or diverged seed.
+    tasks; ``rows_at`` says what runs on fewer rows share with those on all, None without any.
     """
 
-    train_task: str
     unit: Unit
     delta: float
     epsilon_points: float | None
-    confidence: float
     axes: tuple[Axis, ...]
     points: tuple[AxisPoint, ...]
     rows_at: Literal["epochs", "steps"] | None = None
-    left_out: tuple[str, ...]
 
     @property
     def of_rows(self) -> str | None:
@@ -143,12 +139,11 @@ def axis_effects(source: OptionGains, recommendation: Recommendation) -> TrainTa
     axes = (*lora.axes(), *full.axes())
     if all(axis.name == "rank" for axis in axes):
         return None
-    return TrainTaskAxes(
-        train_task=source.results.train_task,
+    return source.found(
+        TrainTaskAxes,
         unit=unit,
         delta=recommendation.delta,
         epsilon_points=epsilon,
-        confidence=recommendation.confidence,
         axes=axes,
         points=lora.points([axis for axis in axes if axis.method == "lora"], tasks),
         rows_at=source.results.study.config.train.rows_at if on_fewer else None,

@@ -14,9 +14,15 @@ from rankwise.findings.comparison import Compared, compare
 from rankwise.findings.decision import Margins
 from rankwise.findings.gauges import kl_on_prompts
 from rankwise.findings.odds import point_in, worth
-from rankwise.findings.options import DecidingTasks, Option, OptionGains, Runs, TaskMean
+from rankwise.findings.options import (
+    DecidingTasks,
+    Option,
+    OptionGains,
+    Runs,
+    TaskMean,
+    TrainTaskFinding,
+)
 from rankwise.records import quantities
-from rankwise.records.base import Record
 from rankwise.records.grouping import grouped
 from rankwise.records.recommendation import Recommendation
 from rankwise.records.study import Relation, Unit
@@ -39,13 +45,10 @@ class CheckpointPoint(Compared):
     kl_prompts: TaskMean | None
 
 
-class TrainTaskCheckpoints(Record):
+class TrainTaskCheckpoints(TrainTaskFinding):
     """The checkpoints of the runs on one trained task, with a statement for each option."""
 
-    train_task: str
-    confidence: float
     points: tuple[CheckpointPoint, ...]
-    statements: tuple[str, ...]
 
 
 def checkpoints(source: OptionGains, recommendation: Recommendation) -> TrainTaskCheckpoints | None:
@@ -63,9 +66,8 @@ def checkpoints(source: OptionGains, recommendation: Recommendation) -> TrainTas
         if on_the_way := by_option.get(option.label):
             on_the_way.sort(key=lambda each: each.plan.num_steps)
             points += _points(source, recommendation, [*on_the_way, option])
-    return TrainTaskCheckpoints(
-        train_task=source.results.train_task,
-        confidence=source.confidence,
+    return source.found(
+        TrainTaskCheckpoints,
         points=tuple(points),
         statements=tuple(map(_statement, (point for point in points if point.is_chosen))),
     )

@@ -15,7 +15,7 @@ import numpy as np
 from rankwise.findings.agreement import answer_clusters
 from rankwise.findings.audits import norms
 from rankwise.findings.models import ModelGroup, ModelKind, model_groups
-from rankwise.findings.options import OptionGains, Runs, TaskMean
+from rankwise.findings.options import OptionGains, Runs, TaskMean, TrainTaskFinding
 from rankwise.findings.stats.estimates import mean_over_tasks
 from rankwise.findings.stats.items import Items
 from rankwise.findings.trends import correlated
@@ -68,16 +68,13 @@ class GaugeOrder(Record):
     reason: str | None
 
 
-class TrainTaskGauges(Record):
+class TrainTaskGauges(TrainTaskFinding):
     """The gauges of one trained task's models."""
 
-    train_task: str
-    confidence: float
     models: tuple[GaugedModel, ...]
     orders: tuple[GaugeOrder, ...]
     stderr_ratio: float | None
     """Median over the models; None where no held-out text was read."""
-    statements: tuple[str, ...]
 
 
 def gauges(source: OptionGains) -> TrainTaskGauges | None:
@@ -116,9 +113,8 @@ def gauges(source: OptionGains) -> TrainTaskGauges | None:
             "On the same tokens of held-out text the standard error of the rise of the loss is "
             f"{ratio:.1f} times that of the KL, a median over the models."
         )
-    return TrainTaskGauges(
-        train_task=source.results.train_task,
-        confidence=source.confidence,
+    return source.found(
+        TrainTaskGauges,
         models=models,
         orders=tuple(orders),
         stderr_ratio=ratio,

@@ -10,11 +10,10 @@ from collections.abc import Iterator, Sequence
 from typing import Literal
 
 from rankwise.findings.comparison import Compared, compare
-from rankwise.findings.options import DecidingTasks, Option, OptionGains, TaskMean
+from rankwise.findings.options import DecidingTasks, Option, OptionGains, TaskMean, TrainTaskFinding
 from rankwise.findings.shares import Share, share_of, share_of_gain
 from rankwise.findings.stats.estimates import holm, zero_p_value
 from rankwise.records import quantities
-from rankwise.records.base import Record
 from rankwise.records.grouping import grouped
 from rankwise.records.recommendation import Recommendation
 from rankwise.records.study import PlannedRun, Unit
@@ -49,21 +48,16 @@ class Arm(Compared):
         return self.changed in ("as trained", "rate")
 
 
-class TrainTaskMitigations(Record):
-    """The arms of one trained task. Exploratory.
+class TrainTaskMitigations(TrainTaskFinding):
+    """The arms of one trained task.
 
     Those of an option together: first as trained, then lower rates, then the others, best first.
-    ``epsilon_points`` is the largest retention loss that is accepted. ``left_out`` names the arms
-    of which a seed diverged or is missing.
+    ``epsilon_points`` is the largest retention loss that is accepted.
     """
 
-    train_task: str
     unit: Unit
-    confidence: float
     epsilon_points: float | None
     arms: tuple[Arm, ...]
-    statements: tuple[str, ...]
-    left_out: tuple[str, ...]
 
 
 def mitigations(source: OptionGains, recommendation: Recommendation) -> TrainTaskMitigations | None:
@@ -84,10 +78,9 @@ def mitigations(source: OptionGains, recommendation: Recommendation) -> TrainTas
             own = _arms(source, tasks, option, again, epsilon)
             arms += own
             statements += _statements(own, epsilon)
-    return TrainTaskMitigations(
-        train_task=source.results.train_task,
+    return source.found(
+        TrainTaskMitigations,
         unit=recommendation.unit,
-        confidence=source.confidence,
         epsilon_points=epsilon,
         arms=tuple(arms),
         statements=tuple(statements),

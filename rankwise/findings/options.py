@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
-from typing import NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
@@ -64,6 +64,22 @@ def first_of_options(runs: Sequence[R]) -> list[R]:
     for run in runs:
         first.setdefault(run.option.label, run)
     return sorted(first.values(), key=lambda run: run.option.rank or float("inf"))
+
+
+class TrainTaskFinding(Record):
+    """What is found of one trained task. Exploratory: its verdict does not rest on it.
+
+    Every interval is at ``confidence``, two-sided. ``statements`` say in words what is shown, and
+    ``left_out`` names the models that take no part: a seed of them diverged or is missing.
+    """
+
+    train_task: str
+    confidence: float
+    statements: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
+
+
+F = TypeVar("F", bound=TrainTaskFinding)
 
 
 class TaskMean(Interval):
@@ -236,6 +252,10 @@ class OptionGains:
             if all(items[task].accuracy is None for task in tasks)
         }
         return source
+
+    def found(self, kind: type[F], **own: Any) -> F:
+        """The record of what was found of the trained task."""
+        return kind(train_task=self.results.train_task, confidence=self.confidence, **own)
 
     def in_study_order(self, options: Sequence[Option]) -> tuple[Option, ...]:
         """The same options in the order in which the study plans them."""

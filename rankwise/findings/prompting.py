@@ -9,9 +9,8 @@ from collections.abc import Sequence
 from typing import Literal
 
 from rankwise.findings.comparison import Compared, Group, compare
-from rankwise.findings.options import DecidingTasks, OptionGains, TaskMean
+from rankwise.findings.options import DecidingTasks, OptionGains, TaskMean, TrainTaskFinding
 from rankwise.records import quantities
-from rankwise.records.base import Record
 from rankwise.records.grouping import grouped
 from rankwise.records.recommendation import Recommendation
 from rankwise.records.results import ModelResults
@@ -35,18 +34,15 @@ class PromptRow(Compared):
     gains: GainsAsMuch | None = None
 
 
-class TrainTaskPrompting(Record):
+class TrainTaskPrompting(TrainTaskFinding):
     """The prompts of one trained task, few rows first, each against the base and every option.
 
     ``delta`` is in ``unit``.
     """
 
-    train_task: str
     unit: Unit
     delta: float
-    confidence: float
     rows: tuple[PromptRow, ...]
-    statements: tuple[str, ...]
 
     @property
     def alone(self) -> tuple[PromptRow, ...]:
@@ -99,11 +95,10 @@ def prompting(source: OptionGains, recommendation: Recommendation) -> TrainTaskP
                 more_tokens=tokens[shots] - tokens[0] if 0 in tokens else None,
             )
             rows.append(row.model_copy(update={"gains": _gains(row.lead, recommendation.delta)}))
-    return TrainTaskPrompting(
-        train_task=results.train_task,
+    return source.found(
+        TrainTaskPrompting,
         unit=unit,
         delta=recommendation.delta,
-        confidence=source.confidence,
         rows=tuple(rows),
         statements=tuple(map(_statement, (row for row in rows if row.lead is None))),
     )

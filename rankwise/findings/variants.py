@@ -11,10 +11,9 @@ from statistics import mean
 from typing import Literal
 
 from rankwise.findings.comparison import Compared, compare
-from rankwise.findings.options import DecidingTasks, Option, OptionGains
+from rankwise.findings.options import DecidingTasks, Option, OptionGains, TrainTaskFinding
 from rankwise.records import quantities
 from rankwise.records.axes import beside_rank
-from rankwise.records.base import Record
 from rankwise.records.config.variants import VARIANT_LABELS
 from rankwise.records.grouping import grouped
 from rankwise.records.recommendation import Recommendation
@@ -39,19 +38,12 @@ class VariantRow(Compared):
     unsettled_share: float | None
 
 
-class TrainTaskVariants(Record):
-    """The variants of one trained task, beside the smallest rank first. Exploratory.
+class TrainTaskVariants(TrainTaskFinding):
+    """The variants of one trained task, beside the smallest rank first."""
 
-    ``left_out`` names those of which a seed diverged or is missing.
-    """
-
-    train_task: str
     unit: Unit
-    confidence: float
     match: Literal["rank", "parameters"]
     rows: tuple[VariantRow, ...]
-    statements: tuple[str, ...]
-    left_out: tuple[str, ...]
 
 
 def variants_beside_lora(
@@ -73,10 +65,9 @@ def variants_beside_lora(
     for rank in sorted({rank for one in trained for rank in one.plan.beside_ranks}):
         its = [one for one in trained if rank in one.plan.beside_ranks]
         rows += [_row(source, tasks, one, rank, its) for one in its]
-    return TrainTaskVariants(
-        train_task=source.results.train_task,
+    return source.found(
+        TrainTaskVariants,
         unit=recommendation.unit,
-        confidence=source.confidence,
         match=section.match,
         rows=tuple(rows),
         statements=tuple(_statements(rows)),

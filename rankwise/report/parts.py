@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 from rankwise.findings.card import RuleDraws
+from rankwise.findings.options import TrainTaskFinding
 from rankwise.records import quantities
 from rankwise.records.recommendation import Recommendation
-from rankwise.report.cells import EMPTY, Cell, Content, as_cell, formatted
+from rankwise.records.search import TrainTaskSearch
+from rankwise.report.cells import EMPTY, Cell, Content, as_cell, formatted, left_out
 
 T = TypeVar("T")
 Chart: TypeAlias = dict[str, Any]
@@ -227,14 +229,7 @@ def titled(tables: Mapping[str, Table]) -> list[TitledTable]:
     return [TitledTable(title, own) for title, own in tables.items() if own.groups]
 
 
-class OfTask(Protocol):
-    """What is found of one trained task."""
-
-    @property
-    def train_task(self) -> str: ...
-
-
-Found = TypeVar("Found", bound=OfTask)
+Found = TypeVar("Found", bound=TrainTaskFinding | TrainTaskSearch)
 
 
 Shown: TypeAlias = str | Figure | Table | tuple[str, Table]
@@ -282,14 +277,15 @@ class ReportSection(NamedTuple):
     ) -> ReportSection:
         """A section of what each trained task has; several of them are named everywhere.
 
-        A table without rows is left out.
+        What a finding says in words, and whom it leaves out, comes first. A table without rows is
+        left out.
 
         Args:
             name: of the section.
             title: its heading.
             about: the sentences that come first, the same for every trained task.
             found: at least one.
-            show: what is shown of one, sentences, figures and tables each in their order.
+            show: what else is shown of one, sentences, figures and tables each in their order.
             figures: what the figures' names begin with, where that is not the section's name.
         """
         remarks: list[str] = [about] if isinstance(about, str) else [*about]
@@ -298,7 +294,10 @@ class ReportSection(NamedTuple):
         for part in found:
             task = part.train_task if len(found) > 1 else ""
             after = f", trained on {task}" if task else ""
-            for shown in show(part):
+            said = list[str]()
+            if isinstance(part, TrainTaskFinding):
+                said += (*part.statements, *left_out(part.left_out))
+            for shown in (*said, *show(part)):
                 match shown:
                     case str():
                         remarks.append(f"Trained on {task}: {shown}" if task else shown)

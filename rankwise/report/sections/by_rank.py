@@ -153,7 +153,6 @@ def _axes_shown(found: TrainTaskAxes) -> Iterator[Shown]:
             kept = _verdict(axis.retention_state, found.epsilon_points, "points", "ε")
             text += f"; on retention {kept}"
         yield f"{_axis_name(axis)} ({', '.join(axis.values)}): {text}."
-    yield from cells.left_out(found.left_out)
     drawn = [axis for axis in found.axes if axis.method == "lora" and axis.name != "rank"]
     for axis in drawn:
         others: list[AxisName] = [each.name for each in drawn if each.name != axis.name]
@@ -260,7 +259,6 @@ def checkpoint_section(found: Sequence[TrainTaskCheckpoints]) -> ReportSection:
 
 
 def _checkpoints_shown(found: TrainTaskCheckpoints) -> Iterator[Shown]:
-    yield from found.statements
     changes = [
         # as a value beside rank: the share of the steps, the same for every option
         ChangeAtRank("", point.rank, quantities.percent(round(share, 3)), point)

@@ -38,7 +38,6 @@ def gauge_section(found: Sequence[TrainTaskGauges]) -> ReportSection:
 
 
 def _gauges_shown(found: TrainTaskGauges) -> Iterator[Shown]:
-    yield from found.statements
     planes: list[Plane] = []
     for title, kl_of in _KL.items():
         drawn = [

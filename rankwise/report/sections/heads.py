@@ -53,8 +53,7 @@ def head_section(found: Sequence[TrainTaskHeads], results: StudyResults) -> Repo
     about += cells.of_one_seed(found[0].num_seeds)
 
     def shown(part: TrainTaskHeads) -> Iterator[Shown]:
-        yield from part.statements
-        yield from (f"{run}: {reason}" for run, reason in part.left_out.items())
+        yield from (f"{run}: {reason}" for run, reason in part.not_analysed.items())
         models = {model.name: model for model in results.of(part.train_task).runs}
         changed = {
             run.run: changes

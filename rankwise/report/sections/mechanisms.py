@@ -59,8 +59,6 @@ def mechanism_section(found: Sequence[TrainTaskMechanisms]) -> ReportSection:
 
 
 def _shown(found: TrainTaskMechanisms) -> Iterator[Shown]:
-    yield from (*found.statements, *cells.left_out(found.left_out))
-
     def measure(trend: RankTrend) -> Cell:
         unit = "nats" if trend.change.unit == "nats" else "points"
         return Cell(_TRENDS[trend.of][0], "", f"{unit}, {quantities.sample_size(trend.change)}")

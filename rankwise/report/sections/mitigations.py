@@ -45,7 +45,6 @@ def mitigation_section(found: Sequence[TrainTaskMitigations]) -> ReportSection:
 
 
 def _mitigations_shown(found: TrainTaskMitigations) -> Iterator[Shown]:
-    yield from (*found.statements, *cells.left_out(found.left_out))
     by_option = grouped((arm.option, arm) for arm in found.arms)
     for place, (option, arms) in enumerate([*by_option.items()][:MOST_FIGURES], start=1):
         drawn = [(arm, kept) for arm in arms if (kept := arm.retention) is not None]
@@ -164,8 +163,6 @@ def variant_section(found: Sequence[TrainTaskVariants]) -> ReportSection:
 
 
 def _variants_shown(found: TrainTaskVariants) -> Iterator[Shown]:
-    yield from (*found.statements, *cells.left_out(found.left_out))
-
     def rate(row: VariantRow) -> str:
         best = " (best)" if row.is_best_rate and row.num_rates > 1 else ""
         return f"{quantities.learning_rate(row.learning_rate)}{best}"

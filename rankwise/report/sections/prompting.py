@@ -26,7 +26,6 @@ def prompting_section(found: Sequence[TrainTaskPrompting]) -> ReportSection:
 
 
 def _shown(found: TrainTaskPrompting) -> Iterator[Shown]:
-    yield from found.statements
     yield Table.of(
         cells.changes_caption(found.train_task, found.confidence),
         found.alone,

@@ -37,7 +37,6 @@ def retention_section(found: Sequence[TrainTaskRetention]) -> ReportSection:
 
 
 def _shown(found: TrainTaskRetention) -> Iterator[Shown]:
-    yield from cells.left_out(found.left_out)
     yield _figure(found)
     yield Table.grouped(
         f"Trained on {found.train_task}: base score and change from it in points, seeds averaged, "

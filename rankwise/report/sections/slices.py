@@ -22,7 +22,6 @@ def slice_section(found: Sequence[TrainTaskSlices]) -> ReportSection:
 
 
 def _shown(found: TrainTaskSlices) -> Iterator[Shown]:
-    yield from found.statements
     yield Table.of(
         f"Trained on {found.train_task}: changes by kind of item, seeds averaged.",
         found.rows,

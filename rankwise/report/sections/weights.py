@@ -71,8 +71,7 @@ def weight_section(found: Sequence[TrainTaskWeights], results: StudyResults) -> 
     num_leading = min(INTRUDER_K, settings.top_k)
 
     def shown(part: TrainTaskWeights) -> Iterator[Shown]:
-        yield from part.statements
-        yield from (f"{run} was not analysed: {why}" for run, why in part.left_out.items())
+        yield from (f"{run} was not analysed: {why}" for run, why in part.not_analysed.items())
         yield "Updates of the runs", _run_table(part.runs, num_leading)
         yield "Norm against rank", _norm_table(part)
         yield from _norms(part)
