@@ -29,7 +29,7 @@ class Row(NamedTuple):
     sentence: str
 
 
-class ComparedSamples(NamedTuple):
+class Compared(NamedTuple):
     """What a verdict on sample files says, each model in the order of the files."""
 
     base: str | None
@@ -86,7 +86,7 @@ def outcomes(learned: int, forgotten: int, right: int, wrong: int) -> tuple[list
     return base, [1] * learned + [0] * forgotten + [1] * right + [0] * wrong
 
 
-def planted(folder: Path, *each: Outcome) -> ComparedSamples:
+def planted(folder: Path, *each: Outcome) -> Compared:
     """One base and some candidates; all outcomes give the base the same items."""
     files: list[Path] = []
     first: list[int] = []
@@ -109,7 +109,7 @@ def compare_samples(
     *,
     filter_name: str | None = None,
     **settings: Any,
-) -> ComparedSamples:
+) -> Compared:
     """What ``rankwise verdict BASE.jsonl A.jsonl`` says of each model against the base."""
     asked = Asked(filter=filter_name, **settings)
     scored = scored_study(samples_given([base, *candidates], asked), asked, "samples")
@@ -129,7 +129,7 @@ def compare_samples(
         )
         for each in found.comparisons
     ]
-    return ComparedSamples(
+    return Compared(
         scored.record.scores.base,
         items.metric,
         results.base.evaluations[items.task].decision_filter,

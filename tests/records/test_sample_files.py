@@ -18,7 +18,7 @@ from rankwise.errors import ConfigError, DataError, RankwiseError, RecordError, 
 from rankwise.findings.stats.estimates import crossed_difference, zero_p_value
 from rankwise.records.lm_eval_samples import file_names, read_compared, read_sample_file
 from tests.planted.samples import (
-    ComparedSamples,
+    Compared,
     Row,
     compare_samples,
     hashed,
@@ -299,7 +299,7 @@ def test_without_hashes_the_parts_themselves_are_compared(
     base = scored(tmp_path / "base.jsonl", [0, 1, 1, 0])
     lines = without([line(i, acc=1) for i in range(4)], *hashes)
 
-    def compared(**changes: Any) -> ComparedSamples:
+    def compared(**changes: Any) -> Compared:
         return compare_samples(
             base, [write(tmp_path / "a.jsonl", [*lines[:3], lines[3] | changes])]
         )
