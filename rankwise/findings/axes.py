@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Literal, get_args
 
 import numpy as np
 
-from rankwise.findings.options import Option, OptionGains, OptionName, TaskMean, over_seeds
-from rankwise.findings.rows import Row, flat
+from rankwise.findings.comparison import Compared, compare
+from rankwise.findings.options import DecidingTasks, Option, OptionGains, TaskMean, TrainTaskFinding
 from rankwise.findings.stats.estimates import holm, zero_p_value
 from rankwise.findings.stats.items import Floats
 from rankwise.records import quantities
@@ -43,88 +43,81 @@ _AXES: dict[AxisName, tuple[str, Callable[[PlannedRun], tuple[str, ...]]]] = {
 """What stands before a value in the labels of options, and the values of a planned run."""
 
 
-class AxisDifference(Record):
+class AxisLead(TaskMean):
     """A value's score less that of the first, and the p-values that it is zero.
 
     ``holm_p_value`` is corrected over the values of the axis.
     """
 
-    mean: TaskMean
     p_value: float
     holm_p_value: float
 
 
 class AxisEffect(Record):
-    """One value of an axis against the first.
+    """One value of an axis against the first, which is ``against``.
 
     ``num_combinations`` of the other axes were trained with both. In ``num_same_runs`` of them
-    both values come to one run (alpha 2r and 16 at rank 8), whose difference is zero. The
-    differences are None where no two runs can be compared.
+    both values come to one run (alpha 2r and 16 at rank 8), whose difference is zero. The leads are
+    None where no two runs can be compared.
     """
 
+    against: str
     value: str
     num_combinations: int
     num_same_runs: int
-    in_domain: AxisDifference | None
-    retention: AxisDifference | None
+    lead: AxisLead | None
+    retention_lead: AxisLead | None
 
 
 class Axis(Record):
     """One axis with its values in order, the first being what the others are compared with.
 
-    The states are None where nothing was compared.
+    The states, in-domain and on retention, are None where nothing was compared.
     """
 
     name: AxisName
     method: Method
     values: tuple[str, ...]
     effects: tuple[AxisEffect, ...]
-    in_domain: AxisState | None
-    retention: AxisState | None
+    state: AxisState | None
+    retention_state: AxisState | None
 
 
-class AxisPoint(Record):
-    """One combination of values with its changes from the base; ``settings`` by axis."""
+class AxisPoint(Compared):
+    """One combination of values against the base; ``settings`` by axis."""
 
-    option: OptionName
     settings: dict[AxisName, str]
-    gain: TaskMean
-    retention: TaskMean | None
 
     def in_words(self, axes: Iterable[AxisName]) -> str:
         """Its values on some axes."""
         return ", ".join(f"{_AXES[name][0]}{self.settings[name]}" for name in axes)
 
 
-class TrainTaskAxes(Record):
-    """The axes of one trained task that have several values. Exploratory.
+class TrainTaskAxes(TrainTaskFinding):
+    """The axes of one trained task that have several values.
 
     ``points`` are LoRA's. ``delta`` is in ``unit``, ``epsilon_points`` None without retention
-    tasks; ``rows_at`` says what runs on fewer rows share with those on all, None without any;
-    ``left_out`` names options with a missing or diverged seed.
+    tasks; ``rows_at`` says what runs on fewer rows share with those on all, None without any.
     """
 
-    train_task: str
     unit: Unit
     delta: float
     epsilon_points: float | None
-    confidence: float
     axes: tuple[Axis, ...]
     points: tuple[AxisPoint, ...]
     rows_at: Literal["epochs", "steps"] | None = None
-    left_out: tuple[str, ...]
 
     @property
     def of_rows(self) -> str | None:
         """What the most rows gain over the fewest, in words; None where rows are no axis."""
         axis = next((each for each in self.axes if each.name == "rows"), None)
-        effect = None if axis is None else axis.effects[-1].in_domain
+        effect = None if axis is None else axis.effects[-1].lead
         if axis is None or effect is None:
             return None
         few, many = (f"{int(value):,}" for value in (axis.values[0], axis.values[-1]))
-        lead = quantities.with_interval(effect.mean, self.unit)
+        lead = quantities.with_interval(effect, self.unit)
         if effect.holm_p_value < 1.0 - self.confidence:
-            more = "more" if effect.mean.estimate > 0 else "less"
+            more = "more" if effect.estimate > 0 else "less"
             return f"{many} training rows gain {more} than {few}: by {lead}."
         return f"That {many} training rows gain more than {few} is not shown: {lead}."
 
@@ -136,50 +129,41 @@ _Judged = dict[Relation, tuple[tuple[str, ...], float]]
 def axis_effects(source: OptionGains, recommendation: Recommendation) -> TrainTaskAxes | None:
     """Every axis with several values; None where there is none but the rank."""
     unit, epsilon = recommendation.unit, recommendation.epsilon_points
-    judged: _Judged = {"in_domain": (source.tasks("in_domain", unit), recommendation.delta)}
-    if epsilon is not None and source.tasks("retention"):
-        judged["retention"] = source.tasks("retention"), epsilon
+    tasks = source.deciding_tasks(unit)
+    judged: _Judged = {"in_domain": (tasks.in_domain, recommendation.delta)}
+    if epsilon is not None and tasks.retention:
+        judged["retention"] = tasks.retention, epsilon
     on_fewer, left_out = _on_fewer_rows(source)
     options = (*source.in_study_order(source.options), *on_fewer)
     lora, full = (_Method(source, options, judged, name) for name in get_args(Method))
     axes = (*lora.axes(), *full.axes())
     if all(axis.name == "rank" for axis in axes):
         return None
-    return TrainTaskAxes(
-        train_task=source.results.train_task,
+    return source.found(
+        TrainTaskAxes,
         unit=unit,
         delta=recommendation.delta,
         epsilon_points=epsilon,
-        confidence=recommendation.confidence,
         axes=axes,
-        points=lora.points([axis for axis in axes if axis.method == "lora"]),
+        points=lora.points([axis for axis in axes if axis.method == "lora"], tasks),
         rows_at=source.results.study.config.train.rows_at if on_fewer else None,
         left_out=(*source.left_out, *left_out),
     )
 
 
-def _on_fewer_rows(source: OptionGains) -> tuple[list[Option], list[str]]:
+def _on_fewer_rows(source: OptionGains) -> tuple[list[Option], tuple[str, ...]]:
     """The complete options as trained on fewer rows, and what is left out.
 
     Each has the settings of the option on all rows: at equal steps it reads its rows more often.
     """
-    whole = {option.label: option for option in source.options}
-    groups = over_seeds(
-        source.results,
-        "fewer_rows",
-        lambda plan: (source.labels[plan.of.name if plan.of else plan.name], plan.num_examples),
-    )
+    whole = {option.label: option.plan for option in source.options}
+    groups, left_out = source.of_role("fewer_rows")
     options: list[Option] = []
-    left_out: list[str] = []
-    for (label, number), group in groups.items():
-        if label not in whole:
-            continue
-        name = f"{label}, {quantities.counted(number, 'row')}"
-        if group.is_complete:
-            plan = whole[label].plan.model_copy(update={"num_examples": number})
-            options.append(Option(name, plan.rank, plan, group.runs, len(group.plans)))
-        else:
-            left_out.append(name)
+    for group in groups:
+        plan = group.plan
+        if (of := whole.get(source.label_of_whole(plan))) is not None:
+            fewer = of.model_copy(update={"num_examples": plan.num_examples})
+            options.append(group._replace(plan=fewer))
     return options, left_out
 
 
@@ -208,36 +192,36 @@ class _Method:
             for place, name in enumerate(_AXES)
             if len(values := _ordered(name, [setting[place] for setting in self.trained])) > 1
         ]
-        compared = any(effect.in_domain for axis in found for effect in axis.effects)
+        compared = any(effect.lead for axis in found for effect in axis.effects)
         return tuple(found) if compared else ()
 
     def _axis(self, place: int, name: AxisName, values: Sequence[str]) -> Axis:
         matched = [self._matched(place, values[0], value) for value in values[1:]]
-        differences: dict[Relation, list[AxisDifference | None]] = {
-            relation: self._differences(tasks, matched)
-            for relation, (tasks, _) in self.judged.items()
+        leads: dict[Relation, list[AxisLead | None]] = {
+            relation: self._leads(tasks, matched) for relation, (tasks, _) in self.judged.items()
         }
         effects = tuple(
             AxisEffect(
+                against=values[0],
                 value=value,
                 num_combinations=len(pairs),
                 num_same_runs=sum(one is other for one, other in pairs),
-                in_domain=differences["in_domain"][index],
-                retention=differences["retention"][index] if "retention" in differences else None,
+                lead=leads["in_domain"][index],
+                retention_lead=leads["retention"][index] if "retention" in leads else None,
             )
             for index, (value, pairs) in enumerate(zip(values[1:], matched, strict=True))
         )
         states: dict[Relation, AxisState | None] = {
             relation: _state(found, self.judged[relation][1], 1.0 - self.source.confidence)
-            for relation, found in differences.items()
+            for relation, found in leads.items()
         }
         return Axis(
             name=name,
             method=self.name,
             values=tuple(values),
             effects=effects,
-            in_domain=states["in_domain"],
-            retention=states.get("retention"),
+            state=states["in_domain"],
+            retention_state=states.get("retention"),
         )
 
     def _matched(self, place: int, first: str, value: str) -> list[tuple[Option, Option]]:
@@ -249,10 +233,10 @@ class _Method:
             and setting[place] == first
         ]
 
-    def _differences(
+    def _leads(
         self, tasks: Sequence[str], matched: Sequence[Sequence[tuple[Option, Option]]]
-    ) -> list[AxisDifference | None]:
-        """The difference of every value; None where there are no two runs to compare."""
+    ) -> list[AxisLead | None]:
+        """The lead of every value; None where there are no two runs to compare."""
         found: dict[int, tuple[TaskMean, float]] = {}
         for place, pairs in enumerate(matched):
             if any(one is not other for one, other in pairs):
@@ -262,24 +246,21 @@ class _Method:
                 estimate = self.source.estimate(values, tasks)
                 found[place] = self.source.mean(values, tasks), zero_p_value(estimate)
         corrected = holm([p_value for _, p_value in found.values()])
-        differences: list[AxisDifference | None] = [None] * len(matched)
+        made: list[AxisLead | None] = [None] * len(matched)
         for (place, (mean, p_value)), holm_p_value in zip(found.items(), corrected, strict=True):
-            differences[place] = AxisDifference(
-                mean=mean, p_value=p_value, holm_p_value=holm_p_value
-            )
-        return differences
+            made[place] = AxisLead(**dict(mean), p_value=p_value, holm_p_value=holm_p_value)
+        return made
 
-    def points(self, axes: Sequence[Axis]) -> tuple[AxisPoint, ...]:
+    def points(self, axes: Sequence[Axis], tasks: DecidingTasks) -> tuple[AxisPoint, ...]:
         """Every setting, by the places of its values on these axes; none without any."""
         order = {axis.name: axis.values for axis in axes}
-        change, gained = self.source.change, self.judged["in_domain"][0]
-        kept = self.judged["retention"][0] if "retention" in self.judged else ()
         points = [
-            AxisPoint(
-                option=option.name,
+            compare(
+                AxisPoint,
+                self.source,
+                tasks,
+                option,
                 settings=dict(zip(_AXES, setting, strict=True)),
-                gain=change(option.runs, gained),
-                retention=change(option.runs, kept) if kept else None,
             )
             for setting, option in (self.trained if order else {}).items()
         ]
@@ -289,14 +270,12 @@ class _Method:
         return tuple(points)
 
 
-def _state(
-    differences: Sequence[AxisDifference | None], margin: float, alpha: float
-) -> AxisState | None:
-    found = [each for each in differences if each is not None]
+def _state(leads: Sequence[AxisLead | None], margin: float, alpha: float) -> AxisState | None:
+    found = [each for each in leads if each is not None]
     if not found:
         return None
-    within = len(found) == len(differences) and all(
-        -margin < each.mean.lower and each.mean.upper < margin for each in found
+    within = len(found) == len(leads) and all(
+        -margin < each.lower and each.upper < margin for each in found
     )
     if any(each.holm_p_value < alpha for each in found):
         return "slightly different" if within else "different"
@@ -321,17 +300,3 @@ def _split(value: str) -> tuple[float, str]:
     """2r as (2.0, r), 2e-4 × (r/32)^-1/2 as (2e-4, the rest); without a number (0.0, value)."""
     match = re.match(r"\d+(\.\d+)?(e[+-]?\d+)?", value)
     return (0.0, value) if match is None else (float(match[0]), value[match.end() :])
-
-
-def axis_rows(found: Sequence[TrainTaskAxes], _: object) -> Iterator[Row]:
-    """Every effect, then every combination with its changes from the base."""
-    for part in found:
-        for axis in part.axes:
-            before = {"train_task": part.train_task, "method": axis.method, "axis": axis.name}
-            for effect in axis.effects:
-                yield flat(effect, **before, against=axis.values[0])
-        for point in part.points:
-            settings = point.in_words(point.settings)
-            row = flat(point, train_task=part.train_task, value=settings, against="base")
-            del row["settings"]
-            yield row

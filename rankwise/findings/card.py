@@ -14,10 +14,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from pydantic import Field
 
-from rankwise.findings.axes import axis_effects
+from rankwise.findings.axes import TrainTaskAxes
+from rankwise.findings.comparison import Compared, Group, compare
 from rankwise.findings.decision import Margins
-from rankwise.findings.options import DecidingTasks, Option, OptionGains, Runs, TaskMean
-from rankwise.findings.prompting import beside_the_choice, prompting
+from rankwise.findings.options import DecidingTasks, Option, OptionGains, Runs
+from rankwise.findings.prompting import TrainTaskPrompting
 from rankwise.findings.recommendation import evidence_of, judged_options
 from rankwise.findings.statements import headline, next_command, still_possible
 from rankwise.findings.stats.truths import RESOLUTION, deciding_level, num_draws, truths_of
@@ -51,33 +52,18 @@ MOST_VALUES = 1 << 19
 """Draws times options, at most, for the same reason: an early look is judged by many draws."""
 
 
-class Alternative(Record):
-    """Another option beside the choice: the other less the choice, paired, positive is better."""
-
-    label: str
-    rank: int | None
-    gain: TaskMean
-    retention: TaskMean | None
-    weights_ratio: float | None
-    """Trained weights, in shares of the choice's; None where nobody knows them."""
-
-
-class CardRow(Record):
-    """An option against the base, or the base itself; what was not measured is None.
+class CardRow(Compared):
+    """An option against the base, or the base itself; it leads the choice by what its leads say.
 
     ``score`` is over the in-domain tasks that decide, in the unit of the gains; ``accuracy`` is the
     same in points of accuracy, where p(right) decides.
     """
 
-    label: str
     runs: tuple[str, ...]
-    """Names of its runs over all seeds; none of the base."""
+    """Names of its runs over all seeds; none of the base, which gains exactly 0."""
     is_choice: bool
-    score: float | None
+    score: float
     accuracy: float | None
-    gain: TaskMean | None
-    retention: TaskMean | None
-    num_parameters: int
     num_learned: int | None = None
     """Items that it has right and the base has wrong; None of several runs or tasks, and where an
     item is neither right nor wrong."""
@@ -131,71 +117,68 @@ class VerdictCard(Record):
     command: str = ""
     """What to do next."""
     settings: dict[str, str] = Field(default_factory=dict)
-    gain: TaskMean | None = None
-    retention: TaskMean | None = None
-    num_parameters: int | None = None
-    trainable_share: float | None = None
-    alternatives: tuple[Alternative, ...] = ()
     advice: tuple[CheckedAdvice, ...] = ()
     draws: RuleDraws | None = None
     """None of more than ``MOST_DRAWN`` options, or ``MOST_VALUES`` draws of them, and where a
     margin is next to nothing beside the gains."""
 
+    @property
+    def alternatives(self) -> tuple[CardRow, ...]:
+        """The other options that were trained here, or scored, beside the choice."""
+        return tuple(row for row in self.rows if row.lead is not None)
 
-def verdict_card(source: OptionGains, recommendation: Recommendation) -> VerdictCard | None:
-    """The card of a trained task; None where no option could be judged."""
+
+def verdict_card(
+    source: OptionGains,
+    recommendation: Recommendation,
+    axes: TrainTaskAxes | None = None,
+    prompting: TrainTaskPrompting | None = None,
+) -> VerdictCard | None:
+    """The card of a trained task; None where no option could be judged.
+
+    Args:
+        source: the options of the trained task.
+        recommendation: of the same task.
+        axes: what was found of it, for what more rows gain.
+        prompting: what was found of it, for what a prompt gains.
+    """
     bet = recommendation.best_bet
     if bet is None:
         return None
     settled = recommendation.chosen
     label = bet.choice if settled is None else settled.label
+    chosen = next((option for option in source.options if option.label == label), None)
     tasks = source.deciding_tasks(recommendation.unit)
+
+    def row(models: Option | Group, against: Option | None = None, **own: Any) -> CardRow:
+        own |= _scores(source, models.runs, tasks.in_domain)
+        return compare(CardRow, source, tasks, models, against, **own)
+
     rows = tuple(
-        CardRow(
-            label=option.label,
+        row(
+            option,
+            None if option is chosen or option.plan.imported else chosen,
             runs=tuple(run.name for run in option.runs),
-            is_choice=option.label == label,
-            **_scores(source, option.runs, tasks.in_domain),
+            is_choice=option is chosen,
             **_counts(recommendation, tasks, option),
-            gain=source.change(option.runs, tasks.in_domain) if tasks.in_domain else None,
-            retention=source.change(option.runs, tasks.retention) if tasks.retention else None,
-            num_parameters=option.plan.num_trainable_parameters,
         )
         for option in source.options
     )
-    base = CardRow(
-        label="base",
-        runs=(),
-        is_choice=label is None,
-        **_scores(source, (source.results.base,), tasks.in_domain),
-        gain=None,
-        retention=None,
-        num_parameters=0,
-    )
-    of_choice: dict[str, Any] = {}
-    for option, own in zip(source.options, rows, strict=True):
-        if own.is_choice:
-            alternatives = tuple(_alternatives(source, tasks, option))
-            of_choice = {
-                "settings": _settings(option),
-                "gain": own.gain,
-                "retention": own.retention,
-                "num_parameters": own.num_parameters,
-                "trainable_share": option.plan.trainable_share,
-                "alternatives": alternatives,
-                "advice": tuple(_checked(source, option, alternatives)),
-            }
+    if recommendation.has_base:
+        base = source.results.base
+        rows = row(Group("base", None, (base,)), runs=(), is_choice=label is None), *rows
     return VerdictCard(
         train_task=recommendation.train_task,
         is_settled=settled is not None,
         choice=label,
         probability=None if settled else bet.probability,
         headline=headline(recommendation),
-        rows=(base, *rows) if recommendation.has_base else rows,
-        remark=_remark(source, recommendation, label),
+        rows=rows,
+        remark=_remark(recommendation, label, axes, prompting),
         command=next_command(recommendation),
+        settings={} if chosen is None else _settings(chosen),
+        advice=() if chosen is None else tuple(_checked(source, chosen, rows)),
         draws=_rule_draws(source, tasks, recommendation),
-        **of_choice,
     )
 
 
@@ -218,7 +201,7 @@ def _scores(source: OptionGains, models: Runs, tasks: Sequence[str]) -> dict[str
     items = source.results.base.items
     has_accuracy = any(items[task].accuracy is not None for task in tasks)
     return {
-        "score": mean(source) if tasks else None,
+        "score": mean(source),
         "accuracy": mean(source.by_accuracy) if has_accuracy else None,
     }
 
@@ -268,24 +251,12 @@ def _rule_draws(
     )
 
 
-def _alternatives(
-    source: OptionGains, tasks: DecidingTasks, chosen: Option
-) -> Iterator[Alternative]:
-    for option in source.options:
-        if option is chosen or option.plan.imported is not None:
-            continue
-        sizes = [each.plan.num_trainable_parameters for each in (option, chosen)]
-        gain = source.difference(option.runs, chosen.runs, tasks.in_domain)
-        yield Alternative(
-            label=option.label,
-            rank=option.rank,
-            gain=gain,
-            retention=source.lead_over(option.runs, chosen.runs, tasks.retention),
-            weights_ratio=sizes[0] / sizes[1] if all(sizes) else None,
-        )
-
-
-def _remark(source: OptionGains, recommendation: Recommendation, choice: str | None) -> str:
+def _remark(
+    recommendation: Recommendation,
+    choice: str | None,
+    axes: TrainTaskAxes | None,
+    prompting: TrainTaskPrompting | None,
+) -> str:
     """What rank does not decide, what more rows gain, and whether a prompt would do."""
     said: list[str] = []
     if (full := recommendation.better_and_kept_by_full) is not None:
@@ -295,12 +266,9 @@ def _remark(source: OptionGains, recommendation: Recommendation, choice: str | N
         )
     elif possible := still_possible(recommendation):
         said.append(f"{possible}.")
-    if source.results.planned_of("fewer_rows"):
-        axes = axis_effects(source, recommendation)
-        said.append((axes and axes.of_rows) or "")
-    asked = prompting(source, recommendation)
-    if asked is not None and asked.best is not None and choice is not None:
-        said.append(beside_the_choice(asked.best, choice, recommendation.unit))
+    said.append((axes and axes.of_rows) or "")
+    if prompting is not None and choice is not None:
+        said.append(prompting.beside(choice))
     return " ".join(filter(None, said))
 
 
@@ -318,11 +286,10 @@ def _settings(option: Option) -> dict[str, str]:
 
 
 def _checked(
-    source: OptionGains, chosen: Option, alternatives: Sequence[Alternative]
-) -> list[CheckedAdvice]:
+    source: OptionGains, chosen: Option, rows: Sequence[CardRow]
+) -> Iterator[CheckedAdvice]:
     """Each piece of advice that the study tried, beside what was measured at its rank."""
-    beside = {alternative.label: alternative for alternative in alternatives}
-    said: list[CheckedAdvice] = []
+    beside = {row.label: row for row in rows if row.lead is not None}
     for advice in ADVICE:
         ranked = [o for o in source.options if o.rank and o.plan.role != "imported"]
         options = [option for option in ranked if option.rank in advice.ranks]
@@ -339,21 +306,19 @@ def _checked(
                 if option.label in beside and (advice.ranks or option.rank == chosen.rank)
             ]
             here = "; ".join(
-                f"{each.label} {_more_or_less(each.gain, each.retention)} than the choice"
-                for each in tried
+                f"{each.label} {_more_or_less(each)} than the choice" for each in tried
             )
         if here:
-            said.append(CheckedAdvice(advice=advice.source, here=here))
-    return said
+            yield CheckedAdvice(advice=advice.source, here=here)
 
 
-def _more_or_less(gain: TaskMean | None, retention: TaskMean | None) -> str:
-    """How much more or less one setting gains and keeps than another; None is left out.
+def _more_or_less(row: CardRow) -> str:
+    """How much more or less one setting gains and keeps than another.
 
     Such as: gains 3.1 points less (...) and keeps 0.2 points more (...).
     """
     parts: list[str] = []
-    for verb, mean in (("gains", gain), ("keeps", retention)):
+    for verb, mean in (("gains", row.lead), ("keeps", row.retention_lead)):
         if mean is not None:
             amount = quantities.amount(abs(mean.estimate), mean.unit)
             bounds = quantities.change_interval(mean.lower, mean.upper, mean.unit)

@@ -12,7 +12,7 @@ from rankwise.records.results import ModelResults
 from rankwise.records.study import Interval, Relation
 
 
-def compare(source: OptionGains, decided: Decided | None = None) -> Iterator[Comparison]:
+def comparisons(source: OptionGains, decided: Decided | None = None) -> Iterator[Comparison]:
     """Every trained run against the base on every task of the study, in the study's order.
 
     Exploratory: no p-value is corrected. What is in ``decided`` has its bounds.

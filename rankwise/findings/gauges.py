@@ -15,14 +15,14 @@ import numpy as np
 from rankwise.findings.agreement import answer_clusters
 from rankwise.findings.audits import norms
 from rankwise.findings.models import ModelGroup, ModelKind, model_groups
-from rankwise.findings.options import OptionGains, Runs, TaskMean
+from rankwise.findings.options import OptionGains, Runs, TaskMean, TrainTaskFinding
 from rankwise.findings.stats.estimates import mean_over_tasks
 from rankwise.findings.stats.items import Items
 from rankwise.findings.trends import correlated
 from rankwise.records import quantities
 from rankwise.records.base import Record
 from rankwise.records.results import Divergence, weighted_by_tokens
-from rankwise.records.study import Interval, Relation
+from rankwise.records.study import Interval
 
 MIN_MODELS = 5
 """An order of fewer says nothing: four come in a given order by chance once in 24 times."""
@@ -68,16 +68,13 @@ class GaugeOrder(Record):
     reason: str | None
 
 
-class TrainTaskGauges(Record):
+class TrainTaskGauges(TrainTaskFinding):
     """The gauges of one trained task's models."""
 
-    train_task: str
-    confidence: float
     models: tuple[GaugedModel, ...]
     orders: tuple[GaugeOrder, ...]
     stderr_ratio: float | None
     """Median over the models; None where no held-out text was read."""
-    statements: tuple[str, ...]
 
 
 def gauges(source: OptionGains) -> TrainTaskGauges | None:
@@ -116,9 +113,8 @@ def gauges(source: OptionGains) -> TrainTaskGauges | None:
             "On the same tokens of held-out text the standard error of the rise of the loss is "
             f"{ratio:.1f} times that of the KL, a median over the models."
         )
-    return TrainTaskGauges(
-        train_task=source.results.train_task,
-        confidence=source.confidence,
+    return source.found(
+        TrainTaskGauges,
         models=models,
         orders=tuple(orders),
         stderr_ratio=ratio,
@@ -128,7 +124,7 @@ def gauges(source: OptionGains) -> TrainTaskGauges | None:
 
 def _gauged(source: OptionGains, group: ModelGroup) -> GaugedModel:
     runs = group.runs
-    change = change_on(source, runs, "retention")
+    tasks = source.shown("retention")
     kl = _measured(source, runs, lambda each: each.kl_nats, on_texts=True)
     rise = _measured(source, runs, lambda each: each.rise_nats, on_texts=True)
     spectra = [run.spectra.matrices for run in runs if run.spectra and run.spectra.matrices]
@@ -141,19 +137,13 @@ def _gauged(source: OptionGains, group: ModelGroup) -> GaugedModel:
         kind=group.kind,
         rank=group.rank,
         num_seeds=len(runs),
-        retention_loss=change and change.negated(),
+        retention_loss=source.change(runs, tasks).negated() if tasks else None,
         kl_prompts=kl_on_prompts(source, runs),
         kl_prose=_mean(source, kl, at_least=0.0),
         prose_rise=_mean(source, rise),
         stderr_ratio=ratio,
         update_norm=statistics.fmean(norms(each)[0] for each in spectra) if spectra else None,
     )
-
-
-def change_on(source: OptionGains, runs: Runs, relation: Relation) -> TaskMean | None:
-    """Adapted - base over the tasks in points; where there is none, over those in nats."""
-    tasks = source.tasks(relation) or source.tasks(relation, "nats")
-    return source.change(runs, tasks) if tasks else None
 
 
 def kl_on_prompts(source: OptionGains, runs: Runs) -> TaskMean | None:

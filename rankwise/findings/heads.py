@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Literal, get_args
 
-from rankwise.findings.options import OptionGains, OptionName
+from rankwise.findings.options import OptionGains, OptionName, TrainTaskFinding
 from rankwise.findings.pairs import run_record
 from rankwise.findings.rows import Row, flat
 from rankwise.findings.stats.correlation import MIN_PAIRS
@@ -102,22 +102,19 @@ class ChangeAndEffect(Record):
     reason: str | None
 
 
-class TrainTaskHeads(Record):
-    """The heads of one trained task's runs. Exploratory.
+class TrainTaskHeads(TrainTaskFinding):
+    """The heads of one trained task's runs.
 
     ``labels`` are what runs are called, with the seed where several differ by it alone.
-    ``left_out`` has, by run, why it has no maps, or no shares.
+    ``not_analysed`` has, by run, why it has no maps, or no shares.
     """
 
-    train_task: str
-    confidence: float
     num_seeds: int
     labels: dict[str, str]
     runs: tuple[HeadsOfRun, ...]
     against_rank: tuple[ChangeAgainstRank, ...]
     matters: tuple[ChangeAndEffect, ...]
-    statements: tuple[str, ...]
-    left_out: dict[str, str]
+    not_analysed: dict[str, str]
 
 
 def ablation(mode: HeadMode) -> str:
@@ -159,16 +156,15 @@ def head_findings(source: OptionGains) -> TrainTaskHeads | None:
         for effects in model.head_effects
         for each in _matters(source, model, labels[model.name], effects)
     ]
-    return TrainTaskHeads(
-        train_task=results.train_task,
-        confidence=confidence,
+    return source.found(
+        TrainTaskHeads,
         num_seeds=len(results.study.config.seeds),
         labels={model.name: labels[model.name] for model in looked},
         runs=tuple(runs),
         against_rank=against_rank,
         matters=tuple(matters),
         statements=tuple(_statements(runs, against_rank, matters)),
-        left_out={
+        not_analysed={
             model.name: changes.not_analysed
             for model in looked
             if (changes := model.head_changes) is not None and changes.not_analysed is not None

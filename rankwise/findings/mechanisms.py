@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal
 
 from rankwise.findings.agreement import AgreementWithFull, agreement_with_full
-from rankwise.findings.options import Option, OptionGains, OptionName, TaskMean
+from rankwise.findings.options import Option, OptionGains, OptionName, TaskMean, TrainTaskFinding
 from rankwise.findings.pairs import interval_of
 from rankwise.findings.rows import Row, flat
 from rankwise.findings.stats.estimates import mean_over_tasks
@@ -62,24 +62,19 @@ class MatchedPairs(Record):
     pairs: tuple[MatchedPair, ...]
 
 
-class TrainTaskMechanisms(Record):
-    """What one trained task says of the mechanisms. Exploratory.
+class TrainTaskMechanisms(TrainTaskFinding):
+    """What one trained task says of the mechanisms.
 
     ``matched`` is None without retention tasks; ``agreement`` is empty where nothing is compared
-    with full fine-tuning. ``statements`` say it in words; ``left_out`` names options with a missing
-    or diverged seed.
+    with full fine-tuning.
     """
 
-    train_task: str
     unit: Unit
     delta: float
-    confidence: float
     gaps: tuple[TrainTestGap, ...]
     matched: MatchedPairs | None
     agreement: tuple[AgreementWithFull, ...]
     trends: tuple[RankTrend, ...]
-    statements: tuple[str, ...]
-    left_out: tuple[str, ...]
 
 
 def mechanisms(source: OptionGains, recommendation: Recommendation) -> TrainTaskMechanisms | None:
@@ -92,11 +87,10 @@ def mechanisms(source: OptionGains, recommendation: Recommendation) -> TrainTask
     if not (gaps or matched or agreement):
         return None
     trends = trends if gap_trend is None else (gap_trend, *trends)
-    return TrainTaskMechanisms(
-        train_task=recommendation.train_task,
+    return source.found(
+        TrainTaskMechanisms,
         unit=recommendation.unit,
         delta=recommendation.delta,
-        confidence=source.confidence,
         gaps=gaps,
         matched=matched,
         agreement=agreement,
@@ -207,26 +201,12 @@ def _statements(
 def _trend_words(trends: Sequence[RankTrend]) -> str:
     """From rank 8 to 128 the gap changes by +3.1 points (+1.0 to +5.2), shown; ..."""
     parts = [
-        f"{_CLAIMS[trend.of]} changes by {quantities.with_interval(trend.change, trend.unit)}, "
-        f"{trend.answer}"
+        f"{_CLAIMS[trend.of]} changes by "
+        f"{quantities.with_interval(trend.change, trend.change.unit)}, {trend.answer}"
         for trend in trends
     ]
     first = trends[0]
     return f"from rank {first.smallest_rank} to rank {first.largest_rank} " + "; ".join(parts)
-
-
-def gap_rows(found: Sequence[TrainTaskMechanisms], _: object) -> Iterator[Row]:
-    """The gap of every option."""
-    for part in found:
-        yield from (flat(gap, train_task=part.train_task, unit=part.unit) for gap in part.gaps)
-
-
-def pair_rows(found: Sequence[TrainTaskMechanisms], _: object) -> Iterator[Row]:
-    """Every pair of equal gain."""
-    for part in found:
-        if part.matched is not None:
-            before = {"match": part.matched.match, "unit": part.unit}
-            yield from (flat(p, train_task=part.train_task, **before) for p in part.matched.pairs)
 
 
 def agreement_rows(found: Sequence[TrainTaskMechanisms], _: object) -> Iterator[Row]:

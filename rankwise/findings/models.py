@@ -16,7 +16,6 @@ from rankwise.findings.options import OptionGains, Runs, TaskMean
 from rankwise.findings.pairs import run_record, trained
 from rankwise.findings.stats.estimates import mean_over_tasks, student_interval, wilson_interval
 from rankwise.findings.stats.items import POINTS, Items, num_clusters
-from rankwise.records import quantities
 from rankwise.records.axes import Kind, run_labels
 from rankwise.records.recommendation import Comparison, Recommendation
 from rankwise.records.results import ModelResults, TaskItems, TrainTaskResults
@@ -206,25 +205,7 @@ def model_groups(
         of_label: dict[str, list[ModelResults]] = {}
         for model in trained(source.results.of_role(*roles)):
             if is_measured(model):
-                label = _label(source, run_record(model).planned)
+                label = source.label_of(run_record(model).planned)
                 of_label.setdefault(label, []).append(model)
         for label, group in of_label.items():
             yield ModelGroup(label, kind, tuple(group))
-
-
-def _label(source: OptionGains, planned: PlannedRun) -> str:
-    """What tells a model from the others, the seed left out."""
-
-    def of_run(name: str) -> str:
-        return source.labels.get(name) or run_labels([planned])[planned.name]
-
-    if planned.role == "variant":
-        return run_labels(source.results.planned_of("variant"))[planned.name]
-    if planned.of is None:
-        return of_run(planned.name)
-    whole = of_run(planned.of.name)
-    if planned.role == "fewer_rows":
-        return f"{whole}, {quantities.counted(planned.num_examples, 'row')}"
-    if planned.mitigation is not None:
-        return f"{whole}, {planned.mitigation.label}"
-    return f"{whole}, step {quantities.count(planned.num_steps)}"

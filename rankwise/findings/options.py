@@ -6,9 +6,9 @@ runs differ by seed alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
-from typing import NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
@@ -25,6 +25,7 @@ from rankwise.findings.pairs import (
 )
 from rankwise.findings.stats.estimates import Estimate, mean_over_tasks
 from rankwise.findings.stats.items import Clusters, Floats, Items, Mask, item_size, num_clusters
+from rankwise.records import quantities
 from rankwise.records.axes import BesideRank, Kind, beside_rank, run_labels
 from rankwise.records.base import Record
 from rankwise.records.grouping import grouped
@@ -33,8 +34,6 @@ from rankwise.records.results import ModelResults, StudyResults, TrainTaskResult
 from rankwise.records.study import Interval, PlannedRun, Relation, Role, RunRecord, Unit
 
 Runs = tuple[ModelResults, ...]
-
-K = TypeVar("K", bound=Hashable)
 
 
 class OptionName(Record):
@@ -65,6 +64,22 @@ def first_of_options(runs: Sequence[R]) -> list[R]:
     for run in runs:
         first.setdefault(run.option.label, run)
     return sorted(first.values(), key=lambda run: run.option.rank or float("inf"))
+
+
+class TrainTaskFinding(Record):
+    """What is found of one trained task. Exploratory: its verdict does not rest on it.
+
+    Every interval is at ``confidence``, two-sided. ``statements`` say in words what is shown, and
+    ``left_out`` names the models that take no part: a seed of them diverged or is missing.
+    """
+
+    train_task: str
+    confidence: float
+    statements: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
+
+
+F = TypeVar("F", bound=TrainTaskFinding)
 
 
 class TaskMean(Interval):
@@ -183,32 +198,6 @@ def decided_by(verdicts: Sequence[RankVerdict], tasks: DecidingTasks) -> Decided
     }
 
 
-class OverSeeds(NamedTuple):
-    """Planned models that differ by seed alone, in the order of their seeds."""
-
-    plans: tuple[PlannedRun, ...]
-    runs: Runs
-    """Those of them that are trained."""
-
-    @property
-    def is_complete(self) -> bool:
-        """Whether none is missing or diverged. Only complete groups are compared."""
-        return len(self.runs) == len(self.plans)
-
-
-def over_seeds(
-    results: TrainTaskResults, role: Role, key: Callable[[PlannedRun], K]
-) -> dict[K, OverSeeds]:
-    """The planned models of a role, grouped by ``key``, which leaves the seed out."""
-    done = {model.name: model for model in trained(results.of_role(role))}
-    in_order = sorted(results.planned_of(role), key=lambda plan: plan.seed or 0)
-    plans = grouped((key(plan), plan) for plan in in_order)
-    return {
-        each: OverSeeds(tuple(its), tuple(done[plan.name] for plan in its if plan.name in done))
-        for each, its in plans.items()
-    }
-
-
 class OptionGains:
     """The options of one trained task, and their gains item by item.
 
@@ -264,6 +253,10 @@ class OptionGains:
         }
         return source
 
+    def found(self, kind: type[F], **own: Any) -> F:
+        """The record of what was found of the trained task."""
+        return kind(train_task=self.results.train_task, confidence=self.confidence, **own)
+
     def in_study_order(self, options: Sequence[Option]) -> tuple[Option, ...]:
         """The same options in the order in which the study plans them."""
         order = list(self.labels.values())
@@ -273,6 +266,36 @@ class OptionGains:
         """The option that a run belongs to."""
         return OptionName(label=self.labels[run.name], rank=run_record(run).planned.rank)
 
+    def label_of(self, plan: PlannedRun) -> str:
+        """What tells a model of the study from the others, whatever its role; the seed left out."""
+        if plan.role == "variant":
+            return self._variant_labels[plan.name]
+        whole = self.label_of_whole(plan)
+        if plan.of is None:
+            return whole
+        if plan.role == "fewer_rows":
+            return f"{whole}, {quantities.counted(plan.num_examples, 'row')}"
+        if plan.mitigation is not None:
+            return f"{whole}, {plan.mitigation.label}"
+        return f"{whole}, step {quantities.count(plan.num_steps)}"
+
+    def label_of_whole(self, plan: PlannedRun) -> str:
+        """The label of the option that a model was made from, or that it is."""
+        name = plan.name if plan.of is None else plan.of.name
+        return self.labels.get(name) or run_labels([plan])[plan.name]
+
+    @cached_property
+    def _variant_labels(self) -> Mapping[str, str]:
+        return run_labels(self.results.planned_of("variant"))
+
+    def of_role(self, role: Role) -> tuple[list[Option], tuple[str, ...]]:
+        """The complete models of a role, seeds together, and the labels of the others."""
+        planned = self.results.planned_of(role)
+        labels = {plan.name: self.label_of(plan) for plan in planned}
+        options = _over_seeds(labels, planned, self.results.of_role(role))
+        others = (option.label for option in options if not option.is_complete)
+        return [option for option in options if option.is_complete], tuple(others)
+
     def tasks(self, relation: Relation, unit: Unit = "points") -> tuple[str, ...]:
         """The tasks of a relation that are scored in this unit."""
         items = self.results.base.items
@@ -281,6 +304,10 @@ class OptionGains:
             for task in self.results.tasks.get(relation, ())
             if task in items and items[task].unit == unit
         )
+
+    def shown(self, relation: Relation) -> tuple[str, ...]:
+        """The tasks of a relation in points; where there is none, those in nats."""
+        return self.tasks(relation) or self.tasks(relation, "nats")
 
     def deciding_tasks(self, unit: Unit) -> DecidingTasks:
         """The tasks in-domain of this unit, and those of retention."""
@@ -367,6 +394,8 @@ class OptionGains:
     def change(self, runs: Runs, tasks: Sequence[str], *, by_items: bool = False) -> TaskMean:
         """Adapted - base over tasks of one unit, each counting the same, or each item the same."""
         mean = self.mean([self.gains(runs, task) for task in tasks], tasks, by_items=by_items)
+        if runs[0] is self.results.base:  # it is what it is, whatever the items are
+            return mean.model_copy(update={"lower": 0.0, "upper": 0.0})
         decided = self._decided.get((tuple(run.name for run in runs), tuple(tasks)))
         return mean if by_items else mean.bounded_by(decided)
 
@@ -445,15 +474,7 @@ def option_gains(
 
 def _options(results: TrainTaskResults, labels: Mapping[str, str]) -> tuple[Option, ...]:
     """Every planned option with its runs."""
-    plans = grouped((labels[plan.name], plan) for plan in results.planned)
-    runs: dict[str, list[ModelResults]] = {label: [] for label in plans}
-    for model in sorted(results.runs, key=lambda model: run_record(model).planned.seed or 0):
-        runs[labels[model.name]].append(model)
-    options = [
-        Option(label, plan.rank, plan, tuple(runs[label]), len(planned))
-        for label, planned in plans.items()
-        for plan in [run_record(runs[label][0]).planned if runs[label] else planned[0]]
-    ]
+    options = _over_seeds(labels, results.planned, results.runs)
     options.sort(
         key=lambda option: (
             option.plan.role == "imported",
@@ -467,6 +488,21 @@ def _options(results: TrainTaskResults, labels: Mapping[str, str]) -> tuple[Opti
         )
     )
     return tuple(options)
+
+
+def _over_seeds(
+    labels: Mapping[str, str], planned: Iterable[PlannedRun], models: Iterable[ModelResults]
+) -> list[Option]:
+    """The planned models with one label together, and those of them that there are."""
+    plans = grouped((labels[plan.name], plan) for plan in planned)
+    in_order = sorted(models, key=lambda model: run_record(model).planned.seed or 0)
+    runs = grouped((labels[model.name], model) for model in in_order)
+    return [
+        Option(label, plan.rank, plan, own, len(its))
+        for label, its in plans.items()
+        for own in [tuple(runs.get(label, ()))]
+        for plan in [run_record(own[0]).planned if own else its[0]]
+    ]
 
 
 _NAMES = ("alpha ", "rate ", "on ", "epochs ")

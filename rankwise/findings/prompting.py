@@ -5,65 +5,61 @@ Scored on the same items as all else, so paired with them. Exploratory: no verdi
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
-from rankwise.findings.options import OptionGains, Runs, TaskMean
-from rankwise.findings.rows import Row, flat
+from rankwise.findings.comparison import Compared, Group, compare
+from rankwise.findings.options import DecidingTasks, OptionGains, TaskMean, TrainTaskFinding
 from rankwise.records import quantities
-from rankwise.records.base import Record
 from rankwise.records.grouping import grouped
 from rankwise.records.recommendation import Recommendation
 from rankwise.records.results import ModelResults
-from rankwise.records.study import Unit
+from rankwise.records.study import PromptedTask, Unit
 
 GainsAsMuch = Literal["as much", "less", "undecided"]
 
 
-class PromptBeside(Record):
-    """A prompt less an option, paired by item, and by draw and seed.
+class PromptRow(Compared):
+    """One number of rows in the prompt, over all draws, which are its seeds; or against an option.
 
-    It gains as much where the lower bound is above -δ, less where the upper bound is below zero
+    ``context_tokens`` is what is read before the answer of an item on average, ``more_tokens`` that
+    less what a prompt without rows reads (None where the study asks none). ``gains``: as much as
+    ``against`` where the lead's lower bound is above -δ, less where its upper bound is below zero
     besides.
     """
 
-    label: str
-    rank: int | None
-    difference: TaskMean
-    gains: GainsAsMuch
-
-
-class PromptRow(Record):
-    """One number of rows in the prompt, over all draws.
-
-    ``gain`` is over the base as the study asks it; ``context_tokens`` is what is read before the
-    answer of an item on average, ``more_tokens`` that less what a prompt without rows reads (None
-    where the study asks none).
-    """
-
     shots: int
-    num_draws: int
     context_tokens: float
     more_tokens: float | None
-    gain: TaskMean
-    beside: tuple[PromptBeside, ...]
+    gains: GainsAsMuch | None = None
 
 
-class TrainTaskPrompting(Record):
-    """The prompts of one trained task, few rows first; ``delta`` is in ``unit``."""
+class TrainTaskPrompting(TrainTaskFinding):
+    """The prompts of one trained task, few rows first, each against the base and every option.
 
-    train_task: str
+    ``delta`` is in ``unit``.
+    """
+
     unit: Unit
     delta: float
-    confidence: float
     rows: tuple[PromptRow, ...]
-    statements: tuple[str, ...]
 
     @property
-    def best(self) -> PromptRow | None:
-        """What gains most, of the prompts with rows."""
-        rows = [row for row in self.rows if row.shots]
-        return max(rows, key=lambda row: row.gain.estimate, default=None)
+    def alone(self) -> tuple[PromptRow, ...]:
+        """The prompts against the base."""
+        return tuple(row for row in self.rows if row.lead is None)
+
+    def beside(self, choice: str) -> str:
+        """Whether the best prompt with rows gains what an option gains; empty if not known."""
+        best = max(
+            (row for row in self.alone if row.shots),
+            key=lambda row: row.gain.estimate,
+            default=None,
+        )
+        for row in self.rows:
+            if best is not None and (row.shots, row.against) == (best.shots, choice):
+                return _beside(row)
+        return ""
 
 
 def prompting(source: OptionGains, recommendation: Recommendation) -> TrainTaskPrompting | None:
@@ -71,88 +67,82 @@ def prompting(source: OptionGains, recommendation: Recommendation) -> TrainTaskP
     results, unit = source.results, recommendation.unit
     prompted = results.study.prompted.get(results.train_task, ())
     known = {each.task for each in prompted}
-    tasks = [task for task in source.tasks("in_domain", unit) if task in known]
-    if not tasks:
+    names = tuple(task for task in source.tasks("in_domain", unit) if task in known)
+    if not names:
         return None
-    by_shots = grouped((each.shots, each) for each in prompted)
+    tasks, by_shots = (
+        DecidingTasks(names, (), unit),
+        grouped((each.shots, each) for each in prompted),
+    )
+    tokens = {
+        shots: sum(each.context_tokens for each in asked) / len(asked)
+        for shots, asked in by_shots.items()
+    }
     rows: list[PromptRow] = []
-    statements: list[str] = []
-    without: float | None = None
     for shots, asked in sorted(by_shots.items()):
-        draws = grouped((each.seed, each) for each in asked)
-        models = tuple(  # the base as it answers each draw is a model of its own
-            ModelResults(
-                name=f"prompt {shots} {seed}",
-                run=None,
-                evaluations={},
-                items={
-                    each.task: results.prompted[each.name].model_copy(update={"task": each.task})
-                    for each in its
-                },
+        group = _as_models(source, shots, asked)
+        paired = (1, len(group.runs))  # each draw with a seed
+        options = [o for o in source.options if len(group.runs) == 1 or len(o.runs) in paired]
+        for against in (None, *options):
+            row = compare(
+                PromptRow,
+                source,
+                tasks,
+                group,
+                against,
+                shots=shots,
+                context_tokens=tokens[shots],
+                more_tokens=tokens[shots] - tokens[0] if 0 in tokens else None,
             )
-            for seed, its in draws.items()
-        )
-        read = [each.context_tokens for its in draws.values() for each in its]
-        tokens = sum(read) / len(read)
-        without = without if shots else tokens
-        row = PromptRow(
-            shots=shots,
-            num_draws=len(models),
-            context_tokens=tokens,
-            more_tokens=None if without is None else tokens - without,
-            gain=source.change(models, tasks),
-            beside=tuple(_beside(source, models, tasks, recommendation.delta)),
-        )
-        rows.append(row)
-        examples = quantities.counted(shots, "example") if shots else "No example"
-        more = "" if not row.more_tokens else f", {row.more_tokens:,.0f} more than without"
-        statements.append(
-            f"{examples} in the prompt: {quantities.with_interval(row.gain, unit)} over the base; "
-            f"a question reads {tokens:,.0f} tokens{more}."
-        )
-    return TrainTaskPrompting(
-        train_task=results.train_task,
+            rows.append(row.model_copy(update={"gains": _gains(row.lead, recommendation.delta)}))
+    return source.found(
+        TrainTaskPrompting,
         unit=unit,
         delta=recommendation.delta,
-        confidence=source.confidence,
         rows=tuple(rows),
-        statements=tuple(statements),
+        statements=tuple(map(_statement, (row for row in rows if row.lead is None))),
     )
 
 
-def _beside(
-    source: OptionGains, models: Runs, tasks: Sequence[str], delta: float
-) -> Iterator[PromptBeside]:
-    """The prompts less every option that they can be paired with."""
-    for option in source.options:
-        if len(option.runs) in (1, len(models)) or len(models) == 1:
-            difference = source.difference(models, option.runs, tasks)
-            gains: GainsAsMuch = "less" if difference.upper < 0 else "undecided"
-            if difference.lower > -delta:
-                gains = "as much"
-            yield PromptBeside(
-                label=option.label, rank=option.rank, difference=difference, gains=gains
-            )
+def _as_models(source: OptionGains, shots: int, asked: Sequence[PromptedTask]) -> Group:
+    """The base as it answers each draw is a model of its own."""
+    items = source.results.prompted
+    draws = grouped((each.seed, each) for each in asked)
+    models = tuple(
+        ModelResults(
+            name=f"prompt {shots} {seed}",
+            run=None,
+            evaluations={},
+            items={
+                each.task: items[each.name].model_copy(update={"task": each.task}) for each in its
+            },
+        )
+        for seed, its in draws.items()
+    )
+    examples = quantities.counted(shots, "example") if shots else "no example"
+    return Group(f"{examples} in the prompt", None, models)
 
 
-def beside_the_choice(row: PromptRow, choice: str, unit: Unit) -> str:
-    """Whether a prompt gains what an option gains, in a sentence; empty where that is not known."""
-    found = next((each for each in row.beside if each.label == choice), None)
-    if found is None:
-        return ""
-    rows = f"{quantities.counted(row.shots, 'example')} in the prompt"
-    lead = quantities.with_interval(found.difference, unit)
-    if found.gains == "as much":
-        return f"{quantities.capital(rows)} gain what {choice} gains: {lead}."
-    if found.gains == "less":
-        return f"{quantities.capital(rows)} gain less than {choice}: {lead}."
-    return f"Whether {rows} gain what {choice} gains is not shown: {lead}."
+def _gains(lead: TaskMean | None, delta: float) -> GainsAsMuch | None:
+    if lead is None:
+        return None
+    return "as much" if lead.lower > -delta else "less" if lead.upper < 0 else "undecided"
 
 
-def prompt_rows(found: Sequence[TrainTaskPrompting], _: object) -> Iterator[Row]:
-    """Every prompt, and every prompt beside an option."""
-    for part in found:
-        for row in part.rows:
-            yield flat(row, train_task=part.train_task, against="base")
-            for each in row.beside:
-                yield flat(each, train_task=part.train_task, shots=row.shots, against=each.label)
+def _statement(row: PromptRow) -> str:
+    more = "" if not row.more_tokens else f", {row.more_tokens:,.0f} more than without"
+    gain = quantities.with_interval(row.gain, row.gain.unit)
+    return (
+        f"{quantities.capital(row.label)}: {gain} over the base; a question reads "
+        f"{row.context_tokens:,.0f} tokens{more}."
+    )
+
+
+def _beside(row: PromptRow) -> str:
+    assert row.lead is not None
+    rows, lead = quantities.capital(row.label), quantities.with_interval(row.lead, row.lead.unit)
+    if row.gains == "as much":
+        return f"{rows} gain what {row.against} gains: {lead}."
+    if row.gains == "less":
+        return f"{rows} gain less than {row.against}: {lead}."
+    return f"Whether {row.label} gain what {row.against} gains is not shown: {lead}."

@@ -22,7 +22,7 @@ from rankwise.findings.decision import (
     states,
     sufficient_margins,
 )
-from rankwise.findings.differences import compare, format_effects
+from rankwise.findings.differences import comparisons, format_effects
 from rankwise.findings.looks import alpha_of_look, with_look
 from rankwise.findings.notes import item_notes, num_clusters_of
 from rankwise.findings.odds import Betting, Sizes, point_in
@@ -134,7 +134,7 @@ def recommend_for(
         left_out=_left_out(results),
         num_tasks_in_domain=len(tasks.in_domain),
         missing=() if results.study.scores is None else results.study.scores.missing,
-        comparisons=tuple(compare(source, decided_by(judged.verdicts, tasks))),
+        comparisons=tuple(comparisons(source, decided_by(judged.verdicts, tasks))),
         format_effects=tuple(format_effects(source)),
     )
     why = (

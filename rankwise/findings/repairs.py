@@ -66,7 +66,7 @@ def choose_repair(
         RecordError: there is no in-domain task, none of retention in points, or a task has fewer
             than two items or clusters.
     """
-    compared = _Compared(scores, tasks, confidence)
+    compared = _RepairedScores(scores, tasks, confidence)
     points = {repair: compared.point(repair) for repair in compared.repairs}
     candidates: list[RepairPoint] = []
     for kind in compared.kinds:
@@ -97,7 +97,7 @@ def choose_repair(
     )
 
 
-class _Compared:
+class _RepairedScores:
     """The scores of all repairs against the base."""
 
     def __init__(

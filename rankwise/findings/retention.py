@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rankwise.findings.options import OptionGains, OptionName, TaskMean
+from rankwise.findings.options import OptionGains, OptionName, TaskMean, TrainTaskFinding
 from rankwise.records.base import Record
 
 ALL = "all retention tasks"
@@ -32,18 +32,12 @@ class RetentionLine(Record):
     changes: tuple[SubjectChange, ...]
 
 
-class TrainTaskRetention(Record):
-    """The retention tasks of one trained task, as groups and one by one. Exploratory.
+class TrainTaskRetention(TrainTaskFinding):
+    """The retention tasks of one trained task, as groups and one by one."""
 
-    ``left_out`` names options with a missing or diverged seed.
-    """
-
-    train_task: str
-    confidence: float
     options: tuple[OptionName, ...]
     groups: tuple[RetentionLine, ...]
     subjects: tuple[RetentionLine, ...]
-    left_out: tuple[str, ...]
 
 
 def retention_groups(source: OptionGains) -> TrainTaskRetention | None:
@@ -56,9 +50,8 @@ def retention_groups(source: OptionGains) -> TrainTaskRetention | None:
         members = tuple(task for task in tasks if task in leaves)
         if len(members) > 1:
             groups[members] = f"{name}, {ALL}" if members == tasks else name
-    return TrainTaskRetention(
-        train_task=source.results.train_task,
-        confidence=source.confidence,
+    return source.found(
+        TrainTaskRetention,
         options=tuple(option.name for option in source.options),
         groups=tuple(_line(source, name, members) for members, name in groups.items()),
         subjects=tuple(_line(source, task, (task,)) for task in tasks),

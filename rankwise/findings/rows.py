@@ -18,7 +18,8 @@ def flat(record: Iterable[tuple[str, Any]], **before: Any) -> dict[str, Any]:
     """A record, or names and values, as one row, behind the cells of ``before``.
 
     An estimate with bounds under ``gain`` becomes ``gain``, ``gain_lower`` and so on, an option its
-    label and its rank, a list of words one text. Records in a list have rows of their own.
+    label and its rank, a list of words one text; settings have a cell each. Records in a list have
+    rows of their own.
     """
     row = dict(before)
     for name, value in record:
@@ -30,9 +31,10 @@ def _put(row: dict[str, Any], name: str, value: Any) -> None:
     if isinstance(value, tuple | list):
         if not any(isinstance(part, Record) for part in value):
             row[name] = " ".join(map(str, value))
-    elif isinstance(value, Record):
-        for key, part in value:
-            _put(row, name if key in ("estimate", "label", "mean") else f"{name}_{key}", part)
+    elif isinstance(value, Record | Mapping):
+        for key, part in value.items() if isinstance(value, Mapping) else value:
+            own = f"{name}_{key.replace(' ', '_')}"
+            _put(row, name if key in ("estimate", "label") else own, part)
     else:
         row[name] = value
 
@@ -40,14 +42,15 @@ def _put(row: dict[str, Any], name: str, value: Any) -> None:
 def each_of(*names: str) -> RowsOf:
     """A row for each record in these lists of every trained task.
 
-    "models.changes" are the changes of every model, each behind the cells of its model.
+    "models.changes" are the changes of every model, each behind the cells of its model; "models"
+    may be one record, or None.
     """
 
     def rows(found: Sequence[Any], _: Any) -> Iterator[Row]:
         for part in found:
             for name in names:
                 outer, *inner = name.split(".")
-                for record in getattr(part, outer):
+                for record in _listed(getattr(part, outer)):
                     row = flat(record, train_task=part.train_task)
                     if inner:
                         yield from (flat(each, **row) for each in getattr(record, inner[0]))
@@ -55,6 +58,10 @@ def each_of(*names: str) -> RowsOf:
                         yield row
 
     return rows
+
+
+def _listed(found: Sequence[Any] | Record | None) -> Sequence[Any]:
+    return (found,) if isinstance(found, Record) else found or ()
 
 
 def column_names(rows: Iterable[Mapping[str, Any]]) -> list[str]:

@@ -5,13 +5,13 @@ A kind is a value of a field of the documents. Fields are those of answers in JS
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Literal
 
 import numpy as np
 
-from rankwise.findings.options import Option, OptionGains, OptionName
+from rankwise.findings.options import Option, OptionGains, OptionName, TrainTaskFinding
 from rankwise.findings.pairs import interval_of
 from rankwise.findings.stats.estimates import (
     Estimate,
@@ -60,33 +60,14 @@ class SliceChange(Record):
         return f"where {self.by} is {self.kind}"
 
 
-class TrainTaskSlices(Record):
+class TrainTaskSlices(TrainTaskFinding):
     """The kinds of item by one field of their documents, and the fields of answers.
 
     ``field`` is that of the documents; None where the study names none.
     """
 
-    train_task: str
     field: str | None
-    confidence: float
     rows: tuple[SliceChange, ...]
-
-    @property
-    def statements(self) -> tuple[str, ...]:
-        """What is shown, or that nothing is."""
-        if not self.rows:
-            return (f"No task's items have the field {self.field!r} (evaluation.slice).",)
-        shown = [row for row in self.rows if row.verdict != "cannot_tell"]
-        corrected = f"corrected for {quantities.counted(len(self.rows), 'comparison')}"
-        if not shown:
-            what = " or ".join(dict.fromkeys(row.by for row in self.rows))
-            return (f"No {what} is shown to have got better or worse ({corrected}).",)
-        return tuple(
-            f"{row.option.label} is {row.verdict} on {row.task} {row.where}: "
-            f"{quantities.with_interval(row.change, row.unit)} on "
-            f"{quantities.counted(row.num_examples, 'item')}, {corrected}."
-            for row in shown
-        )
 
 
 def slices(source: OptionGains) -> TrainTaskSlices | None:
@@ -109,12 +90,29 @@ def slices(source: OptionGains) -> TrainTaskSlices | None:
         rows.append(
             change_of(change=change, p_value=p_value, holm_p_value=corrected, verdict=verdict)
         )
-    return TrainTaskSlices(
-        train_task=source.results.train_task,
+    return source.found(
+        TrainTaskSlices,
         field=field,
-        confidence=source.confidence,
         rows=tuple(rows),
+        statements=tuple(_statements(field, rows)),
     )
+
+
+def _statements(field: str | None, rows: Sequence[SliceChange]) -> Iterator[str]:
+    """What is shown, or that nothing is."""
+    corrected = f"corrected for {quantities.counted(len(rows), 'comparison')}"
+    shown = [row for row in rows if row.verdict != "cannot_tell"]
+    if not rows:
+        yield f"No task's items have the field {field!r} (evaluation.slice)."
+    elif not shown:
+        what = " or ".join(dict.fromkeys(row.by for row in rows))
+        yield f"No {what} is shown to have got better or worse ({corrected})."
+    for row in shown:
+        yield (
+            f"{row.option.label} is {row.verdict} on {row.task} {row.where}: "
+            f"{quantities.with_interval(row.change, row.unit)} on "
+            f"{quantities.counted(row.num_examples, 'item')}, {corrected}."
+        )
 
 
 def _parts(source: OptionGains) -> Iterator[tuple[partial[SliceChange], Estimate]]:

@@ -1,7 +1,7 @@
 """What a study shows beside its recommendations, a row for each finding; every table of a study.
 
-A row says how a finding is made from the judged study, and the forms in which others see it. Its
-section and the section's place on the page are in ``report.page``.
+A row says how a finding is made from the judged study, and the forms in which others see it. The
+page has a section for each (``report.page``).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from rankwise.findings.axes import TrainTaskAxes, axis_effects, axis_rows
+from rankwise.findings.axes import TrainTaskAxes, axis_effects
 from rankwise.findings.card import VerdictCard, verdict_card
 from rankwise.findings.checkpoints import TrainTaskCheckpoints, checkpoints
 from rankwise.findings.deployment import DeployedRun, deployed_runs, deployment_rows
@@ -21,14 +21,12 @@ from rankwise.findings.heads import TrainTaskHeads, effect_rows, head_findings, 
 from rankwise.findings.mechanisms import (
     TrainTaskMechanisms,
     agreement_rows,
-    gap_rows,
     mechanisms,
-    pair_rows,
 )
-from rankwise.findings.mitigations import TrainTaskMitigations, mitigation_rows, mitigations
+from rankwise.findings.mitigations import TrainTaskMitigations, mitigations
 from rankwise.findings.models import ModelSummary, summarise
 from rankwise.findings.options import OptionGains, option_gains
-from rankwise.findings.prompting import TrainTaskPrompting, prompt_rows, prompting
+from rankwise.findings.prompting import TrainTaskPrompting, prompting
 from rankwise.findings.repairs import repair_rows
 from rankwise.findings.retention import TrainTaskRetention, retention_groups
 from rankwise.findings.rows import Row, RowsOf, each_of, flat
@@ -46,11 +44,12 @@ from rankwise.records.results import StudyResults, TrainTaskResults
 
 
 class JudgedStudy(NamedTuple):
-    """A study and its verdict, as findings are made from them."""
+    """A study and its verdict, as findings are made from them, and the findings made so far."""
 
     results: StudyResults
     recommendation: StudyRecommendation
     sources: tuple[OptionGains, ...]
+    made: dict[str, Any]
 
 
 class Finding(NamedTuple):
@@ -73,14 +72,22 @@ def _each(find: Callable[[OptionGains], Any], **tables: RowsOf) -> Finding:
     return _judged(lambda source, _: find(source), **tables)
 
 
-def _judged(find: Callable[[OptionGains, Recommendation], Any], **tables: RowsOf) -> Finding:
-    """Such a finding that also rests on the trained task's verdict."""
+def _judged(find: Callable[..., Any], *reads: str, **tables: RowsOf) -> Finding:
+    """Such a finding that also rests on the trained task's verdict, and on findings before it."""
 
     def compute(of: JudgedStudy) -> tuple[Any, ...]:
         parts = zip(of.sources, of.recommendation.by_train_task, strict=True)
-        return tuple(one for part in parts if (one := find(*part)) is not None)
+        made = (
+            find(source, part, *(_of_task(of.made[name], part.train_task) for name in reads))
+            for source, part in parts
+        )
+        return tuple(one for one in made if one is not None)
 
     return Finding(compute, {name.replace("_", "-"): rows for name, rows in tables.items()})
+
+
+def _of_task(found: Iterable[Any], train_task: str) -> Any:
+    return next((one for one in found if one.train_task == train_task), None)
 
 
 def _statements(found: Iterable[Any]) -> Iterator[str]:
@@ -88,17 +95,20 @@ def _statements(found: Iterable[Any]) -> Iterator[str]:
 
 
 FINDINGS: Mapping[str, Finding] = {
-    "cards": _judged(verdict_card),
     "signatures": Finding(
         lambda of: tuple(itertools.chain(*_judged(failure_signatures).compute(of))),
         {"signatures": lambda found, _: map(flat, found)},
         lambda found: (f"{one.title}: {one.statement}" for one in found),
     ),
     "rates": Finding(lambda of: tuned_rates(of.results), {"search": search_rows}),
-    "axes": _judged(axis_effects, axes=axis_rows),
-    "prompting": _judged(prompting, prompting=prompt_rows)._replace(lines=_statements),
+    "prompting": _judged(prompting, prompting=each_of("rows"))._replace(lines=_statements),
     "checkpoints": _judged(checkpoints, checkpoints=each_of("points")),
-    "mitigations": _judged(mitigations, mitigations=mitigation_rows),
+    "transfer": Finding(lambda of: transfer(of.sources), {"transfer": transfer_rows}),
+    "retention": _each(retention_groups, retention=each_of("groups.changes", "subjects.changes")),
+    "slices": _each(slices, slices=each_of("rows"))._replace(lines=_statements),
+    "gauges": _each(gauges, gauges=each_of("models")),
+    "axes": _judged(axis_effects, axes=each_of("axes.effects", "points")),
+    "mitigations": _judged(mitigations, mitigations=each_of("arms")),
     "repairs": Finding(
         lambda of: tuple(run.adapter_repair for run in of.results.runs if run.adapter_repair),
         {"repairs": repair_rows},
@@ -109,20 +119,18 @@ FINDINGS: Mapping[str, Finding] = {
         lambda found: itertools.chain(*(run.lines for run in found)),
     ),
     "variants": _judged(variants_beside_lora, variants=each_of("rows")),
-    "transfer": Finding(lambda of: transfer(of.sources), {"transfer": transfer_rows}),
-    "retention": _each(retention_groups, retention=each_of("groups.changes", "subjects.changes")),
-    "gauges": _each(gauges, gauges=each_of("models")),
-    "slices": _each(slices, slices=each_of("rows"))._replace(lines=_statements),
     "mechanisms": _judged(
         mechanisms,
-        mechanism_gaps=gap_rows,
-        mechanism_pairs=pair_rows,
+        mechanism_gaps=each_of("gaps"),
+        mechanism_pairs=each_of("matched.pairs"),
         mechanism_agreement=agreement_rows,
     ),
     "weights": _each(weight_findings, weights=spectrum_rows),
     "heads": _each(head_findings, heads=head_rows, head_effects=effect_rows),
+    "cards": _judged(verdict_card, "axes", "prompting"),
 }
-"""Every finding by its name, which is that of its field in ``StudyFindings``."""
+"""Every finding by its name, that of its field in ``StudyFindings``: in the order in which they are
+made and stand on the page."""
 
 
 class StudyFindings(VersionedRecord, has_texts=True):
@@ -134,23 +142,23 @@ class StudyFindings(VersionedRecord, has_texts=True):
     domain.
     """
 
-    cards: tuple[VerdictCard, ...] = ()
     signatures: tuple[Signature, ...] = ()
     rates: tuple[TrainTaskRates, ...] = ()
-    axes: tuple[TrainTaskAxes, ...] = ()
     prompting: tuple[TrainTaskPrompting, ...] = ()
     checkpoints: tuple[TrainTaskCheckpoints, ...] = ()
+    transfer: Transfer | None = None
+    retention: tuple[TrainTaskRetention, ...] = ()
+    slices: tuple[TrainTaskSlices, ...] = ()
+    gauges: tuple[TrainTaskGauges, ...] = ()
+    axes: tuple[TrainTaskAxes, ...] = ()
     mitigations: tuple[TrainTaskMitigations, ...] = ()
     repairs: tuple[AdapterRepair, ...] = ()
     deployed: tuple[DeployedRun, ...] = ()
     variants: tuple[TrainTaskVariants, ...] = ()
-    transfer: Transfer | None = None
-    retention: tuple[TrainTaskRetention, ...] = ()
-    gauges: tuple[TrainTaskGauges, ...] = ()
-    slices: tuple[TrainTaskSlices, ...] = ()
     mechanisms: tuple[TrainTaskMechanisms, ...] = ()
     weights: tuple[TrainTaskWeights, ...] = ()
     heads: tuple[TrainTaskHeads, ...] = ()
+    cards: tuple[VerdictCard, ...] = ()
 
     @property
     def with_lines(self) -> dict[str, tuple[Any, ...]]:
@@ -182,9 +190,10 @@ class StudyFindings(VersionedRecord, has_texts=True):
 
 def study_findings(results: StudyResults, recommendation: StudyRecommendation) -> StudyFindings:
     """All findings of a finished study; the recommendation is made before."""
-    judged = JudgedStudy(results, recommendation, option_gains(results, recommendation))
-    made = {name: finding.compute(judged) for name, finding in FINDINGS.items()}
-    return StudyFindings(**made)
+    judged = JudgedStudy(results, recommendation, option_gains(results, recommendation), {})
+    for name, finding in FINDINGS.items():
+        judged.made[name] = finding.compute(judged)
+    return StudyFindings(**judged.made)
 
 
 def finding_tables(findings: StudyFindings, results: StudyResults) -> dict[str, list[Row]]:

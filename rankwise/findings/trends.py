@@ -8,11 +8,10 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from rankwise.findings.options import OptionName, R
-from rankwise.findings.pairs import interval_of
+from rankwise.findings.options import OptionName, R, TaskMean
 from rankwise.findings.stats.correlation import MIN_PAIRS, rank_correlation
 from rankwise.findings.stats.estimates import mean_over_tasks
-from rankwise.findings.stats.items import Items, num_clusters
+from rankwise.findings.stats.items import Items
 from rankwise.records import quantities
 from rankwise.records.base import Record
 from rankwise.records.grouping import grouped
@@ -26,19 +25,14 @@ class RankTrend(Record):
     """A measure at the largest rank less the same at the smallest, on the same items.
 
     ``answer`` is whether it is shown to go the way that the mechanism says: a larger gap, more
-    agreement, less KL. ``num_examples`` are all items that it rests on, in ``num_clusters``
-    clusters (None: every item is its own).
+    agreement, less KL.
     """
 
     of: TrendOf
     smallest_rank: int
     largest_rank: int
-    change: Interval
-    unit: Unit
-    num_examples: int
-    num_seeds: int
+    change: TaskMean
     answer: Answer
-    num_clusters: int | None = None
 
 
 class Measured(NamedTuple):
@@ -65,17 +59,14 @@ def rank_trend(
         b._replace(values=b.values - a.values, item_size=max(a.item_size, b.item_size))
         for a, b in zip(low, high, strict=True)
     ]
-    change = interval_of(mean_over_tasks(differences), confidence)
+    found = mean_over_tasks(differences)
+    change = TaskMean.over(differences, unit, found.value, *found.interval(confidence))
     return RankTrend(
         of=of,
         smallest_rank=smallest,
         largest_rank=largest,
         change=change,
-        unit=unit,
-        num_examples=sum(part.num_items for part in differences),
-        num_seeds=len(differences[0].values),
         answer=answer_of(change, rises=of != "KL"),
-        num_clusters=num_clusters(differences),
     )
 
 

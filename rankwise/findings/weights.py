@@ -13,7 +13,7 @@ from rankwise.findings.audits import (
     similarity_of_all,
     subject,
 )
-from rankwise.findings.options import OptionGains, OptionName, ladders
+from rankwise.findings.options import OptionGains, OptionName, TrainTaskFinding, ladders
 from rankwise.findings.rows import Row
 from rankwise.findings.stats.growth import norm_growth
 from rankwise.findings.trends import correlated, in_words, mean_of_options
@@ -91,20 +91,17 @@ class Association(Record):
     reason: str | None
 
 
-class TrainTaskWeights(Record):
-    """The weights of one trained task's runs. Exploratory.
+class TrainTaskWeights(TrainTaskFinding):
+    """The weights of one trained task's runs.
 
-    ``left_out`` has, by run, why it has no matrices.
+    ``not_analysed`` has, by run, why it has no matrices.
     """
 
-    train_task: str
-    confidence: float
     num_seeds: int
     runs: tuple[RunWeights, ...]
     norm_trends: tuple[NormTrend, ...]
     associations: tuple[Association, ...]
-    statements: tuple[str, ...]
-    left_out: dict[str, str]
+    not_analysed: dict[str, str]
 
 
 def weight_findings(source: OptionGains) -> TrainTaskWeights | None:
@@ -133,15 +130,14 @@ def weight_findings(source: OptionGains) -> TrainTaskWeights | None:
                     reason=reason,
                 )
             )
-    return TrainTaskWeights(
-        train_task=results.train_task,
-        confidence=source.confidence,
+    return source.found(
+        TrainTaskWeights,
         num_seeds=len(results.study.config.seeds),
         runs=runs,
         norm_trends=trends,
         associations=tuple(associations),
         statements=tuple(_statements(trends, associations, runs, min(INTRUDER_K, top_k))),
-        left_out={
+        not_analysed={
             model.name: spectra.not_analysed
             for model, spectra in looked
             if spectra.not_analysed is not None

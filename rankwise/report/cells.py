@@ -6,7 +6,7 @@ import csv
 import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 from rankwise.findings.audits import NullPair
 from rankwise.findings.options import OptionName, TaskMean
@@ -16,12 +16,55 @@ from rankwise.records import quantities
 from rankwise.records.axes import Kind
 from rankwise.records.recommendation import Recommendation
 from rankwise.records.study import Interval, Unit
-from rankwise.report.parts import EMPTY, Cell
 
 T = TypeVar("T")
 
 MOST_OPTIONS = 8
 """More options than this are too many for one chart; then one is drawn for each rank."""
+
+
+class Cell(NamedTuple):
+    """A number as text, its interval ("75.1 to 84.1") and a remark; the last two may be empty.
+
+    ``is_marked`` at the beginning of a row sets the row off.
+    """
+
+    value: str
+    interval: str = ""
+    note: str = ""
+    is_marked: bool = False
+
+    def __str__(self) -> str:
+        """The numbers on one line: 81.0 (76.2 to 85.0)."""
+        text = f"{self.value} ({self.interval})" if self.interval else self.value
+        return f"{text} {self.note}" if self.note else text
+
+
+EMPTY = Cell(quantities.NOT_MEASURED)
+
+Content: TypeAlias = Cell | str | int | Interval | Share | None
+"""What is written by its type; None where nothing was measured."""
+
+
+def as_cell(value: Content) -> Cell:
+    """What is written by its type; a mean over tasks with its sign."""
+    match value:
+        case None:
+            return EMPTY
+        case Cell():
+            return value
+        case bool():
+            return Cell("yes" if value else "no")
+        case int():
+            return Cell(quantities.count(value))
+        case str():
+            return Cell(value)
+        case TaskMean():
+            return mean(value)
+        case Interval():
+            return formatted(value, ".3g")
+        case Share():
+            return share(value)
 
 
 def interval(value: Interval | None, unit: Unit, *, signed: bool = True, note: str = "") -> Cell:
@@ -47,14 +90,16 @@ def written(value: Interval | None, write: Callable[[float], str]) -> Cell:
     return Cell(write(value.estimate), f"{write(value.lower)} to {write(value.upper)}")
 
 
-def formatted(value: Interval | None, spec: str) -> Cell:
-    """The same by Python's format."""
-    return written(value, lambda number: quantities.formatted(number, spec))
+def formatted(value: Interval | float, spec: str) -> Cell:
+    """A number or an estimate by Python's format."""
+    if isinstance(value, Interval):
+        return written(value, lambda number: quantities.formatted(number, spec))
+    return Cell(quantities.formatted(value, spec))
 
 
-def digits(value: Interval | None) -> Cell:
-    """The same in three significant digits."""
-    return formatted(value, ".3g")
+def in_unit(unit: Unit) -> Callable[[Interval], Cell]:
+    """Writes differences of a unit."""
+    return partial(interval, unit=unit)
 
 
 def share(value: Share | None) -> Cell:
@@ -85,21 +130,6 @@ def beside(form: str, value: float, others: Iterable[float | None]) -> Cell:
 def beside_nulls(form: str, pair: NullPair) -> Cell:
     """A measure of matrices, and in small print what random updates have."""
     return beside(form, pair.observed, (pair.gaussian, pair.haar))
-
-
-def known(value: T | None, write: Callable[[T], str]) -> str | None:
-    """A quantity written so; None where there is none."""
-    return None if value is None else write(value)
-
-
-def number(value: float | None, spec: str) -> Cell:
-    """A number by Python's format; EMPTY for None."""
-    return EMPTY if value is None else Cell(quantities.formatted(value, spec))
-
-
-def percentage(value: float | None) -> Cell:
-    """A share (0..1) in percent; EMPTY for None."""
-    return EMPTY if value is None else Cell(quantities.share(value))
 
 
 def items(value: int, limit: int | None) -> Cell:

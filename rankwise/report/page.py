@@ -399,11 +399,10 @@ def study_sections(results: StudyResults, findings: StudyFindings) -> list[Repor
         "weights": lambda found: weight_section(found, results),
         "heads": lambda found: head_section(found, results),
     }
-    assert {*builders, ON_THE_CARD} == {*FINDINGS}
     made = (
-        build(found)
-        for name, build in builders.items()
-        if (found := getattr(findings, name)) or name in ALWAYS
+        builders[name](found)
+        for name in FINDINGS
+        if name != ON_THE_CARD and ((found := getattr(findings, name)) or name in ALWAYS)
     )
     return [section for section in made if section is not None]
 

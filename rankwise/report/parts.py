@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import operator
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, Generic, NamedTuple, Protocol, TypeAlias, TypeVar
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 from rankwise.findings.card import RuleDraws
+from rankwise.findings.options import TrainTaskFinding
 from rankwise.records import quantities
-from rankwise.records.quantities import NOT_MEASURED
 from rankwise.records.recommendation import Recommendation
+from rankwise.records.search import TrainTaskSearch
+from rankwise.report.cells import EMPTY, Cell, Content, as_cell, formatted, left_out
 
-Row = TypeVar("Row")
 T = TypeVar("T")
 Chart: TypeAlias = dict[str, Any]
 """A specification in Vega-Lite's terms, or a layer of one."""
@@ -26,29 +26,6 @@ files."""
 
 LEAST_POINTS = 6
 """The fewest points of a correlation: over fewer, it is nothing to draw or to list."""
-
-
-class Cell(NamedTuple):
-    """A number as text, its interval ("75.1 to 84.1") and a remark; the last two may be empty.
-
-    ``is_marked`` at the beginning of a row sets the row off.
-    """
-
-    value: str
-    interval: str = ""
-    note: str = ""
-    is_marked: bool = False
-
-    def __str__(self) -> str:
-        """The numbers on one line: 81.0 (76.2 to 85.0)."""
-        text = f"{self.value} ({self.interval})" if self.interval else self.value
-        return f"{text} {self.note}" if self.note else text
-
-
-EMPTY = Cell(NOT_MEASURED)
-
-Content: TypeAlias = Cell | str | int | None
-"""What a row has in a column: a cell, its text alone, a number of things, or nothing measured."""
 
 
 class Heading(NamedTuple):
@@ -66,48 +43,51 @@ class RowGroup(NamedTuple):
     rows: tuple[tuple[Cell, ...], ...]
 
 
-class Column(NamedTuple, Generic[Row]):
-    """A column of a table: its heading, and what a row has there.
+class Column(NamedTuple):
+    """A column of a table: what a row has there, its heading, and how it is written.
+
+    A column that no row has anything in is left out, unless it is the first.
 
     Attributes:
+        key: a field of the row's record, also of one in a field ("option.label") or in a tuple
+            ("0.task"); or what makes the value of a row. None where nothing was measured.
         title: of the heading.
-        of: the cell of a row, its text alone, or a number of things; None where nothing was
-            measured.
         detail: unit, metric or n, under the title.
-        is_text: words rather than numbers.
-        is_optional: it is left out where no row has anything there.
+        write: the value as a cell or its text, the words of each value, or Python's format of a
+            number. None: by its type.
+        is_text: words rather than numbers; a field of words is so without it.
     """
 
+    key: str | Callable[[Any], Any]
     title: str
-    of: Callable[[Row], Content]
     detail: str = ""
+    write: Callable[[Any], Content] | Mapping[Any, str] | str | None = None
     is_text: bool = False
-    is_optional: bool = False
 
-    def cell(self, row: Row) -> Cell:
+    def value(self, row: Any) -> Any:
         """What a row has in this column."""
-        match value := self.of(row):
-            case None:
-                return EMPTY
-            case Cell():
-                return value
-            case bool():
-                return Cell("yes" if value else "no")
-            case int():
-                return Cell(quantities.count(value))
-            case str():
-                return Cell(value)
+        if not isinstance(self.key, str):
+            return self.key(row)
+        for name in self.key.split("."):
+            if row is not None:
+                row = row[int(name)] if name.isdigit() else getattr(row, name)
+        return row
 
-    # static: a type checker does not infer a class method's row from the rows of a table
-    @staticmethod
-    def text(title: str, of: Callable[[T], Content], detail: str = "") -> Column[T]:
-        """A column of words."""
-        return Column(title, of, detail, is_text=True)
+    def cell(self, row: Any) -> Cell:
+        """The value of a row as it is written."""
+        value = self.value(row)
+        if value is None or self.write is None:
+            return as_cell(value)
+        if isinstance(self.write, str):
+            return formatted(value, self.write)
+        return as_cell(self.write[value] if isinstance(self.write, Mapping) else self.write(value))
 
-    @staticmethod
-    def optional(title: str, of: Callable[[T], Content], detail: str = "") -> Column[T]:
-        """A column of numbers that is left out where no row has one."""
-        return Column(title, of, detail, is_optional=True)
+    def has_words(self, rows: Iterable[Any]) -> bool:
+        """Whether it is set as text."""
+        if self.is_text or not isinstance(self.key, str):
+            return self.is_text
+        values = (self.value(row) for row in rows)
+        return all(isinstance(value, str | bool) for value in values if value is not None)
 
 
 class Table(NamedTuple):
@@ -119,34 +99,31 @@ class Table(NamedTuple):
     texts: tuple[int, ...] = (0,)
 
     @staticmethod
-    def of(caption: str, rows: Iterable[T], *columns: Column[T]) -> Table:
+    def of(caption: str, rows: Iterable[Any], *columns: Column) -> Table:
         """A table without groups. The first column names the row."""
         return Table.grouped(caption, [("", "", rows)], *columns)
 
     @staticmethod
     def grouped(
-        caption: str, groups: Iterable[tuple[str, str, Iterable[T]]], *columns: Column[T]
+        caption: str, groups: Iterable[tuple[str, str, Iterable[Any]]], *columns: Column
     ) -> Table:
         """A table of rows in groups, each under its title and detail; empty ones are left out."""
-        written = [
-            (title, detail, [[column.cell(row) for column in columns] for row in rows])
-            for title, detail, rows in groups
-        ]
-        every = [row for *_, rows in written for row in rows]
-        kept = [
-            place
+        listed = [(title, detail, list(rows)) for title, detail, rows in groups]
+        rows = [row for *_, own in listed for row in own]
+        shown = [
+            column
             for place, column in enumerate(columns)
-            if not column.is_optional or any(row[place] != EMPTY for row in every)
+            if place == 0 or any(column.cell(row) != EMPTY for row in rows)
         ]
         return Table(
             caption,
-            tuple(Heading(columns[place].title, columns[place].detail) for place in kept),
+            tuple(Heading(column.title, column.detail) for column in shown),
             tuple(
-                RowGroup(title, detail, tuple(tuple(row[place] for place in kept) for row in rows))
-                for title, detail, rows in written
-                if rows
+                RowGroup(title, detail, tuple(tuple(c.cell(row) for c in shown) for row in own))
+                for title, detail, own in listed
+                if own
             ),
-            tuple(at for at, place in enumerate(kept) if at == 0 or columns[place].is_text),
+            tuple(at for at, column in enumerate(shown) if at == 0 or column.has_words(rows)),
         )
 
 
@@ -184,13 +161,10 @@ def shortened(whole: Table) -> Table:
     return whole._replace(caption=f"{whole.caption} {said}", groups=groups)
 
 
-def option_columns(title: str, labels: Iterable[str]) -> list[Column[Sequence[Cell]]]:
+def option_columns(title: str, labels: Iterable[str]) -> list[Column]:
     """What a row is, the base's score, and the change of every option; rows are these cells."""
     headings = [(title, ""), ("Base", "points"), *((label, "change") for label in labels)]
-    return [
-        Column(name, operator.itemgetter(place), detail)
-        for place, (name, detail) in enumerate(headings)
-    ]
+    return [Column(str(place), name, detail) for place, (name, detail) in enumerate(headings)]
 
 
 class Drawing(NamedTuple):
@@ -255,14 +229,7 @@ def titled(tables: Mapping[str, Table]) -> list[TitledTable]:
     return [TitledTable(title, own) for title, own in tables.items() if own.groups]
 
 
-class OfTask(Protocol):
-    """What is found of one trained task."""
-
-    @property
-    def train_task(self) -> str: ...
-
-
-Found = TypeVar("Found", bound=OfTask)
+Found = TypeVar("Found", bound=TrainTaskFinding | TrainTaskSearch)
 
 
 Shown: TypeAlias = str | Figure | Table | tuple[str, Table]
@@ -310,14 +277,15 @@ class ReportSection(NamedTuple):
     ) -> ReportSection:
         """A section of what each trained task has; several of them are named everywhere.
 
-        A table without rows is left out.
+        What a finding says in words, and whom it leaves out, comes first. A table without rows is
+        left out.
 
         Args:
             name: of the section.
             title: its heading.
             about: the sentences that come first, the same for every trained task.
             found: at least one.
-            show: what is shown of one, sentences, figures and tables each in their order.
+            show: what else is shown of one, sentences, figures and tables each in their order.
             figures: what the figures' names begin with, where that is not the section's name.
         """
         remarks: list[str] = [about] if isinstance(about, str) else [*about]
@@ -326,7 +294,10 @@ class ReportSection(NamedTuple):
         for part in found:
             task = part.train_task if len(found) > 1 else ""
             after = f", trained on {task}" if task else ""
-            for shown in show(part):
+            said = list[str]()
+            if isinstance(part, TrainTaskFinding):
+                said += (*part.statements, *left_out(part.left_out))
+            for shown in (*said, *show(part)):
                 match shown:
                     case str():
                         remarks.append(f"Trained on {task}: {shown}" if task else shown)

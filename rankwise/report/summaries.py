@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from functools import partial
 from typing import Any
 
 from rankwise.findings.models import BASE_LABEL, ModelSummary
@@ -14,7 +13,8 @@ from rankwise.records.recommendation import Recommendation
 from rankwise.records.results import TrainTaskResults
 from rankwise.records.study import Relation
 from rankwise.report import cells
-from rankwise.report.parts import Cell, Column, Table
+from rankwise.report.cells import Cell
+from rankwise.report.parts import Column, Table
 
 Summaries = Sequence[ModelSummary]
 """The models of one trained task, the base first."""
@@ -52,39 +52,39 @@ def verdict_table(
         summaries: of its models.
         left_out: titles of columns.
     """
-    base, rate = summaries[0], partial(cells.known, write=quantities.learning_rate)
-    columns: list[Column[ModelSummary]] = [
-        Column("Model", _model),
-        Column("Seed", lambda row: row.run and cells.known(row.run.planned.seed, str)),
-        Column("Alpha", lambda row: row.run and quantities.alpha(row.run.planned)),
-        Column("Learning rate", lambda row: row.run and rate(row.run.planned.learning_rate)),
-        Column("Trainable parameters", _parameters, "share of full"),
+    base = summaries[0]
+    columns: list[Column] = [
+        Column(_model, "Model"),
+        Column("run.planned.seed", "Seed", write=str),
+        Column("run.planned", "Alpha", write=quantities.alpha),
+        Column("run.planned.learning_rate", "Learning rate", write=quantities.learning_rate),
+        Column(_parameters, "Trainable parameters", "share of full"),
         Column(
-            "In-domain score",
             lambda row: cells.mean(row.in_domain, signed=False),
+            "In-domain score",
             _detail(base.in_domain, recommendation.in_domain_metric),
         ),
-        Column("Gain", lambda row: cells.mean(row.gain), cells.unit_name(recommendation.unit)),
-        Column.optional(
-            "Out-of-domain score",
+        Column("gain", "Gain", cells.unit_name(recommendation.unit)),
+        Column(
             lambda row: cells.mean(row.out_of_domain, signed=False),
+            "Out-of-domain score",
             _detail(base.out_of_domain),
         ),
-        Column.optional(
-            "Retention change",
+        Column(
             lambda row: _from(row, row.retention, row.retention_change, "score"),
+            "Retention change",
             _detail(base.retention),
         ),
-        Column.optional("Worst retention task", _worst, "points"),
-        Column.optional(
-            "Forgetting",
+        Column(_worst, "Worst retention task", "points"),
+        Column(
             lambda row: _from(row, row.held_out_loss, row.forgetting, "loss"),
+            "Forgetting",
             _detail(base.held_out_loss),
         ),
-        Column("Training time", lambda row: _cost(row, "train_seconds", quantities.seconds)),
+        Column(lambda row: _cost(row, "train_seconds", quantities.seconds), "Training time"),
         Column(
-            "Peak memory",
             lambda row: _cost(row, "peak_memory_bytes", quantities.memory),
+            "Peak memory",
             "in training",
         ),
     ]

@@ -10,7 +10,8 @@ from rankwise.records.recommendation import Comparison, FormatEffect, RankVerdic
 from rankwise.records.results import ModelResults, TrainTaskResults
 from rankwise.records.study import MetricScore, Relation, State, TaskEvaluation
 from rankwise.report import cells
-from rankwise.report.parts import Cell, Column, Table
+from rankwise.report.cells import Cell
+from rankwise.report.parts import Column, Table
 from rankwise.report.summaries import RELATION_NAMES, Summaries
 
 _STATES: dict[State, str] = {"yes": "yes", "no": "no", "undecided": "cannot tell"}
@@ -47,35 +48,22 @@ def decision_table(recommendation: Recommendation) -> Table | None:
         f"{quantities.percent(recommendation.looks[-1].alpha)} of studies, so they are wider than "
         "the intervals of single differences. The smallest rank that qualifies is recommended.",
         recommendation.verdicts,
-        Column("Rank", option),
-        Column("Gain", lambda row: cells.interval(row.gain, unit), gained_in),
+        Column(option, "Rank"),
+        Column("gain", "Gain", gained_in, cells.in_unit(unit)),
+        Column("better_than_base", "Better than base?", "gain above 0", _STATES),
         Column(
-            "Better than base?",
-            lambda row: row.better_than_base and _STATES[row.better_than_base],
-            "gain above 0",
-            is_text=True,
-            is_optional=True,
+            "retention_loss", "Retention loss", f"{kept_in}, on average", cells.in_unit("points")
         ),
-        Column.optional(
-            "Retention loss",
-            lambda row: cells.interval(row.retention_loss, "points"),
-            f"{kept_in}, on average",
-        ),
-        Column.optional("Worst task", worst, kept_in),
+        Column(worst, "Worst task", kept_in),
+        Column("keeps_enough", "Keeps enough?", limit, _STATES),
+        Column(behind, "Behind the best other rank", gained_in),
         Column(
-            "Keeps enough?",
-            lambda row: row.keeps_enough and _STATES[row.keeps_enough],
-            limit,
-            is_text=True,
-            is_optional=True,
-        ),
-        Column("Behind the best other rank", behind, gained_in),
-        Column.text(
+            "near_the_best",
             "Near the best?",
-            lambda row: _STATES[row.near_the_best],
             f"behind by at most δ = {quantities.score(recommendation.delta, unit)}",
+            _STATES,
         ),
-        Column.text("Qualifies?", lambda row: row.qualifies),
+        Column("qualifies", "Qualifies?"),
     )
 
 
@@ -93,17 +81,17 @@ def odds_table(recommendation: Recommendation, bet: BestBet) -> Table:
         "(docs/METHODS.md). The best bet is what the rule recommends, else the option that is most "
         f"probably right. No option helps and keeps enough: {quantities.odds(bet.none)}.",
         bet.options,
-        Column("Option", lambda row: Cell(row.label, "", notes.get(row.label, ""))),
-        Column("Better than base", lambda row: quantities.odds(row.better_than_base)),
-        Column.optional(
-            "Keeps enough",
+        Column(lambda row: Cell(row.label, "", notes.get(row.label, "")), "Option"),
+        Column("better_than_base", "Better than base", write=quantities.odds),
+        Column(
             lambda row: None if epsilon is None else quantities.odds(row.keeps_enough),
+            "Keeps enough",
             f"loses at most {limit}",
         ),
-        Column("Near the best", lambda row: quantities.odds(row.near_the_best), f"within {near}"),
-        Column("Right", lambda row: quantities.odds(row.right), "all of it"),
-        Column("On average", lambda row: quantities.odds(row.right_on_average), "over seeds"),
-        Column("Next run", lambda row: quantities.odds(row.right_next_run), "another seed"),
+        Column("near_the_best", "Near the best", f"within {near}", quantities.odds),
+        Column("right", "Right", "all of it", quantities.odds),
+        Column("right_on_average", "On average", "over seeds", quantities.odds),
+        Column("right_next_run", "Next run", "another seed", quantities.odds),
     )
 
 
@@ -113,8 +101,8 @@ def prospect_table(recommendation: Recommendation) -> Table:
     return Table.of(
         "The probability that the rule would recommend a rank, or reject every one.",
         prospects if any(each.probability >= HARDLY for each in prospects) else (),
-        Column("Added", growth),
-        Column("Would settle it", lambda row: quantities.odds(row.probability)),
+        Column(growth, "Added"),
+        Column("probability", "Would settle it", write=quantities.odds),
     )
 
 
@@ -137,16 +125,18 @@ def measured_table(results: TrainTaskResults) -> Table:
         "What every model was scored on. Chance is what guessing would score on average, in "
         "points. Cut are items that were too long for the model and lost their beginning.",
         rows,
-        Column("Task", lambda row: row[1].task),
-        Column.text("Relation", lambda row: row[0]),
-        Column("Items", lambda row: cells.items(row[1].num_examples, row[1].limit)),
-        Column.text("Metric", lambda row: Cell(_metric_name(row[1]), "", units[row[1].task])),
-        Column("Chance", lambda row: cells.known(row[1].chance, _in_points)),
-        Column.text("Kind", lambda row: row[1].output_type.replace("_", " ")),
-        Column.text("Version", lambda row: row[1].task_version),
-        Column("Few-shot", lambda row: str(row[1].num_fewshot), "examples"),
-        Column.text("Chat template", lambda row: row[1].chat_template),
-        Column("Cut", lambda row: num_cut(row[1].task), "items"),
+        Column("1.task", "Task"),
+        Column("0", "Relation"),
+        Column(lambda row: cells.items(row[1].num_examples, row[1].limit), "Items"),
+        Column(
+            lambda row: Cell(_metric_name(row[1]), "", units[row[1].task]), "Metric", is_text=True
+        ),
+        Column("1.chance", "Chance", write=_in_points),
+        Column(lambda row: row[1].output_type.replace("_", " "), "Kind", is_text=True),
+        Column("1.task_version", "Version"),
+        Column("1.num_fewshot", "Few-shot", "examples"),
+        Column("1.chat_template", "Chat template"),
+        Column(lambda row: num_cut(row[1].task), "Cut", "items"),
     )
 
 
@@ -191,16 +181,16 @@ def metrics_table(results: TrainTaskResults, summaries: Summaries) -> Table:
                 return Cell(f"{score.value:.3f}", "", error)
         return None
 
-    of_models: list[Column[_Metric]] = [
-        Column(summary.label, lambda row, model=models[summary.name]: scored(model, row))
+    of_models: list[Column] = [
+        Column(lambda row, model=models[summary.name]: scored(model, row), summary.label)
         for summary in summaries
         if models[summary.name].evaluations
     ]
     return Table.of(
         "Every metric of the tasks that have several, as the harness gives it, ± standard error.",
         rows,
-        Column("Metric", name),
-        Column("n", lambda row: row[1].num_examples),
+        Column(name, "Metric"),
+        Column("1.num_examples", "n"),
         *of_models,
     )
 
@@ -242,18 +232,16 @@ def relation_table(
     return Table.grouped(
         caption,
         groups,
-        Column("Run", lambda row: labels[row.run]),
-        Column("Loss" if is_prose else "Score", _from_to, "base → adapted"),
-        Column("Forgetting", change, "rise of the loss")
+        Column("run", "Run", write=labels),
+        Column(_from_to, "Loss" if is_prose else "Score", "base → adapted"),
+        Column(change, "Forgetting", "rise of the loss")
         if is_prose
-        else Column("Difference", change),
-        Column.optional("Learned", lambda row: row.num_learned, "items"),
-        Column.optional("Forgotten", lambda row: row.num_forgotten, "items"),
-        Column.optional("Kept", kept, "right / wrong"),
-        Column.optional("McNemar p", lambda row: quantities.p_value(row.mcnemar_p_value), "exact"),
-        Column.optional(
-            "Options chosen", lambda row: _options(models[row.run], row.task), "% of items"
-        ),
+        else Column(change, "Difference"),
+        Column("num_learned", "Learned", "items"),
+        Column("num_forgotten", "Forgotten", "items"),
+        Column(kept, "Kept", "right / wrong"),
+        Column("mcnemar_p_value", "McNemar p", "exact", quantities.p_value),
+        Column(lambda row: _options(models[row.run], row.task), "Options chosen", "% of items"),
     )
 
 
@@ -277,22 +265,22 @@ def format_table(
         "format decides. Paired over the same items, "
         f"{quantities.percent(recommendation.confidence)} intervals, exploratory.",
         groups,
-        Column("Run", lambda row: labels[row.run]),
+        Column("run", "Run", write=labels),
         Column(
-            "Standard format",
             lambda row: quantities.change(row.standard_difference, items[row.task].unit),
+            "Standard format",
             "difference",
         ),
-        Column("Trained format", _from_to, "base → adapted"),
+        Column(_from_to, "Trained format", "base → adapted"),
         Column(
-            "Trained format", lambda row: cells.interval(row.difference, row.unit), "difference"
+            lambda row: cells.interval(row.difference, row.unit), "Trained format", "difference"
         ),
         Column(
-            "By format", lambda row: cells.interval(row.by_format, row.unit), "standard − trained"
+            lambda row: cells.interval(row.by_format, row.unit), "By format", "standard − trained"
         ),
         Column(
-            "Options chosen",
             lambda row: _options(models[row.run], row.scored_as),
+            "Options chosen",
             "trained format, % of items",
         ),
     )

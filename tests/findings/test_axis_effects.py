@@ -67,21 +67,21 @@ def test_an_effect_is_the_mean_over_matched_combinations() -> None:
     found = judged(GRID, by_alpha)
     alpha, rank = only_effect(axis_of(found, "alpha")), only_effect(axis_of(found, "rank"))
     assert (alpha.value, alpha.num_combinations, alpha.num_same_runs) == ("4r", 2, 0)
-    assert alpha.in_domain is not None
-    assert rank.in_domain is not None
-    assert alpha.in_domain.mean.estimate == pytest.approx((2.0 - 4.0) / 2)
-    assert rank.in_domain.mean.estimate == pytest.approx((10.0 + 4.0) / 2)
+    assert alpha.lead is not None
+    assert rank.lead is not None
+    assert alpha.lead.estimate == pytest.approx((2.0 - 4.0) / 2)
+    assert rank.lead.estimate == pytest.approx((10.0 + 4.0) / 2)
     # at rank 8 two items are learned, at rank 16 four others forgotten: 2 x +50, 4 x -50 of 100
     spread = (6 * 50.0**2 - 100 * 1.0**2) / 99
     stderr = math.sqrt((spread + 2 * 100.0**2 / 100) / 100)
     reach = float(stats.t.ppf(0.975, 99)) * stderr
-    mean = alpha.in_domain.mean
+    mean = alpha.lead
     assert (mean.num_examples, mean.num_tasks, mean.num_seeds, mean.unit) == (100, 1, 1, "points")
     assert mean.upper - mean.estimate == pytest.approx(reach, rel=0.03)  # and a little skewness
     assert mean.estimate - mean.lower == pytest.approx(reach, rel=0.03)
-    assert alpha.retention is not None
-    assert alpha.retention.mean.estimate == 0.0
-    assert alpha.retention.p_value == 1.0
+    assert alpha.retention_lead is not None
+    assert alpha.retention_lead.estimate == 0.0
+    assert alpha.retention_lead.p_value == 1.0
 
 
 def test_a_run_under_two_labels_counts_for_both() -> None:
@@ -94,14 +94,14 @@ def test_a_run_under_two_labels_counts_for_both() -> None:
     found = judged(plans, lambda plan: scores[plan.rank or 0, plan.alpha or 0.0])
     alpha, rank = only_effect(axis_of(found, "alpha")), only_effect(axis_of(found, "rank"))
     assert (alpha.value, alpha.num_combinations, alpha.num_same_runs) == ("16", 2, 1)
-    assert alpha.in_domain is not None
-    assert alpha.in_domain.mean.estimate == pytest.approx((0.0 - 6.0) / 2)
+    assert alpha.lead is not None
+    assert alpha.lead.estimate == pytest.approx((0.0 - 6.0) / 2)
     # rank 16 against 8 under 2r, and under 16
     assert (rank.num_combinations, rank.num_same_runs) == (2, 0)
-    assert rank.in_domain is not None
-    assert rank.in_domain.mean.estimate == pytest.approx((10.0 + 4.0) / 2)
+    assert rank.lead is not None
+    assert rank.lead.estimate == pytest.approx((10.0 + 4.0) / 2)
     assert found is not None
-    assert [(p.option.rank, p.settings["alpha"]) for p in found.points] == [
+    assert [(p.rank, p.settings["alpha"]) for p in found.points] == [
         (8, "2r"), (8, "16"), (16, "2r"), (16, "16"),
     ]  # fmt: skip
 
@@ -115,12 +115,12 @@ def test_values_that_were_never_trained_alike_are_not_compared() -> None:
     found = judged(plans, lambda plan: 0.6)
     rank, rate = axis_of(found, "rank"), axis_of(found, "learning rate")
     assert only_effect(rank).num_combinations == 0
-    assert only_effect(rank).in_domain is None
-    assert rank.in_domain is None
-    assert rank.retention is None
+    assert only_effect(rank).lead is None
+    assert rank.state is None
+    assert rank.retention_state is None
     assert rate.values == ("5e-5", "1e-4", "2e-4")
     assert [effect.num_combinations for effect in rate.effects] == [0, 1]
-    assert rate.in_domain == "undecided"  # one of its values could not be compared
+    assert rate.state == "undecided"  # one of its values could not be compared
 
 
 def test_seeds_are_crossed_with_items() -> None:
@@ -131,9 +131,8 @@ def test_seeds_are_crossed_with_items() -> None:
     ]
     four = {0: 0.60, 1: 0.66, 2: 0.72}
     found = judged(plans, lambda p: 0.6 if p.alpha_labels == ("2r",) else four[p.seed or 0])
-    difference = only_effect(axis_of(found, "alpha")).in_domain
-    assert difference is not None
-    mean = difference.mean
+    mean = only_effect(axis_of(found, "alpha")).lead
+    assert mean is not None
     assert mean.num_seeds == 3
     assert mean.estimate == pytest.approx(6.0)
     # item means: six items at 2/3 of 100, six at 1/3; seed means 0, 6 and 12
@@ -160,8 +159,8 @@ def test_an_axis_matters_or_not_or_it_is_not_known(
     plans = [grid_run("sums", 8, epochs=epochs) for epochs in (1, 2)]
     found = judged(plans, lambda plan: scores[(plan.epochs or 0) - 1], size=2000, delta=delta)
     axis = axis_of(found, "epochs")
-    assert axis.in_domain == state
-    assert axis.retention == "alike"
+    assert axis.state == state
+    assert axis.retention_state == "alike"
 
 
 def test_p_values_are_corrected_over_the_values_of_an_axis() -> None:
@@ -170,8 +169,8 @@ def test_p_values_are_corrected_over_the_values_of_an_axis() -> None:
     found = judged(plans, lambda plan: scores[plan.epochs or 0])
     axis = axis_of(found, "epochs")
     assert axis.values == ("1", "2", "3", "10")
-    p_values = [effect.in_domain.p_value for effect in axis.effects if effect.in_domain]
-    corrected = [effect.in_domain.holm_p_value for effect in axis.effects if effect.in_domain]
+    p_values = [effect.lead.p_value for effect in axis.effects if effect.lead]
+    corrected = [effect.lead.holm_p_value for effect in axis.effects if effect.lead]
     first, second, third = p_values  # of +2, +6 and +4 points
     assert second < third < first
     assert corrected[1] == pytest.approx(3 * second)
@@ -179,8 +178,8 @@ def test_p_values_are_corrected_over_the_values_of_an_axis() -> None:
     assert corrected[0] == pytest.approx(max(first, corrected[2]))
     # the p value is that of the interval: it is below 5 % where zero is outside
     for effect in axis.effects:
-        assert effect.in_domain is not None
-        assert (effect.in_domain.p_value < 0.05) == (effect.in_domain.mean.sign() != 0)
+        assert effect.lead is not None
+        assert (effect.lead.p_value < 0.05) == (effect.lead.sign() != 0)
 
 
 def test_values_stand_in_a_sensible_order() -> None:
@@ -208,9 +207,9 @@ def test_full_fine_tuning_is_apart() -> None:
     found = judged(plans, lambda plan: 0.7 if plan.learning_rate == 5e-5 else 0.6)
     axis = axis_of(found, "learning rate")
     assert (axis.method, axis.values) == ("full", ("1e-5", "5e-5"))
-    difference = only_effect(axis).in_domain
+    difference = only_effect(axis).lead
     assert difference is not None
-    assert difference.mean.estimate == pytest.approx(10.0)
+    assert difference.estimate == pytest.approx(10.0)
     assert [each.method for each in found.axes] == ["lora", "full"] if found else False
 
 
@@ -252,7 +251,7 @@ def test_rows_are_an_axis_and_the_fewest_come_first(sentence: Sentences) -> None
     found = judged(ON_ROWS, by_rows, size=1000)
     rows, rank = axis_of(found, "rows"), axis_of(found, "rank")
     assert rows.values == ("120", "240", "480")
-    gains = [each.in_domain.mean.estimate for each in rows.effects if each.in_domain]
+    gains = [each.lead.estimate for each in rows.effects if each.lead]
     assert gains == pytest.approx([8.0, 16.0])
     assert [each.num_combinations for each in rows.effects] == [3, 3]  # a rank each
     assert [each.num_combinations for each in rank.effects] == [3, 3]  # a number of rows each

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from rankwise.findings.checkpoints import TrainTaskCheckpoints
+from rankwise.findings.checkpoints import CheckpointPoint, TrainTaskCheckpoints
 from rankwise.findings.recommendation import recommend
 from rankwise.findings.study import study_findings
 from rankwise.records.results import Divergence, ModelResults, StudyResults
@@ -19,19 +19,24 @@ def found_in(results: StudyResults) -> TrainTaskCheckpoints:
     return found
 
 
+def chosen(found: TrainTaskCheckpoints) -> CheckpointPoint:
+    (point,) = (point for point in found.points if point.is_chosen)
+    return point
+
+
 def test_a_step_that_keeps_more_and_gains_as_much_is_said_to(sentence: Sentences) -> None:
     kept = Shares(0.80, 0.90, 0.80, 0.90)
     forgot = Shares(0.80, 0.70, 0.80, 0.70)
     found = found_in(with_checkpoints({8: [(400, kept), (1200, forgot)]}))
-    (choice,) = found.choices
-    assert (choice.step, choice.num_steps) == (400, 1200)
-    assert choice.gain is not None
-    assert choice.retention is not None
-    assert choice.gain.estimate == pytest.approx(0.0, abs=1e-9)
-    assert choice.retention.estimate == pytest.approx(20.0)
-    assert choice.retention.lower > 0
-    sentence(choice.statement, names=("400", "1,200"))
-    assert "keeps more" in choice.statement
+    point, (statement,) = chosen(found), found.statements
+    assert (point.step, point.num_steps) == (400, 1200)
+    assert point.lead is not None
+    assert point.retention_lead is not None
+    assert point.lead.estimate == pytest.approx(0.0, abs=1e-9)
+    assert point.retention_lead.estimate == pytest.approx(20.0)
+    assert point.retention_lead.lower > 0
+    sentence(statement, names=("400", "1,200"))
+    assert "keeps more" in statement
     # on validation items: 30 points, less twice what is lost beyond 5
     assert [point.validation_worth for point in found.points] == pytest.approx([30.0, 0.0])
 
@@ -40,25 +45,27 @@ def test_the_choice_is_made_on_validation_items_alone() -> None:
     """The test items say the reverse: it does not matter to the choice."""
     good_there = Shares(0.60, 0.90, 0.80, 0.90)
     good_here = Shares(0.80, 0.90, 0.60, 0.90)
-    (choice,) = found_in(with_checkpoints({8: [(10, good_there), (20, good_here)]})).choices
-    assert choice.step == 10
-    assert choice.gain is not None
-    assert choice.gain.upper < 0
-    assert "gains less" in choice.statement
+    found = found_in(with_checkpoints({8: [(10, good_there), (20, good_here)]}))
+    point = chosen(found)
+    assert point.step == 10
+    assert point.lead is not None
+    assert point.lead.upper < 0
+    assert "gains less" in found.statements[0]
 
 
 def test_an_end_that_is_best_is_said_to_be(sentence: Sentences) -> None:
     worse, better = Shares(0.60, 0.90, 0.60, 0.90), Shares(0.80, 0.90, 0.80, 0.90)
-    (choice,) = found_in(with_checkpoints({8: [(10, worse), (20, better)]})).choices
-    assert (choice.step, choice.gain) == (20, None)
-    sentence(choice.statement)
+    found = found_in(with_checkpoints({8: [(10, worse), (20, better)]}))
+    point = chosen(found)
+    assert (point.step, point.lead) == (20, None)
+    sentence(found.statements[0])
 
 
 def test_a_tie_is_no_reason_to_stop_early() -> None:
     early, end = Shares(0.60, 0.90, 0.70, 0.90), Shares(0.80, 0.90, 0.70, 0.90)
     found = found_in(with_checkpoints({8: [(10, early), (15, early), (20, end)]}))
     assert len({point.validation_worth for point in found.points}) == 1
-    assert found.choices[0].step == 20
+    assert chosen(found).step == 20
 
 
 def test_every_point_has_its_kl_to_the_base() -> None:

@@ -12,7 +12,7 @@ import statsmodels.api as sm
 from scipy import stats
 
 from rankwise.findings.agreement import agreement_with_full
-from rankwise.findings.differences import compare
+from rankwise.findings.differences import comparisons
 from rankwise.findings.models import task_score
 from rankwise.findings.options import OptionGains
 from rankwise.findings.pairs import Pair, paired_test
@@ -296,8 +296,8 @@ def test_with_the_setting_intervals_are_wider_and_clusters_are_counted(sentence:
     assert (answer.num_items_in_domain, answer.num_clusters_in_domain) == (300, 20)
     assert any("kinship has 300 items in 20 clusters" in reason for reason in answer.reasons)
     assert any("kinship has 20 clusters only" in reason for reason in answer.reasons)
-    rows = {(row.run, row.task): row for row in compare(OptionGains(clustered))}
-    plain = {(row.run, row.task): row for row in compare(OptionGains(results))}
+    rows = {(row.run, row.task): row for row in comparisons(OptionGains(clustered))}
+    plain = {(row.run, row.task): row for row in comparisons(OptionGains(results))}
     run = clustered.runs[0].name
     row = rows[run, "kinship"]
     assert (row.num_examples, row.num_clusters, row.mcnemar_p_value) == (300, 20, None)
@@ -336,7 +336,7 @@ def test_every_finding_of_gains_knows_the_clusters() -> None:
         assert other.kappa is not None
         assert one.kappa.estimate == pytest.approx(other.kappa.estimate)
         assert one.kappa != other.kappa
-    assert {trend.num_clusters for trend in trends} == {20}
+    assert {trend.change.num_clusters for trend in trends} == {20}
     parts = after.gap_parts(first.runs, {"kinship": "capitals"})
     assert num_clusters(parts) == len({*numbers, *kept})
     base = clustered.base

@@ -77,7 +77,7 @@ def test_runs_without_maps_are_named_with_the_reason() -> None:
     results = looked_into(study, {0: {"head_changes": unknown}})
     heads = found(results)
     assert study.runs[0].name not in {run.run for run in heads.runs}
-    assert heads.left_out == {study.runs[0].name: "its heads are laid out oddly"}
+    assert heads.not_analysed == {study.runs[0].name: "its heads are laid out oddly"}
 
 
 def test_of_heads_that_a_screen_chose_nothing_is_said_of_change_and_effect() -> None:

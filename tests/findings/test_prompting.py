@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import pytest
 
 from rankwise.findings.options import option_gains
-from rankwise.findings.prompting import TrainTaskPrompting, beside_the_choice, prompting
+from rankwise.findings.prompting import TrainTaskPrompting, prompting
 from rankwise.findings.recommendation import recommend
 from rankwise.findings.study import finding_tables, study_findings
 from rankwise.records.results import StudyResults
@@ -60,10 +60,10 @@ def found(results: StudyResults) -> TrainTaskPrompting:
 
 def test_gains_and_tokens_are_as_planted(sentence: Sentences) -> None:
     one = found(planted({0: 0.0, 5: 0.25}))
-    assert [row.gain.estimate for row in one.rows] == pytest.approx([0.0, 25.0])
-    assert [row.context_tokens for row in one.rows] == [50.0, 250.0]
-    assert [row.more_tokens for row in one.rows] == [0.0, 200.0]
-    assert [row.num_draws for row in one.rows] == [1, 2]
+    assert [row.gain.estimate for row in one.alone] == pytest.approx([0.0, 25.0])
+    assert [row.context_tokens for row in one.alone] == [50.0, 250.0]
+    assert [row.more_tokens for row in one.alone] == [0.0, 200.0]
+    assert [row.num_seeds for row in one.alone] == [1, 2]
     sentence(one.statements[1], names=("250", "200"))
 
 
@@ -75,11 +75,12 @@ def test_gains_and_tokens_are_as_planted(sentence: Sentences) -> None:
     ],
 )
 def test_a_prompt_beside_a_rank(gain: float, answer: str, sentence: str) -> None:
-    row = found(planted({5: gain})).rows[0]
-    beside = {each.label: each for each in row.beside}
-    assert beside["rank 8"].difference.estimate == pytest.approx(100 * (gain - 0.30))
-    assert beside["rank 8"].gains == answer
-    assert beside_the_choice(row, "rank 8", "points").startswith(sentence)
+    one = found(planted({5: gain}))
+    (row,) = (row for row in one.rows if row.against == "rank 8")
+    assert row.lead is not None
+    assert row.lead.estimate == pytest.approx(100 * (gain - 0.30))
+    assert row.gains == answer
+    assert one.beside("rank 8").startswith(sentence)
 
 
 def test_the_card_says_what_the_best_prompt_does_beside_the_choice() -> None:

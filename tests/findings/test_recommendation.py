@@ -11,7 +11,7 @@ from scipy import stats
 
 from benchmarks import decision_rule
 from rankwise.errors import RecordError
-from rankwise.findings.differences import compare
+from rankwise.findings.differences import comparisons
 from rankwise.findings.odds import EPSILONS
 from rankwise.findings.options import OptionGains
 from rankwise.findings.recommendation import recommend, recommend_for
@@ -487,7 +487,7 @@ def test_a_missing_score_is_an_error() -> None:
 
 
 def test_compare_has_every_run_and_task_with_signs() -> None:
-    rows = tuple(compare(OptionGains(planted_runs())))
+    rows = tuple(comparisons(OptionGains(planted_runs())))
     assert len(rows) == 4 * 5
     prose = next(c for c in rows if c.relation == "held_out_text" and "r064" in c.run)
     assert prose.unit == "nats"

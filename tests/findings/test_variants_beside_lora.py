@@ -105,7 +105,7 @@ def test_a_variant_is_set_against_lora_at_the_rate_at_which_lora_gains_most(
     )
     rows = rows_of(found)
     assert [*rows] == ["rank 16, DoRA, rate 2e-4", "rank 16, DoRA, rate 4e-4", "rank 16, VeRA"]
-    assert {row.beside for row in rows.values()} == {"rank 16, rate 4e-4"}
+    assert {row.against for row in rows.values()} == {"rank 16, rate 4e-4"}
     leads = [row.lead.estimate for row in rows.values() if row.lead is not None]
     assert leads == [pytest.approx(x) for x in (5.0, -2.0, -20.0)]
     kept = [row.retention_lead.estimate for row in rows.values() if row.retention_lead is not None]
@@ -161,7 +161,7 @@ def test_runs_and_variants_together_have_labels_of_their_own() -> None:
 
 def test_one_training_is_set_against_lora_at_each_rank_that_it_is_beside() -> None:
     found = found_in(planted({("vera", "2e-4"): 0.35, ("vera", "4e-4"): 0.25}, beside=(8, 16)))
-    assert [(row.beside_rank, row.beside, row.num_rates) for row in found.rows] == [
+    assert [(row.beside_rank, row.against, row.num_rates) for row in found.rows] == [
         (8, "rank 8, rate 4e-4", 2),
         (8, "rank 8, rate 4e-4", 2),
         (16, "rank 16, rate 4e-4", 2),

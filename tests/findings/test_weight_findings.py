@@ -270,14 +270,14 @@ def test_what_is_no_plain_lora_is_left_out_with_its_reason() -> None:
         return record(run, (), "it is DoRA") if run.name == dora else logarithmic(run)
 
     part = found(results, of)
-    assert part.left_out == {dora: "it is DoRA"}
+    assert part.not_analysed == {dora: "it is DoRA"}
     assert [run.option.rank for run in part.runs] == [4, 8, 32, 64]
     assert part.norm_trends[0].ranks == (4, 8, 32, 64)
     assert association(part, "intruders", "retention loss").num_options == 4
     alone = found(results, lambda run: record(run, (), "it is DoRA"))
     assert (alone.runs, alone.norm_trends, alone.associations) == ((), (), ())
     assert alone.statements == ()
-    assert len(alone.left_out) == 5
+    assert len(alone.not_analysed) == 5
 
 
 def test_a_diverged_run_takes_no_part() -> None:
@@ -285,7 +285,7 @@ def test_a_diverged_run_takes_no_part() -> None:
     part = found(results, lambda run: None if run.rank == 16 else logarithmic(run))
     assert [run.option.rank for run in part.runs] == [4, 8, 32, 64]
     assert part.norm_trends[0].ranks == (4, 8, 32, 64)
-    assert part.left_out == {}
+    assert part.not_analysed == {}
 
 
 def test_a_run_of_which_another_seed_diverged_stands_beside_the_fit() -> None:

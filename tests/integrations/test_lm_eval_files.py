@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from rankwise.cli.main import app
 from rankwise.errors import ConfigError, RecordError, StorageError
-from rankwise.findings.differences import compare
+from rankwise.findings.differences import comparisons
 from rankwise.findings.options import OptionGains
 from rankwise.integrations.exports import Exported
 from rankwise.integrations.formats import export_study
@@ -613,7 +613,7 @@ def test_exported_samples_compare_as_the_study_does(exported: ExportedStudy, tas
     results = read_results(exported.study)
     (row,) = (
         row
-        for row in compare(OptionGains(results.of("colours")))
+        for row in comparisons(OptionGains(results.of("colours")))
         if (row.run, row.task) == (exported.lora.folder.name, task)
     )
     decision = results.base.evaluations[task].decision

@@ -72,7 +72,7 @@ def test_the_section_has_maps_tables_and_files() -> None:
 def test_runs_without_maps_are_named_with_the_reason() -> None:
     results = looked_into(planted_study())
     (heads,) = heads_of(results)
-    odd = heads.model_copy(update={"left_out": {"a run": "its heads are laid out oddly"}})
+    odd = heads.model_copy(update={"not_analysed": {"a run": "its heads are laid out oddly"}})
     assert named(head_section([odd], results).remarks, "a run: its heads are laid out oddly")
 
 

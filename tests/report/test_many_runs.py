@@ -11,11 +11,12 @@ import pytest
 from rankwise.findings.models import summarise
 from rankwise.findings.recommendation import recommend
 from rankwise.records.study import Interval
+from rankwise.report.cells import Cell
 from rankwise.report.charts.heatmap import HeatScale, LayerMap, layer_maps, plain
 from rankwise.report.charts.marks import MOST_MARKS, MarkStyle, padded
 from rankwise.report.charts.plane import MOST_NAMES, Plane, PlaneMark, plane_chart
 from rankwise.report.charts.ranks import RankLine, RankMark, RankPanel, rank_chart
-from rankwise.report.parts import MOST_ROWS, Cell, Chart, Heading, RowGroup, Table, shortened
+from rankwise.report.parts import MOST_ROWS, Chart, Heading, RowGroup, Table, shortened
 from rankwise.report.sections.overview import study_figures
 from tests.planted.results import planted_study
 from tests.support.sentences import Sentences

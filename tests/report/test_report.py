@@ -25,9 +25,10 @@ from rankwise.records import quantities
 from rankwise.records.recommendation import Recommendation
 from rankwise.records.results import ModelResults, StudyResults, TrainTaskResults
 from rankwise.records.study import MetricScore
+from rankwise.report.cells import Cell
 from rankwise.report.facts import study_warnings
 from rankwise.report.page import study_page, write_report
-from rankwise.report.parts import Cell, Table
+from rankwise.report.parts import Table
 from rankwise.report.rendering import figure_files
 from rankwise.report.sections.overview import study_figures
 from rankwise.report.summaries import verdict_table
@@ -421,11 +422,10 @@ def test_what_a_rank_gains_and_keeps_has_one_interval() -> None:
         assert verdict.retention_loss is not None
         kept = verdict.retention_loss.negated()
         option = next(each for each in source.options if each.label == verdict.label)
-        gains = [by_run[run].gain, source.change(option.runs, ("kinship",))]
+        (on_card,) = (row for row in card.rows if row.label == verdict.label)
+        gains = [by_run[run].gain, source.change(option.runs, ("kinship",)), on_card.gain]
         keeps = [by_run[run].retention_change, source.change(option.runs, ("capitals",))]
-        if card.choice == verdict.label:
-            gains.append(card.gain)
-            keeps.append(card.retention)
+        keeps.append(on_card.retention)
         rows = {row.task: row.difference for row in part.comparisons if row.run == run}
         for wanted, shown in (
             (verdict.gain, [*gains, rows["kinship"]]),

@@ -10,11 +10,13 @@ import re
 import pytest
 from vl_convert import vegalite_to_svg
 
+from rankwise.findings.options import OptionName
 from rankwise.records import quantities
 from rankwise.report import cells
 from rankwise.report.charts.heatmap import HeatScale, LayerMap, layer_maps, plain
 from rankwise.report.charts.marks import LETTER, LINE, Name, names_beside
 from rankwise.report.charts.theme import INK, rank_colour
+from rankwise.report.parts import Column, Table
 from rankwise.report.rendering import Page, Part, rendered
 
 
@@ -48,6 +50,33 @@ from rankwise.report.rendering import Page, Part, rendered
 )
 def test_numbers_are_written_in_one_way(text: str, expected: str) -> None:
     assert text == expected
+
+
+def test_a_column_is_written_by_the_type_of_its_field() -> None:
+    rows = [
+        OptionName(label="rank 4", rank=4),
+        OptionName(label="rank 1024", rank=1024),
+        OptionName(label="full", rank=None),
+    ]
+    nothing: dict[int, str] = {}
+    table = Table.of(
+        "",
+        rows,
+        Column("label", "Option"),
+        Column("rank", "Rank"),
+        Column("rank", "Half", write=".1f"),
+        Column("kind", "In words", write={4: "four", 1024: "many", "full": "all"}),
+        Column("label", "Words"),
+        Column(lambda row: nothing.get(row.rank), "Left out"),
+    )
+    assert [heading.title for heading in table.headings] == [
+        "Option", "Rank", "Half", "In words", "Words",
+    ]  # fmt: skip
+    assert [cell.value for cell in table.groups[0].rows[1]] == [
+        "rank 1024", "1,024", "1024.0", "many", "rank 1024",
+    ]  # fmt: skip
+    assert table.groups[0].rows[2][1] == cells.EMPTY
+    assert table.texts == (0, 4)
 
 
 def test_every_rank_has_a_colour_of_its_own() -> None:

@@ -105,8 +105,8 @@ def test_tables_have_every_number_of_the_findings(report: Written) -> None:
             means += [change.by_items for change in line.changes if change.by_items]
     for each in findings.axes:
         effects = [effect for axis in each.axes for effect in axis.effects]
-        means += [effect.in_domain.mean for effect in effects if effect.in_domain]
-        means += [effect.retention.mean for effect in effects if effect.retention]
+        means += [effect.lead for effect in effects if effect.lead]
+        means += [effect.retention_lead for effect in effects if effect.retention_lead]
     assert len(means) > 500
     for mean in means:
         interval = quantities.change_interval(mean.lower, mean.upper, "points")
@@ -128,7 +128,7 @@ def test_csv_numbers_equal_the_findings(report: Written) -> None:
     assert [float(row["change"]) for row in rows] == [each.change.estimate for each in changes]
     rows = read_csv(folder / "axes.csv")
     effects = [effect for each in findings.axes for axis in each.axes for effect in axis.effects]
-    with_axis = [row for row in rows if row["axis"]]
+    with_axis = [row for row in rows if row["value"]]
     assert [row["value"] for row in with_axis] == [effect.value for effect in effects]
     assert len(rows) - len(with_axis) == sum(len(each.points) for each in findings.axes)
 

@@ -39,15 +39,21 @@ def test_the_card_names_the_choice_and_what_else_would_do() -> None:
     assert (card.is_settled, card.choice, part.rank) == (True, "rank 16", 16)
     assert card.settings["Rank"] == "16"
     assert card.probability is None
-    assert card.gain is not None
-    assert card.gain.estimate == pytest.approx(30.0)
-    by_label = {each.label: each for each in card.alternatives}
-    assert list(by_label) == ["rank 4", "rank 64", "full fine-tuning"]
+    rows = {row.label: row for row in card.rows}
+    assert list(rows) == ["base", "rank 4", "rank 16", "rank 64", "full fine-tuning"]
+    assert [row.label for row in rows.values() if row.is_choice] == ["rank 16"]
+    assert rows["rank 16"].gain.estimate == pytest.approx(30.0)
+    assert (rows["base"].gain.lower, rows["base"].gain.upper) == (0.0, 0.0)
     # planted: 70 % of 300 against 80 %, and 81 %
-    assert by_label["rank 4"].gain.estimate == pytest.approx(-10.0)
-    assert by_label["rank 64"].gain.estimate == pytest.approx(1.0)
-    assert by_label["rank 64"].weights_ratio == pytest.approx(4.0)
-    kept = by_label["full fine-tuning"].retention
+    leads = {row.label: row.lead.estimate for row in card.alternatives if row.lead}
+    assert leads == pytest.approx(
+        {
+            "rank 4": -10.0,
+            "rank 64": 1.0,
+            "full fine-tuning": rows["full fine-tuning"].gain.estimate - 30.0,
+        }
+    )
+    kept = rows["full fine-tuning"].retention_lead
     assert kept is not None
     assert kept.estimate == pytest.approx(-10.0)
 

@@ -229,8 +229,8 @@ def test_rows_are_an_axis_of_the_page(finished: Finished) -> None:
         ("rows", ("6", "12", "24")),
     ]
     labels = [f"rank {rank}{rows}" for rank in (2, 4) for rows in (", 6 rows", ", 12 rows", "")]
-    assert [each.option.label for each in found.points] == labels
+    assert [each.label for each in found.points] == labels
     page = study_page(results, recommendation, findings, {})
     (section,) = [each for each in page.sections if each.name == "axes"]
     assert [figure.name for figure in section.figures] == ["axis-rows-gain", "axis-rows-retention"]
-    assert len([row for row in finding_tables(findings, results)["axes"] if "axis" in row]) == 3
+    assert len([row for row in finding_tables(findings, results)["axes"] if "value" in row]) == 3

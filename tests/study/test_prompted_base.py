@@ -110,16 +110,18 @@ def test_the_base_alone_is_asked_and_nothing_else_changes(finished: Finished) ->
 def test_it_is_compared_with_the_base_and_every_option(finished: Finished) -> None:
     results, recommendation, findings = finished.outcome
     (found,) = findings.prompting
-    assert [(row.shots, row.num_draws) for row in found.rows] == [(0, 1), (2, 2), (3, 2)]
+    assert [(row.shots, row.num_seeds) for row in found.alone] == [(0, 1), (2, 2), (3, 2)]
     base = results.base
-    for row in found.rows:
+    for row in found.alone:
         names = [e.name for e in finished.study.prompted["colours"] if e.shots == row.shots]
         means = [sum(base.items[n].values) / len(base.items[n].values) for n in names]
         known = sum(base.items["colours"].values) / len(base.items["colours"].values)
         gain = 100.0 * (sum(means) / len(means) - known)
         assert row.gain.estimate == pytest.approx(gain)
-        assert [each.label for each in row.beside] == ["rank 2", "rank 4"]
-    costs = [row.more_tokens for row in found.rows]
+    for shots in (0, 2, 3):
+        against = [row.against for row in found.rows if row.shots == shots]
+        assert against == ["base", "rank 2", "rank 4"]
+    costs = [row.more_tokens for row in found.alone]
     assert costs[0] == 0.0
     assert 0 < costs[1] < costs[2]
     page = study_page(results, recommendation, findings, {})
@@ -178,4 +180,4 @@ def test_own_rows_stand_before_held_out_rows(tmp_path: Path, tiny_model_folder: 
         assert not any(example.startswith(own) for example in examples for own in alone)
     outcome, _ = run(file, tmp_path / "study")
     (finding,) = outcome.findings.prompting
-    assert [row.shots for row in finding.rows] == [0, 2]
+    assert [row.shots for row in finding.alone] == [0, 2]

@@ -374,7 +374,7 @@ def test_an_adapter_that_is_no_plain_lora_is_noted(
     sentence(theirs.spectra.not_analysed, names=("use_dora",), HASH=r"(?<=-theirs-)\w+")
     (found,) = outcome.findings.weights
     assert [each.run for each in found.runs] == [mine.name]
-    assert found.left_out == {theirs.name: theirs.spectra.not_analysed}
+    assert found.not_analysed == {theirs.name: theirs.spectra.not_analysed}
     assert not any(left_over(tmp_path / "study").values())
     assert theirs.spectra.not_analysed in (remarks(outcome) or "")
 

@@ -155,7 +155,7 @@ def test_the_page_has_each_variant_beside_lora(finished: Finished) -> None:
     ]
     (lora,) = (m for m in finished.results.runs if m.run and m.run.planned.rank == 4)
     for row, model in zip(found.rows, finished.results.of_role("variant"), strict=True):
-        assert row.beside == "rank 4"
+        assert row.against == "rank 4"
         own, its = model.items["colours"].values, lora.items["colours"].values
         mean = 100 * sum(a - b for a, b in zip(own, its, strict=True)) / len(own)
         assert row.lead is not None

@@ -7,21 +7,22 @@ from typing import Literal, NamedTuple
 
 from rankwise.findings.axes import (
     Axis,
-    AxisDifference,
     AxisEffect,
+    AxisLead,
     AxisName,
-    AxisPoint,
     AxisState,
     TrainTaskAxes,
 )
-from rankwise.findings.checkpoints import CheckpointPoint, TrainTaskCheckpoints
+from rankwise.findings.checkpoints import TrainTaskCheckpoints
+from rankwise.findings.comparison import Compared
 from rankwise.records import quantities
 from rankwise.records.axes import FULL_LABEL
 from rankwise.records.grouping import grouped
 from rankwise.records.study import Unit
 from rankwise.report import cells
+from rankwise.report.cells import Cell
 from rankwise.report.charts.ranks import MOST_SERIES, RankMark, RankPanel, in_unit, rank_chart
-from rankwise.report.parts import Cell, Column, Figure, ReportSection, Shown, Table, file_name
+from rankwise.report.parts import Column, Figure, ReportSection, Shown, Table, file_name
 
 MOST_PANELS = 9
 """More panels than this are too many to draw."""
@@ -49,7 +50,7 @@ class ChangeAtRank(NamedTuple):
     panel: str
     rank: int | None
     series: str
-    of: AxisPoint | CheckpointPoint
+    of: Compared
 
 
 def change_figures(
@@ -147,12 +148,11 @@ def axis_section(found: Sequence[TrainTaskAxes]) -> ReportSection:
 def _axes_shown(found: TrainTaskAxes) -> Iterator[Shown]:
     """Whether each axis matters, its figures, whose panels are the other axes, and the table."""
     for axis in found.axes:
-        text = f"in-domain {_verdict(axis.in_domain, found.delta, found.unit, 'δ')}"
+        text = f"in-domain {_verdict(axis.state, found.delta, found.unit, 'δ')}"
         if found.epsilon_points is not None:
-            kept = _verdict(axis.retention, found.epsilon_points, "points", "ε")
+            kept = _verdict(axis.retention_state, found.epsilon_points, "points", "ε")
             text += f"; on retention {kept}"
         yield f"{_axis_name(axis)} ({', '.join(axis.values)}): {text}."
-    yield from cells.left_out(found.left_out)
     drawn = [axis for axis in found.axes if axis.method == "lora" and axis.name != "rank"]
     for axis in drawn:
         others: list[AxisName] = [each.name for each in drawn if each.name != axis.name]
@@ -160,9 +160,7 @@ def _axes_shown(found: TrainTaskAxes) -> Iterator[Shown]:
             yield from _by_rows(found, ["rank", *others])
             continue
         changes = [
-            ChangeAtRank(
-                point.in_words(others), point.option.rank, point.settings[axis.name], point
-            )
+            ChangeAtRank(point.in_words(others), point.rank, point.settings[axis.name], point)
             for point in found.points
         ]
         title, name = f" by rank and {axis.name}", file_name(axis.name)
@@ -175,18 +173,18 @@ def _axes_shown(found: TrainTaskAxes) -> Iterator[Shown]:
         note = f"{quantities.count(same)} of them one run" if same else ""
         return Cell(quantities.count(effect.num_combinations), "", note)
 
-    retention: list[Column[AxisEffect]] = [
-        Column("Retention", lambda row: _difference(row.retention), "difference, points"),
-        Column("Holm p", lambda row: _holm_p(row.retention)),
+    retention: list[Column] = [
+        Column("retention_lead", "Retention", "difference, points", _lead),
+        Column("retention_lead", "Holm p", write=_holm_p),
     ]
     yield Table.grouped(
         f"Trained on {found.train_task}: each value less the first of its axis, on the same items, "
         "all other settings equal. Positive is better.",
         [(_axis_name(axis), f"against {axis.values[0]}", axis.effects) for axis in found.axes],
-        Column("Value", lambda effect: effect.value),
-        Column("Matched combinations", combinations, "of the other axes"),
-        Column("In-domain", lambda row: _difference(row.in_domain), f"difference, {found.unit}"),
-        Column("Holm p", lambda row: _holm_p(row.in_domain)),
+        Column("value", "Value"),
+        Column(combinations, "Matched combinations", "of the other axes"),
+        Column("lead", "In-domain", f"difference, {found.unit}", _lead),
+        Column("lead", "Holm p", write=_holm_p),
         *(() if found.epsilon_points is None else retention),
     )
 
@@ -213,9 +211,9 @@ def _by_rows(found: TrainTaskAxes, others: Sequence[AxisName]) -> Iterator[Shown
         Table.grouped(
             cells.changes_caption(found.train_task, found.confidence),
             [(setting, "", points) for setting, points in by_setting.items()],
-            Column("Rows", lambda row: int(row.settings["rows"])),
-            Column("Gain", lambda row: cells.sized(row.gain), found.unit),
-            Column.optional("Retention", lambda row: cells.sized(row.retention), "change, points"),
+            Column(lambda row: int(row.settings["rows"]), "Rows"),
+            Column("gain", "Gain", found.unit, cells.sized),
+            Column("retention", "Retention", "change, points", cells.sized),
         ),
     )
 
@@ -235,16 +233,15 @@ def _axis_name(axis: Axis) -> str:
     return f"{FULL_LABEL}, {axis.name}" if axis.method == "full" else axis.name
 
 
-def _difference(difference: AxisDifference | None) -> Cell:
-    return Cell("not compared") if difference is None else cells.sized(difference.mean)
+def _lead(lead: AxisLead | None) -> Cell:
+    return Cell("not compared") if lead is None else cells.sized(lead)
 
 
-def _holm_p(difference: AxisDifference | None) -> str | None:
+def _holm_p(lead: AxisLead | None) -> str | None:
     """Below this it is not known more exactly."""
-    if difference is None:
+    if lead is None:
         return None
-    value = difference.holm_p_value
-    return "< 10⁻⁹" if value < 1e-9 else quantities.p_value(value)
+    return "< 10⁻⁹" if lead.holm_p_value < 1e-9 else quantities.p_value(lead.holm_p_value)
 
 
 def checkpoint_section(found: Sequence[TrainTaskCheckpoints]) -> ReportSection:
@@ -262,10 +259,9 @@ def checkpoint_section(found: Sequence[TrainTaskCheckpoints]) -> ReportSection:
 
 
 def _checkpoints_shown(found: TrainTaskCheckpoints) -> Iterator[Shown]:
-    yield from (choice.statement for choice in found.choices)
     changes = [
         # as a value beside rank: the share of the steps, the same for every option
-        ChangeAtRank("", point.option.rank, quantities.percent(round(share, 3)), point)
+        ChangeAtRank("", point.rank, quantities.percent(round(share, 3)), point)
         for point in found.points
         for share in [point.step / point.num_steps]
     ]
@@ -277,16 +273,15 @@ def _checkpoints_shown(found: TrainTaskCheckpoints) -> Iterator[Shown]:
         found.confidence,
         more="The last share is the end of the training.",
     )
-    chosen = {(choice.option.label, choice.step) for choice in found.choices}
-    groups = grouped((point.option.label, point) for point in found.points)
+    groups = grouped((point.label, point) for point in found.points)
     yield Table.grouped(
         f"Trained on {found.train_task}: change from the base after so many steps. Worth is the "
         "gain less twice the retention loss beyond ε, on validation items.",
         [(label, "", rows) for label, rows in groups.items()],
-        Column("Step", lambda row: f"{quantities.count(row.step)} of {row.num_steps}"),
-        Column("Gain", lambda row: cells.mean(row.gain), "test items"),
-        Column("Retention", lambda row: cells.mean(row.retention), "test items"),
-        Column("Worth", lambda row: cells.number(row.validation_worth, "+.1f"), "validation"),
-        Column.optional("KL, prompts", lambda row: cells.digits(row.kl_prompts), "nats per token"),
-        Column.text("Chosen", lambda row: "yes" if (row.option.label, row.step) in chosen else ""),
+        Column(lambda row: f"{quantities.count(row.step)} of {row.num_steps}", "Step"),
+        Column("gain", "Gain", "test items"),
+        Column("retention", "Retention", "test items"),
+        Column("validation_worth", "Worth", "validation", "+.1f"),
+        Column("kl_prompts", "KL, prompts", "nats per token", ".3g"),
+        Column(lambda row: "yes" if row.is_chosen else "", "Chosen", is_text=True),
     )

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 from rankwise.findings.card import CardRow, RuleDraws, VerdictCard
 from rankwise.findings.options import TaskMean
 from rankwise.records import quantities
 from rankwise.records.recommendation import Recommendation
 from rankwise.records.results import StudyResults, TrainTaskResults
-from rankwise.records.study import Unit
 from rankwise.report import cells
+from rankwise.report.cells import Cell
 from rankwise.report.parts import (
-    Cell,
     Column,
     ReportSection,
     RowGroup,
@@ -40,7 +40,6 @@ def card_table(
     The terminal shows the scores and the base too (``has_scores``), for which a phone has no room,
     and fewer rows. What only a training knows is left out where nothing was trained here.
     """
-    seconds = {run.name: run.run.train_seconds for run in results.runs if run.run is not None}
     has_base = results.study.has_base
     choice = "use this" if card.is_settled else "best bet"
     unit = recommendation.unit
@@ -49,36 +48,42 @@ def card_table(
     most -= has_scores and len(all_rows) > most
     rows = sorted(
         all_rows,
-        key=lambda row: (row.is_choice, row.gain.estimate if row.gain else math.inf),
+        key=lambda row: (row.is_choice, row.gain.estimate if row.runs else math.inf),
         reverse=True,
     )[:most]
 
-    def time(row: CardRow) -> str | None:
-        times = [seconds[run] for run in row.runs if run in seconds]
-        return quantities.seconds(sum(times)) if times else None
+    def short(mean: TaskMean | None, row: CardRow) -> str | None:
+        """+30.0 ±6.6: the longer side of the interval, which a row has room for."""
+        if mean is None or not row.runs:
+            return None
+        side = max(mean.upper - mean.estimate, mean.estimate - mean.lower)
+        estimate = quantities.change(mean.estimate, mean.unit)
+        return f"{estimate} ±{quantities.score(side, mean.unit)}"
 
-    trained: list[Column[CardRow]] = [
-        Column("Weights", lambda row: quantities.parameters(row.num_parameters), "trained"),
-        Column("Training", time),
+    trained: list[Column] = [
+        Column("num_parameters", "Weights", "trained", quantities.parameters),
+        Column(lambda row: row.train_seconds or None, "Training", write=quantities.seconds),
     ]
     if results.study.scores is not None:  # nothing was trained here
         trained = [
-            Column.optional("Learned", lambda row: row.num_learned, "items"),
-            Column.optional("Forgotten", lambda row: row.num_forgotten, "items"),
+            Column("num_learned", "Learned", "items"),
+            Column("num_forgotten", "Forgotten", "items"),
         ]
     gained_in, kept_in = cells.measures(recommendation)
-    scores: list[Column[CardRow]] = [
-        Column("Score", lambda row: _score(row.score, unit), gained_in),
-        Column.optional("Accuracy", lambda row: _score(row.accuracy, "points"), "%"),
+    scores: list[Column] = [
+        Column("score", "Score", gained_in, partial(quantities.score, unit=unit)),
+        Column("accuracy", "Accuracy", "%", partial(quantities.score, unit="points")),
     ]
     beside = "Changes from the base" if has_base else "Differences from the mean of the models"
     made = Table.of(
         f"{beside}; ± is the longer side of the interval.",
         [row for row in all_rows if row in rows],
-        Column("Option", lambda row: Cell(row.label, "", choice * row.is_choice, row.is_choice)),
+        Column(lambda row: Cell(row.label, "", choice * row.is_choice, row.is_choice), "Option"),
         *(scores if has_scores else ()),
-        Column("Gain" if has_base else "Over the mean", lambda row: _short(row.gain), gained_in),
-        Column.optional("Change in retention", lambda row: _short(row.retention), kept_in),
+        Column(
+            lambda row: short(row.gain, row), "Gain" if has_base else "Over the mean", gained_in
+        ),
+        Column(lambda row: short(row.retention, row), "Change in retention", kept_in),
         *trained,
     )
     if len(rows) == len(all_rows):
@@ -88,41 +93,29 @@ def card_table(
     return made._replace(groups=(*made.groups, RowGroup("", "", (more,))))
 
 
-def _score(value: float | None, unit: Unit) -> str | None:
-    return None if value is None else quantities.score(value, unit)
-
-
-def _short(mean: TaskMean | None) -> str | None:
-    """+30.0 ±6.6: the longer side of the interval, which a row has room for."""
-    if mean is None:
-        return None
-    side = max(mean.upper - mean.estimate, mean.estimate - mean.lower)
-    estimate = quantities.change(mean.estimate, mean.unit)
-    return f"{estimate} ±{quantities.score(side, mean.unit)}"
-
-
 def alternative_section(card: VerdictCard, recommendation: Recommendation) -> ReportSection | None:
     """Other options beside the choice, and advice from elsewhere; None where there is neither."""
     intervals = cells.intervals(recommendation.confidence)
     gained_in, kept_in = cells.measures(recommendation)
+    own = sum(row.num_parameters for row in card.rows if row.is_choice)
+
+    def weights(row: CardRow) -> str | None:
+        return quantities.times(row.num_parameters / own) if row.num_parameters and own else None
+
     options = Table.of(
         f"Every other option less {card.choice}, paired over the same items, {intervals}, each for "
         "one number by itself. Positive is better than the choice.",
         card.alternatives,
-        Column("Option", lambda row: row.label),
-        Column("Gain", lambda row: cells.mean(row.gain), gained_in),
-        Column.optional("Retention", lambda row: cells.mean(row.retention), kept_in),
-        Column.optional(
-            "Trained weights",
-            lambda row: cells.known(row.weights_ratio, quantities.times),
-            "of the choice's",
-        ),
+        Column("label", "Option"),
+        Column("lead", "Gain", gained_in),
+        Column("retention_lead", "Retention", kept_in),
+        Column(weights, "Trained weights", "of the choice's"),
     )
     advice = Table.of(
         f"{quantities.capital(intervals)}, paired over the same items.",
         card.advice,
-        Column("Common advice", lambda row: row.advice),
-        Column.text("Here", lambda row: row.here),
+        Column("advice", "Common advice"),
+        Column("here", "Here"),
     )
     tables = titled({"": options, "What others say": advice})
     title = f"Instead of {card.choice}"

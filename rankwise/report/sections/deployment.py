@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from rankwise.findings.deployment import DeployedRun
 from rankwise.records import quantities
-from rankwise.records.deployment import FormVerdict, JudgedForm
+from rankwise.records.deployment import FormVerdict
 from rankwise.records.files import in_words
 from rankwise.report import cells
 from rankwise.report.parts import Column, ReportSection, Table, TitledTable
@@ -38,28 +38,24 @@ def deployment_section(found: Sequence[DeployedRun]) -> ReportSection:
 
 
 def _table(found: DeployedRun) -> Table:
-    def change(place: int) -> Column[JudgedForm]:
+    def change(place: int) -> Column:
         first = found.forms[0].means[place]
         title = RELATION_NAMES[first.relation or "in_domain"].capitalize()
         margin = f"{first.unit}, {quantities.score(first.margin, first.unit)} may be lost"
         return Column(
-            title, lambda row: cells.interval(row.means[place].difference, first.unit), margin
+            lambda row: cells.interval(row.means[place].difference, first.unit), title, margin
         )
 
     return Table.of(
         "Changes against the adapter as trained, paired item by item; positive is better; "
         f"{cells.intervals(found.confidence)}",
         found.forms,
-        Column("Form", lambda row: row.form),
+        Column("form", "Form"),
         *(change(place) for place in range(len(found.forms[0].means))),
-        Column("On the disk", lambda row: in_words(row.num_bytes)),
+        Column("num_bytes", "On the disk", write=in_words),
+        Column("delta.relative_error", "Rounding", "times delta", quantities.ratio),
         Column(
-            "Rounding",
-            lambda row: row.delta and quantities.ratio(row.delta.relative_error),
-            "times delta",
+            lambda row: row.delta and quantities.share(max(row.delta.kept_share, 0.0)), "Delta kept"
         ),
-        Column(
-            "Delta kept", lambda row: row.delta and quantities.share(max(row.delta.kept_share, 0.0))
-        ),
-        Column.text("Verdict", lambda row: VERDICTS[row.verdict]),
+        Column("verdict", "Verdict", write=VERDICTS),
     )

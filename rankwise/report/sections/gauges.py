@@ -38,7 +38,6 @@ def gauge_section(found: Sequence[TrainTaskGauges]) -> ReportSection:
 
 
 def _gauges_shown(found: TrainTaskGauges) -> Iterator[Shown]:
-    yield from found.statements
     planes: list[Plane] = []
     for title, kl_of in _KL.items():
         drawn = [
@@ -78,10 +77,10 @@ def _gauges_shown(found: TrainTaskGauges) -> Iterator[Shown]:
             (title, "", [model for model in found.models if model.kind == kind])
             for kind, title in _GROUPS.items()
         ],
-        Column("Model", lambda row: row.label),
-        Column("Retention loss", lambda row: cells.mean(row.retention_loss), unit),
-        Column("KL, prompts", lambda row: cells.digits(row.kl_prompts), "nats per token"),
-        Column("KL, held-out text", lambda row: cells.digits(row.kl_prose), "nats per token"),
-        Column("Rise of the loss", lambda row: cells.mean(row.prose_rise), "same text, nats"),
-        Column("Norm", lambda row: cells.number(row.update_norm, ".3g"), "of the update"),
+        Column("label", "Model"),
+        Column("retention_loss", "Retention loss", unit),
+        Column("kl_prompts", "KL, prompts", "nats per token", ".3g"),
+        Column("kl_prose", "KL, held-out text", "nats per token", ".3g"),
+        Column("prose_rise", "Rise of the loss", "same text, nats"),
+        Column("update_norm", "Norm", "of the update", ".3g"),
     )

@@ -19,6 +19,7 @@ from rankwise.records.grouping import grouped
 from rankwise.records.heads import ChangeMeasure, HeadChanges, HeadMap, TaskHeadEffects
 from rankwise.records.results import ModelResults, StudyResults
 from rankwise.report import cells
+from rankwise.report.cells import Cell
 from rankwise.report.charts.heatmap import (
     MOST_PANELS,
     HeatScale,
@@ -27,16 +28,7 @@ from rankwise.report.charts.heatmap import (
     percent,
     plain,
 )
-from rankwise.report.parts import (
-    Cell,
-    Column,
-    Figure,
-    ReportSection,
-    Shown,
-    Table,
-    file_name,
-    thinned,
-)
+from rankwise.report.parts import Column, Figure, ReportSection, Shown, Table, file_name, thinned
 
 _STRONGEST = 8
 
@@ -61,8 +53,7 @@ def head_section(found: Sequence[TrainTaskHeads], results: StudyResults) -> Repo
     about += cells.of_one_seed(found[0].num_seeds)
 
     def shown(part: TrainTaskHeads) -> Iterator[Shown]:
-        yield from part.statements
-        yield from (f"{run}: {reason}" for run, reason in part.left_out.items())
+        yield from (f"{run}: {reason}" for run, reason in part.not_analysed.items())
         models = {model.name: model for model in results.of(part.train_task).runs}
         changed = {
             run.run: changes
@@ -95,11 +86,11 @@ def _change_table(runs: Sequence[HeadsOfRun]) -> Table:
     def mean(measure: ChangeMeasure, spec: str, scale: float = 1.0) -> Callable[[HeadsOfRun], str]:
         return lambda run: format(scale * measures[run.run][measure].mean, spec)
 
+    def in_percent(share: float) -> str:
+        return f"{100 * share:.0f}"
+
     def like(which: str) -> Callable[[HeadsOfRun], Cell]:
         return lambda run: cells.correlation(getattr(measures[run.run]["output"], which))
-
-    def top_share(run: HeadsOfRun) -> str | None:
-        return None if run.top_share is None else f"{100 * run.top_share:.0f}"
 
     return Table.of(
         "Means of absolute changes over all heads. Attention's delta is that of q, k, v and output "
@@ -107,14 +98,14 @@ def _change_table(runs: Sequence[HeadsOfRun]) -> Table:
         "outputs' changes over heads: with full fine-tuning's, and of two halves of the prompts, "
         "which is the control.",
         runs,
-        Column("Model", lambda run: run.label),
-        Column("Output", mean("output", ".3g", 100), "% of its size"),
-        Column("Divergence", mean("divergence", ".2g"), "nats"),
-        Column("Entropy", mean("entropy", ".2g"), "nats"),
-        Column("First token", mean("first_token_mass", ".2g", 100), "% of the mass"),
-        Column("Top tenth", top_share, "% of attention's ‖delta‖²"),
-        Column("Like full", like("like_full"), "ρ over heads"),
-        Column("Like itself", like("agreement"), "ρ of two halves"),
+        Column("label", "Model"),
+        Column(mean("output", ".3g", 100), "Output", "% of its size"),
+        Column(mean("divergence", ".2g"), "Divergence", "nats"),
+        Column(mean("entropy", ".2g"), "Entropy", "nats"),
+        Column(mean("first_token_mass", ".2g", 100), "First token", "% of the mass"),
+        Column("top_share", "Top tenth", "% of attention's ‖delta‖²", in_percent),
+        Column(like("like_full"), "Like full", "ρ over heads"),
+        Column(like("agreement"), "Like itself", "ρ of two halves"),
     )
 
 
@@ -133,10 +124,10 @@ def _matter_table(found: Sequence[ChangeAndEffect]) -> Table:
             (f"{label}, {task}", f"heads {done}", grouped(parts).values())
             for (_, label, task, done), parts in by_run.items()
         ],
-        Column("Change", lambda row: quantities.capital(MEASURE_NAMES[row[0].measure])),
-        Column("Size of the effect", lambda row: correlation(row[0])),
-        Column("Less the base's", lambda row: correlation(row[1])),
-        Column("Heads", lambda row: row[0].num_heads),
+        Column(lambda row: quantities.capital(MEASURE_NAMES[row[0].measure]), "Change"),
+        Column("0", "Size of the effect", write=correlation),
+        Column("1", "Less the base's", write=correlation),
+        Column("0.num_heads", "Heads"),
     )
 
 
@@ -172,14 +163,14 @@ def effect_table(effects: TaskHeadEffects) -> Table:
     return Table.of(
         " ".join(caption),
         strongest,
-        Column("Head", lambda head: f"layer {head.layer}, head {head.head}"),
-        Column("Effect", lambda head: cells.formatted(head.effect, "+.3f"), "nats"),
-        Column("p", lambda head: quantities.p_value(head.effect.p_value), "Holm"),
-        Column("On the base", lambda head: cells.formatted(head.control, "+.3f"), "nats"),
-        Column("Beyond it", lambda head: cells.formatted(head.beyond_control, "+.3f"), "nats"),
+        Column(lambda head: f"layer {head.layer}, head {head.head}", "Head"),
+        Column("effect", "Effect", "nats", "+.3f"),
+        Column("effect.p_value", "p", "Holm", quantities.p_value),
+        Column("control", "On the base", "nats", "+.3f"),
+        Column("beyond_control", "Beyond it", "nats", "+.3f"),
         Column(
-            quantities.capital(effects.metric),
             lambda head: cells.formatted(scores[head.layer, head.head], "+.1f"),
+            quantities.capital(effects.metric),
             effects.unit,
         ),
     )

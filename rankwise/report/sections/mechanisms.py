@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 from rankwise.findings.agreement import AgreementWithFull
 from rankwise.findings.mechanisms import MatchedPairs, TrainTaskMechanisms
@@ -12,9 +13,10 @@ from rankwise.records import quantities
 from rankwise.records.grouping import grouped
 from rankwise.records.study import Interval
 from rankwise.report import cells
+from rankwise.report.cells import Cell
 from rankwise.report.charts.intervals import Bar, BarPanel, interval_chart
 from rankwise.report.charts.ranks import RankLine, RankMark, RankPanel, in_unit, rank_chart
-from rankwise.report.parts import Cell, Column, Figure, ReportSection, Shown, Table
+from rankwise.report.parts import Column, Figure, ReportSection, Shown, Table
 
 MOST_PAIRS = 16
 """More pairs than this are too many to draw; the others are in the table."""
@@ -49,27 +51,27 @@ def mechanism_section(found: Sequence[TrainTaskMechanisms]) -> ReportSection:
         "shown, contradicted or undecided by the interval "
         f"({quantities.percent(found[0].confidence)}) of one paired difference. Exploratory: with "
         "many intervals some miss, and the recommendation does not rest on them.",
-        *cells.of_one_seed(max((t.num_seeds for part in found for t in part.trends), default=0)),
+        *cells.of_one_seed(
+            max((t.change.num_seeds for part in found for t in part.trends), default=0)
+        ),
     ]
     return ReportSection.of("mechanisms", "Mechanisms", about, found, _shown, figures="mechanism")
 
 
 def _shown(found: TrainTaskMechanisms) -> Iterator[Shown]:
-    yield from (*found.statements, *cells.left_out(found.left_out))
-
     def measure(trend: RankTrend) -> Cell:
-        unit = "nats" if trend.unit == "nats" else "points"
-        return Cell(_TRENDS[trend.of][0], "", f"{unit}, {quantities.sample_size(trend)}")
+        unit = "nats" if trend.change.unit == "nats" else "points"
+        return Cell(_TRENDS[trend.of][0], "", f"{unit}, {quantities.sample_size(trend.change)}")
 
     trends = Table.of(
         f"Trained on {found.train_task}: largest rank less smallest, on the same items.",
         found.trends,
-        Column("Measure", measure),
-        Column("From rank", lambda trend: quantities.count(trend.smallest_rank)),
-        Column("To rank", lambda trend: quantities.count(trend.largest_rank)),
-        Column("Change", lambda trend: cells.interval(trend.change, trend.unit)),
-        Column.text("The mechanism says", lambda trend: _TRENDS[trend.of][1]),
-        Column.text("The study", lambda trend: trend.answer),
+        Column(measure, "Measure"),
+        Column("smallest_rank", "From rank"),
+        Column("largest_rank", "To rank"),
+        Column("change", "Change"),
+        Column(lambda trend: _TRENDS[trend.of][1], "The mechanism says", is_text=True),
+        Column("answer", "The study"),
     )
     yield "From the smallest to the largest rank", trends
     yield from _gaps(found)
@@ -84,10 +86,10 @@ def _gaps(found: TrainTaskMechanisms) -> Iterator[Shown]:
         f"Trained on {found.train_task}, both against the base. The items are different ones, so "
         "the variances of both gains add.",
         gaps,
-        Column("Option", lambda gap: gap.option.label),
-        Column("Gain on trained items", lambda gap: cells.sized(gap.trained), unit),
-        Column("Gain on test items", lambda gap: cells.sized(gap.test), unit),
-        Column("Gap", lambda gap: cells.interval(gap.gap, unit), "trained − test"),
+        Column("option.label", "Option"),
+        Column("trained", "Gain on trained items", unit, cells.sized),
+        Column("test", "Gain on test items", unit, cells.sized),
+        Column("gap", "Gap", "trained − test", cells.in_unit(unit)),
     )
     yield "Trained and test items", table
     marks = [
@@ -136,11 +138,11 @@ def _pairs(found: TrainTaskMechanisms, matched: MatchedPairs) -> Iterator[Shown]
     pairs = Table.of(
         f"Trained on {found.train_task}. {which} Paired over the same items.",
         matched.pairs,
-        Column("Lower rank", lambda pair: pair.option.label),
-        Column.text("Higher rank", lambda pair: pair.other.label),
-        Column("In-domain", lambda pair: cells.sized(pair.gain), f"lower − higher, {found.unit}"),
-        Column("Retention", lambda pair: cells.sized(pair.kept), "lower − higher, points"),
-        Column.text("Does the lower keep more?", lambda pair: _ANSWERS[pair.answer]),
+        Column("option.label", "Lower rank"),
+        Column("other.label", "Higher rank"),
+        Column("gain", "In-domain", f"lower − higher, {found.unit}", cells.sized),
+        Column("kept", "Retention", "lower − higher, points", cells.sized),
+        Column("answer", "Does the lower keep more?", write=_ANSWERS),
     )
     yield "Kept at equal gain", pairs
     if not matched.pairs:
@@ -178,12 +180,12 @@ def _agreement(found: TrainTaskMechanisms) -> Iterator[Shown]:
         "the same seed. The base is an update of zero; full fine-tuning against its next seed is "
         "as alike as two runs can be expected to be.",
         [(f"Beside {label}", "", rows) for label, rows in by_reference.items()],
-        Column("Model", name),
-        Column("Same outcome", lambda row: score(row.same_outcome), "% of items"),
-        Column("Kappa", lambda row: cells.written(row.kappa, quantities.ratio), "beyond chance"),
-        Column("Same option", lambda row: score(row.same_option), "% of items"),
-        Column.optional("Same next token", lambda row: score(row.same_next_token), "%"),
-        Column.optional("KL(full || model)", lambda row: score(row.kl), "nats per token"),
+        Column(name, "Model"),
+        Column("same_outcome", "Same outcome", "% of items", score),
+        Column("kappa", "Kappa", "beyond chance", partial(cells.written, write=quantities.ratio)),
+        Column("same_option", "Same option", "% of items", score),
+        Column("same_next_token", "Same next token", "%", score),
+        Column("kl", "KL(full || model)", "nats per token", score),
     )
     yield "Agreement with full fine-tuning", table
     panels = list(_agreement_panels(found))

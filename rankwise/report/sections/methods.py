@@ -53,9 +53,9 @@ def methods_section(results: StudyResults, page_files: str) -> ReportSection:
         "D(i, j) is the adapted model's value less the base's, with seed i on item j, turned so "
         "that positive is better; n items, m seeds.",
         list(_formulas(results)),
-        Column("Number", lambda row: row[0]),
-        Column.text("Formula", lambda row: row[1]),
-        Column.text("In words", lambda row: row[2]),
+        Column("0", "Number"),
+        Column("1", "Formula"),
+        Column("2", "In words"),
     )
     tables = [
         TitledTable("What the numbers are", formulas),

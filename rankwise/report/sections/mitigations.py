@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from rankwise.findings.mitigations import Arm, ArmKind, TrainTaskMitigations
+from rankwise.findings.mitigations import ArmKind, TrainTaskMitigations
 from rankwise.findings.repairs import ranks_statement
 from rankwise.findings.variants import TrainTaskVariants, VariantRow
 from rankwise.records import quantities
 from rankwise.records.grouping import grouped
 from rankwise.records.repairs import AdapterRepair, RepairChoice, RepairPoint
 from rankwise.report import cells
+from rankwise.report.cells import Cell
 from rankwise.report.charts.marks import SERIES, MarkStyle
 from rankwise.report.charts.theme import INK
-from rankwise.report.parts import Cell, Column, Figure, ReportSection, Shown, Table, TitledTable
+from rankwise.report.parts import Column, Figure, ReportSection, Shown, Table, TitledTable
 from rankwise.report.sections.overview import change_mark, plane_of
 
 MOST_FIGURES = 6
@@ -44,52 +45,46 @@ def mitigation_section(found: Sequence[TrainTaskMitigations]) -> ReportSection:
 
 
 def _mitigations_shown(found: TrainTaskMitigations) -> Iterator[Shown]:
-    yield from (statement for option in found.options for statement in option.statements)
-    yield from cells.left_out(found.left_out)
-    for place, option in enumerate(found.options[:MOST_FIGURES], start=1):
-        first = option.arms[0]
+    by_option = grouped((arm.option, arm) for arm in found.arms)
+    for place, (option, arms) in enumerate([*by_option.items()][:MOST_FIGURES], start=1):
+        drawn = [(arm, kept) for arm in arms if (kept := arm.retention) is not None]
+        (first, first_kept), *_ = drawn
         marks = [
-            change_mark(arm.label, _LOOKS[arm.kind], arm.label, arm.gain, arm.retention)
-            for arm in option.arms
+            change_mark(arm.label, _LOOKS[arm.changed], arm.label, arm.gain, kept)
+            for arm, kept in drawn
         ]
-        path = [*(place for place, arm in enumerate(option.arms) if arm.is_of_rates), None]
+        path = [*(place for place, arm in enumerate(arms) if arm.is_of_rates), None]
         yield Figure(
             str(place),
-            f"Gain against retention, {option.source.label}",
+            f"Gain against retention, {option}",
             "The line joins the run as trained, its lower rates and the base; what a rate between "
             "them does is not known. Bars are of each change "
             "from the base; arms share their items, so the differences in the table vary less. "
             "The dashed line is ε, the largest loss that is accepted.",
             plane_of(marks, first.gain.unit, found.epsilon_points, path),
             f"{quantities.sample_size(first.gain, 'items')} in-domain, "
-            f"{quantities.sample_size(first.retention, 'items')} of retention; bars are "
+            f"{quantities.sample_size(first_kept, 'items')} of retention; bars are "
             f"{cells.intervals(found.confidence)}",
         )
-
-    def over(row: Arm) -> Cell:
-        lead = row.over_rate
-        return cells.mean(lead and lead.gain, note="" if lead is None else lead.dominance)
 
     yield Table.grouped(
         cells.changes_caption(found.train_task, found.confidence),
         [
-            (option.source.label, quantities.counted(option.num_seeds, "seed"), option.arms)
-            for option in found.options
+            (option, quantities.counted(arms[0].num_seeds, "seed"), arms)
+            for option, arms in by_option.items()
         ],
-        Column("Arm", lambda row: row.label),
-        Column("Gain", lambda row: cells.sized(row.gain), found.unit),
-        Column("Kept", lambda row: cells.share(row.kept_gain), "of the gain as trained"),
-        Column("Retention", lambda row: cells.sized(row.retention), "change, points"),
-        Column("Regained", lambda row: cells.share(row.regained), "of the retention loss"),
-        Column("Nearest lower rate", lambda row: row.over_rate and row.over_rate.rate),
-        Column("Gain over it", over, found.unit),
+        Column("label", "Arm"),
+        Column("gain", "Gain", found.unit, cells.sized),
+        Column("kept_gain", "Kept", "of the gain as trained"),
+        Column("retention", "Retention", "change, points", cells.sized),
+        Column("regained", "Regained", "of the retention loss"),
+        Column(lambda row: row.against if row.lead else None, "Nearest lower rate"),
         Column(
-            "Kept over it",
-            lambda row: cells.mean(row.over_rate and row.over_rate.retention),
-            "points",
+            lambda row: cells.mean(row.lead, note=row.dominance or ""), "Gain over it", found.unit
         ),
-        Column("Tokens", lambda row: row.num_tokens, "of each seed"),
-        Column("Training", lambda row: quantities.seconds(row.train_seconds), "all seeds"),
+        Column("retention_lead", "Kept over it", "points"),
+        Column("num_tokens", "Tokens", "of each seed"),
+        Column("train_seconds", "Training", "all seeds", quantities.seconds),
     )
 
 
@@ -105,12 +100,12 @@ def repair_section(found: Sequence[AdapterRepair]) -> ReportSection:
             scores = Table.of(
                 f"On all items; {place}.",
                 judged.tasks,
-                Column("Task", lambda row: Cell(row.task, "", row.relation.replace("_", "-"))),
-                Column.text("Metric", lambda row: row.metric),
-                Column("Items", lambda row: row.num_items),
-                Column("Base", lambda row: quantities.score(row.base_score, row.unit)),
-                Column("As it is", lambda row: quantities.score(row.adapted_score, row.unit)),
-                Column("Repaired", lambda row: quantities.score(row.repaired_score, row.unit)),
+                Column(lambda row: Cell(row.task, "", row.relation.replace("_", "-")), "Task"),
+                Column("metric", "Metric"),
+                Column("num_items", "Items"),
+                Column(lambda row: quantities.score(row.base_score, row.unit), "Base"),
+                Column(lambda row: quantities.score(row.adapted_score, row.unit), "As it is"),
+                Column(lambda row: quantities.score(row.repaired_score, row.unit), "Repaired"),
             )
             tables.append(TitledTable(title, scores))
     about = (
@@ -145,12 +140,10 @@ def repair_table(choice: RepairChoice) -> Table:
         f"{choice.together}. A repair keeps enough if its interval ends at {limit} of loss or "
         "less, and so do those of all stronger repairs of its kind.",
         choice.curve,
-        Column("Repair", name),
-        Column("Gain", lambda row: cells.interval(row.gain, choice.unit), choice.unit),
-        Column(
-            "Retention loss", lambda row: cells.interval(row.retention_loss, "points"), "points"
-        ),
-        Column("Keeps enough", lambda row: row.keeps_enough),
+        Column(name, "Repair"),
+        Column("gain", "Gain", choice.unit, cells.in_unit(choice.unit)),
+        Column("retention_loss", "Retention loss", "points", cells.in_unit("points")),
+        Column("keeps_enough", "Keeps enough"),
     )
 
 
@@ -170,8 +163,6 @@ def variant_section(found: Sequence[TrainTaskVariants]) -> ReportSection:
 
 
 def _variants_shown(found: TrainTaskVariants) -> Iterator[Shown]:
-    yield from (*found.statements, *cells.left_out(found.left_out))
-
     def rate(row: VariantRow) -> str:
         best = " (best)" if row.is_best_rate and row.num_rates > 1 else ""
         return f"{quantities.learning_rate(row.learning_rate)}{best}"
@@ -181,14 +172,12 @@ def _variants_shown(found: TrainTaskVariants) -> Iterator[Shown]:
     yield Table.grouped(
         cells.changes_caption(found.train_task, found.confidence),
         [(f"Beside rank {rank}", "", rows) for rank, rows in by_rank.items()],
-        Column("Variant", lambda row: row.label),
-        Column("Trained weights", lambda row: quantities.parameters(row.num_parameters)),
-        Column("Learning rate", rate),
-        Column("Gain", lambda row: cells.sized(row.gain), found.unit),
-        Column.optional("Against LoRA", lambda row: cells.mean(row.lead), lead),
-        Column.optional("Retention", lambda row: cells.sized(row.retention), "change, points"),
-        Column.optional(
-            "Against LoRA", lambda row: cells.mean(row.retention_lead), "difference, points"
-        ),
-        Column("Training", lambda row: quantities.seconds(row.train_seconds), "all seeds"),
+        Column("label", "Variant"),
+        Column("num_parameters", "Trained weights", write=quantities.parameters),
+        Column(rate, "Learning rate"),
+        Column("gain", "Gain", found.unit, cells.sized),
+        Column("lead", "Against LoRA", lead),
+        Column("retention", "Retention", "change, points", cells.sized),
+        Column("retention_lead", "Against LoRA", "difference, points"),
+        Column("train_seconds", "Training", "all seeds", quantities.seconds),
     )

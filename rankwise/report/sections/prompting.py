@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from rankwise.findings.prompting import TrainTaskPrompting
 from rankwise.records import quantities
+from rankwise.records.grouping import grouped
 from rankwise.report import cells
 from rankwise.report.parts import Column, ReportSection, Shown, Table
 
@@ -18,34 +19,30 @@ def prompting_section(found: Sequence[TrainTaskPrompting]) -> ReportSection:
         "the rows are its seeds. What it knew before stays by construction. What it costs is "
         "tokens, in every question. Intervals are "
         f"{quantities.percent(found[0].confidence)}, one at a time: exploratory.",
-        *cells.of_one_seed(max(row.num_draws for part in found for row in part.rows)),
+        *cells.of_one_seed(max(row.num_seeds for part in found for row in part.rows)),
     ]
 
     return ReportSection.of("prompting", "A prompt instead", about, found, _shown)
 
 
 def _shown(found: TrainTaskPrompting) -> Iterator[Shown]:
-    yield from found.statements
     yield Table.of(
         cells.changes_caption(found.train_task, found.confidence),
-        found.rows,
-        Column("Examples", lambda row: row.shots),
-        Column("Draws", lambda row: row.num_draws),
-        Column("Tokens", lambda row: cells.number(row.context_tokens, ",.0f"), "of a question"),
-        Column.optional("More", lambda row: cells.number(row.more_tokens, ",.0f"), "than without"),
-        Column("Gain", lambda row: cells.sized(row.gain), found.unit),
+        found.alone,
+        Column("shots", "Examples"),
+        Column("num_seeds", "Draws"),
+        Column("context_tokens", "Tokens", "of a question", ",.0f"),
+        Column("more_tokens", "More", "than without", ",.0f"),
+        Column("gain", "Gain", found.unit, cells.sized),
     )
     margin = quantities.amount(found.delta, found.unit)
-    groups = [
-        (quantities.counted(row.shots, "example") if row.shots else "No example", "", row.beside)
-        for row in found.rows
-    ]
+    by_prompt = grouped((row.label, row) for row in found.rows if row.lead is not None)
     beside = Table.grouped(
         f"The prompt less the training. As much: the interval ends above -δ, {margin}. Less: it "
         "ends below zero, and not above -δ.",
-        groups,
-        Column("Against", lambda row: row.label),
-        Column("Difference", lambda row: cells.mean(row.difference), found.unit),
-        Column.text("Gains", lambda row: row.gains),
+        [(quantities.capital(label), "", rows) for label, rows in by_prompt.items()],
+        Column("against", "Against"),
+        Column("lead", "Difference", found.unit),
+        Column("gains", "Gains"),
     )
     yield "Against a training", beside

@@ -8,8 +8,9 @@ from rankwise.findings.retention import RetentionLine, TrainTaskRetention
 from rankwise.records import quantities
 from rankwise.records.axes import Kind
 from rankwise.report import cells
+from rankwise.report.cells import Cell
 from rankwise.report.charts.intervals import Bar, BarPanel, interval_chart, short_names
-from rankwise.report.parts import Cell, Figure, ReportSection, Shown, Table, option_columns
+from rankwise.report.parts import Figure, ReportSection, Shown, Table, option_columns
 
 MOST_SUBJECTS = 20
 """More subjects than this are too many to draw; those with the largest loss are."""
@@ -36,7 +37,6 @@ def retention_section(found: Sequence[TrainTaskRetention]) -> ReportSection:
 
 
 def _shown(found: TrainTaskRetention) -> Iterator[Shown]:
-    yield from cells.left_out(found.left_out)
     yield _figure(found)
     yield Table.grouped(
         f"Trained on {found.train_task}: base score and change from it in points, seeds averaged, "

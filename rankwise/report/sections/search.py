@@ -10,8 +10,9 @@ from rankwise.records.results import StudyResults
 from rankwise.records.search import TrainTaskSearch
 from rankwise.records.study import Interval, Unit
 from rankwise.report import cells
+from rankwise.report.cells import Cell
 from rankwise.report.charts.ranks import RankMark, RankPanel, in_unit, rank_chart
-from rankwise.report.parts import Cell, Column, Figure, ReportSection, Shown, Table
+from rankwise.report.parts import Column, Figure, ReportSection, Shown, Table
 
 POLICIES = {
     "narrow": "one seed of every rank, then more seeds of the best one and its nearest rival",
@@ -89,16 +90,16 @@ def _table(search: TrainTaskSearch) -> Table:
     return Table.of(
         f"What trainings showed on the validation items ({items}), in order.",
         search.shown,
-        Column("Setting", lambda row: Cell(row.setting, "", f"seed {row.seed}")),
-        Column("Learning rate", lambda row: quantities.learning_rate(row.learning_rate)),
-        Column("Trained", lambda row: quantities.percent(row.share), "of its steps"),
-        Column("Gain", lambda row: _cell(row.gain, search.unit), f"{search.unit}, ± 2 errors"),
-        Column.optional(
-            "Retention loss",
+        Column(lambda row: Cell(row.setting, "", f"seed {row.seed}"), "Setting"),
+        Column("learning_rate", "Learning rate", write=quantities.learning_rate),
+        Column("share", "Trained", "of its steps", quantities.percent),
+        Column(lambda row: _cell(row.gain, search.unit), "Gain", f"{search.unit}, ± 2 errors"),
+        Column(
             lambda row: row.retention_loss and _cell(row.retention_loss, "points"),
+            "Retention loss",
             "points, ± 2 errors",
         ),
-        Column.text("Then", lambda row: reasons.get(row.run, "")),
+        Column(lambda row: reasons.get(row.run, ""), "Then", is_text=True),
     )
 
 

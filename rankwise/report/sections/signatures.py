@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from rankwise.findings.signatures.signature import SIGNATURES, TITLES, Signature, SignatureName
 from rankwise.records import quantities
 from rankwise.records.grouping import grouped
-from rankwise.report.parts import Cell, Column, ReportSection, Table, titled
+from rankwise.report.cells import Cell
+from rankwise.report.parts import Column, ReportSection, Table, titled
 
 _WHOLE_STUDY = "all models"
 
@@ -39,12 +40,12 @@ def signature_section(
             (f"Trained on {name}" if len(by_task) > 1 else "", "", parts)
             for name, parts in by_task.items()
         ],
-        Column("What", lambda signature: signature.title),
-        Column.text("Model", lambda signature: signature.label or _WHOLE_STUDY),
-        Column.text("Task", lambda signature: signature.task or None),
-        Column("Judged", _judged, "estimate and interval"),
-        Column.text("In words", lambda signature: signature.statement),
-        Column.text("What to do next", lambda signature: signature.advice),
+        Column("title", "What"),
+        Column(lambda signature: signature.label or _WHOLE_STUDY, "Model", is_text=True),
+        Column(lambda signature: signature.task or None, "Task", is_text=True),
+        Column(_judged, "Judged", "estimate and interval"),
+        Column("statement", "In words"),
+        Column("advice", "What to do next"),
     )
     tables = titled({"What was found": table})
     return ReportSection("failure-signatures", "Failure signatures", remarks, tables=tables)

@@ -22,16 +22,15 @@ def slice_section(found: Sequence[TrainTaskSlices]) -> ReportSection:
 
 
 def _shown(found: TrainTaskSlices) -> Iterator[Shown]:
-    yield from found.statements
     yield Table.of(
         f"Trained on {found.train_task}: changes by kind of item, seeds averaged.",
         found.rows,
-        Column("Option", lambda row: row.option.label),
-        Column.text("Task", lambda row: f"{row.task} ({RELATION_NAMES[row.relation]})"),
-        Column.text("Kind", lambda row: f"{row.by}: {row.kind}"),
-        Column("Items", lambda row: row.num_examples),
-        Column("Base", lambda row: quantities.amount(row.base, row.unit)),
-        Column("Change", lambda row: cells.interval(row.change, row.unit)),
-        Column("p, Holm", lambda row: quantities.p_value(row.holm_p_value)),
-        Column.text("Shown?", lambda row: row.verdict.replace("_", " ")),
+        Column("option.label", "Option"),
+        Column(lambda row: f"{row.task} ({RELATION_NAMES[row.relation]})", "Task", is_text=True),
+        Column(lambda row: f"{row.by}: {row.kind}", "Kind", is_text=True),
+        Column("num_examples", "Items"),
+        Column(lambda row: quantities.amount(row.base, row.unit), "Base"),
+        Column(lambda row: cells.interval(row.change, row.unit), "Change"),
+        Column("holm_p_value", "p, Holm", write=quantities.p_value),
+        Column(lambda row: row.verdict.replace("_", " "), "Shown?", is_text=True),
     )

@@ -10,12 +10,11 @@ from rankwise.findings.statements import TRANSFER_ALARM_SHARE
 from rankwise.findings.transfer import DomainMean, Transfer, TransferCell, TransferRow
 from rankwise.records import quantities
 from rankwise.report import cells
+from rankwise.report.cells import EMPTY, Cell
 from rankwise.report.charts.heatmap import HeatCell, HeatPanel, HeatScale, heat_map
 from rankwise.report.charts.marks import lines
 from rankwise.report.charts.theme import ALARM, INK
 from rankwise.report.parts import (
-    EMPTY,
-    Cell,
     Figure,
     ReportSection,
     Table,

@@ -30,6 +30,7 @@ from rankwise.records.spectra import (
     similarity,
 )
 from rankwise.report import cells
+from rankwise.report.cells import Cell
 from rankwise.report.charts.heatmap import MOST_PANELS, HeatScale, LayerMap, layer_maps, percent
 from rankwise.report.charts.marks import MarkStyle
 from rankwise.report.charts.plane import Plane, PlaneMark, plane_chart
@@ -43,7 +44,6 @@ from rankwise.report.charts.ranks import (
 )
 from rankwise.report.parts import (
     LEAST_POINTS,
-    Cell,
     Column,
     Figure,
     ReportSection,
@@ -72,8 +72,7 @@ def weight_section(found: Sequence[TrainTaskWeights], results: StudyResults) -> 
     num_leading = min(INTRUDER_K, settings.top_k)
 
     def shown(part: TrainTaskWeights) -> Iterator[Shown]:
-        yield from part.statements
-        yield from (f"{run} was not analysed: {why}" for run, why in part.left_out.items())
+        yield from (f"{run} was not analysed: {why}" for run, why in part.not_analysed.items())
         yield "Updates of the runs", _run_table(part.runs, num_leading)
         yield "Norm against rank", _norm_table(part)
         yield from _norms(part)
@@ -86,10 +85,10 @@ def weight_section(found: Sequence[TrainTaskWeights], results: StudyResults) -> 
             f"{quantities.percent(part.confidence)}. Positive: the more of it, the more is "
             "forgotten.",
             [pair for pair in part.associations if pair.num_options >= LEAST_POINTS],
-            Column("Measure", lambda row: row.measure),
-            Column.text("Forgetting", lambda row: row.forgetting),
-            Column("Options", lambda row: row.num_options),
-            Column("Spearman's ρ", lambda row: cells.correlation(row.correlation, row.reason)),
+            Column("measure", "Measure"),
+            Column("forgetting", "Forgetting"),
+            Column("num_options", "Options"),
+            Column(lambda row: cells.correlation(row.correlation, row.reason), "Spearman's ρ"),
         )
         yield "Weights and forgetting", associations
 
@@ -137,22 +136,22 @@ def _run_table(runs: Sequence[RunWeights], num_leading: int) -> Table:
     return Table.of(
         caption,
         runs,
-        Column("Model", lambda run: run.option.label),
-        Column("‖delta‖_F", lambda run: f"{run.frobenius_norm:.3g}"),
-        Column("of ‖W₀‖_F", lambda run: f"{100 * run.relative_norm:.2g}", "%"),
-        Column("Effective rank", lambda run: f"{run.effective_rank:.1f}", "median"),
-        Column("Energy rank 99 %", lambda run: f"{run.energy_rank_99:g}", "median"),
+        Column("option.label", "Model"),
+        Column("frobenius_norm", "‖delta‖_F", write=".3g"),
+        Column(lambda run: f"{100 * run.relative_norm:.2g}", "of ‖W₀‖_F", "%"),
+        Column("effective_rank", "Effective rank", "median", ".1f"),
+        Column("energy_rank_99", "Energy rank 99 %", "median", "g"),
         Column(
-            "Intruders",
             lambda run: cells.beside_nulls("{:.3g}", run.intruders),
+            "Intruders",
             f"k = {num_leading}, ε = {INTRUDER_EPSILON}",
         ),
         Column(
-            "Similarity",
             lambda run: cells.beside_nulls("{:.3f}", run.similarity),
+            "Similarity",
             "mean |cos|, same index",
         ),
-        Column.optional("Shared with full", shared, "random directions"),
+        Column(shared, "Shared with full", "random directions"),
     )
 
 
@@ -162,15 +161,11 @@ def _norm_table(found: TrainTaskWeights) -> Table:
         f"Slopes with {quantities.percent(found.confidence)} intervals by t; R² of the norms "
         "themselves.",
         found.norm_trends,
-        Column("Modules", lambda row: Cell(row.module, row.setting)),
-        Column(
-            "Logarithm",
-            lambda row: cells.digits(row.logarithmic.slope),
-            "norm per doubling of the rank",
-        ),
-        Column("R²", lambda row: f"{row.logarithmic.r_squared:.3f}"),
-        Column("Power law", lambda row: cells.digits(row.power_law.slope), "exponent of the rank"),
-        Column("R²", lambda row: f"{row.power_law.r_squared:.3f}"),
+        Column(lambda row: Cell(row.module, row.setting), "Modules"),
+        Column("logarithmic.slope", "Logarithm", "norm per doubling of the rank", ".3g"),
+        Column("logarithmic.r_squared", "R²", write=".3f"),
+        Column("power_law.slope", "Power law", "exponent of the rank", ".3g"),
+        Column("power_law.r_squared", "R²", write=".3f"),
     )
 
 
