@@ -60,7 +60,7 @@ class OwnData(Record):
     turns: Literal["last", "all"] = "last"
     """The assistant's turns that are learned of each of these."""
     num_turns: int = 0
-    """Turns of the assistant that are learned, in all rows to train on together."""
+    """Turns of the assistant that are learned in all rows to train on, before long rows are cut."""
     num_held_out: int
     """Distinct rows that are scored and not trained on."""
     judged_by: tuple[Judge, ...]

@@ -529,14 +529,14 @@ def _conversation(
             "instruct model, or write the rows as prompt and completion"
         )
     with task_code("the chat template refuses the messages", "Change the row or the template."):
-        end = end_of_turn(tokenizer, chat_template=True)
         if learned is None:
             prompt, turns = render_chat(tokenizer, before), ()
         else:
             number = sum(turn["role"] == "assistant" for turn in learned)
             prompt, turns = render_turns(tokenizer, before, number)
-            whole = f"{prompt}{answer['content']}{end}"
-            turns = (*turns, (len(prompt), len(whole)))
+        end = end_of_turn(tokenizer, chat_template=True)
+        if learned is not None:
+            turns = (*turns, (len(prompt), len(f"{prompt}{answer['content']}{end}")))
     shown = "".join(prompt.split())
     for index, turn in enumerate(before):
         # templates may leave out a system's turn, which lm-eval allows, and an assistant's thoughts
