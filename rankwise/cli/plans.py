@@ -9,6 +9,7 @@ from rankwise.cli.application import say, stdout
 from rankwise.cli.terminal import pass_lines, plan_table
 from rankwise.records import quantities
 from rankwise.records.files import in_words
+from rankwise.records.own_data import OwnData
 from rankwise.study.forecast import Forecast
 from rankwise.tasks.resolution import GENERAL
 
@@ -24,6 +25,9 @@ def show(found: Forecast) -> None:
     stdout.print(plan_table(record, found.done))
     for line in pass_lines(record):
         say(line)
+    own, learns_all_tokens = record.own_data, record.config.train.loss_on == "all"
+    if own is not None and own.num_conversations and not learns_all_tokens:
+        say(_learned_line(own))
     if record.config.is_searched:
         say("search: these trainings begin it; what they show decides which go on")
     for line in (*_general_lines(found), *_reference_lines(found)):
@@ -47,6 +51,16 @@ def show(found: Forecast) -> None:
                 + (_ASSUMED_RATE if found.is_rate_assumed else "")
             )
         say(f"time: about {quantities.seconds(found.seconds_left)} {by_what}")
+
+
+def _learned_line(own: OwnData) -> str:
+    """Which turns of conversations are learned."""
+    which = "the last assistant turn is learned and scored"
+    if own.turns == "all":
+        turns = quantities.counted(own.num_turns, "turn")
+        which = f"every assistant turn is learned ({turns}), the last one is scored"
+    number, rows = quantities.count(own.num_conversations), own.num_distinct
+    return f"conversations: {number} of {quantities.counted(rows, 'row')}; {which}"
 
 
 def _general_lines(found: Forecast) -> Iterator[str]:

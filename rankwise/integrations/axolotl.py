@@ -49,6 +49,9 @@ def _read_data(draft: Draft) -> None:
     role = columns.get("role", first.pop("message_field_role", None))
     field = first.pop("field_messages", None)
     if turns:
+        roles = first.pop("roles_to_train", None)
+        if roles is not None and roles not in (["assistant"], ["gpt"], ["assistant", "gpt"]):
+            draft.not_carried.append(f"datasets[0].roles_to_train: {shown(roles)}")
         is_messages = field in (None, "messages") and role in (None, "role")
         draft.describe_rows("messages" if is_messages else "sharegpt")
         if template is not None:
@@ -86,14 +89,10 @@ def _write_own(setup: TrainingSetup, folder: Path) -> dict[str, Any]:
             "format": "{instruction}",
             "no_input_format": "{instruction}",
         }
-        own["datasets"] = [
-            {
-                "path": setup.data,
-                "ds_type": "json",
-                "split": setup.split,
-                "type": "chat_template" if setup.rows == "messages" else prompts,
-            }
-        ]
+        rows = {"path": setup.data, "ds_type": "json", "split": setup.split, "type": prompts}
+        if setup.rows == "messages":
+            rows |= {"type": "chat_template", "roles_to_train": ["assistant"]}
+        own["datasets"] = [rows]
     own["train_on_inputs"] = setup.loss_on == "all"
     return own | setup.in_bf16
 

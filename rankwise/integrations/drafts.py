@@ -62,6 +62,7 @@ class TrainingSetup(NamedTuple):
         base_precision: the frozen base's, where it is quantised.
         max_length: tokens of a row.
         loss_on: whether prompts are learned too.
+        turns: of the assistant that are learned of a conversation.
         chat_template: whether plain prompts are written as conversations.
         dpo: settings of DPO, as ``train.objective.dpo`` has them; None: the next token is learned.
     """
@@ -91,6 +92,7 @@ class TrainingSetup(NamedTuple):
     base_precision: Literal["8bit", "4bit"] | None = None
     max_length: int | None = None
     loss_on: Literal["completion", "all"] | None = None
+    turns: Literal["last", "all"] | None = None
     chat_template: bool | None = None
     dpo: Mapping[str, Any] | None = None
 
@@ -371,12 +373,16 @@ class Draft:
                 "train.gradient_accumulation_steps by n"
             )
 
-    def describe_rows(self, kind: str | None) -> None:
-        """Say what the rows are, where ``train.data`` may want other columns."""
-        if kind in ("sharegpt", "messages"):
-            self.to_check.append(
-                "train.data: of a conversation only the last turn of the assistant is learned"
-            )
+    def describe_rows(self, kind: str | None, *, learns_last: bool = False) -> None:
+        """Say what the rows are, where ``train.data`` may want other columns.
+
+        Args:
+            kind: of rows.
+            learns_last: of conversations the last turn of the assistant, and not every one.
+        """
+        is_learned = self.fields["loss_on"] != "all" and self.fields.get("dpo") is None
+        if kind in ("sharegpt", "messages") and is_learned:
+            self.fields["turns"] = "last" if learns_last else "all"
         if kind in ("alpaca", "sharegpt", "text"):
             self.to_check.append(
                 f"train.data: the rows are {kind}'s ({_COLUMNS[kind]}); it takes prompt and "

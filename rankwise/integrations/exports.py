@@ -210,6 +210,7 @@ def setup_of(study: StudyRecord, planned: PlannedRun) -> TrainingSetup:
         revision=None if study.config.start_in_words else study.config.base_model.revision,
         data=None if rows is None else str(train.data),
         rows=rows,
+        turns=train.turns if rows == "messages" else None,
         is_full=planned.method == "full",
         use_rslora=is_rslora(planned),
         dpo=None if train.dpo is None else train.dpo.model_dump(),
@@ -310,10 +311,11 @@ def _remarks_on_rows(setup: TrainingSetup, tool: Tool) -> Iterator[str]:
     if tool is LLAMA_FACTORY and dpo.get("sft_weight"):
         yield "pref_ftx is of each answer's mean loss, rankwise's of the mean over all tokens"
     if setup.rows == "messages":
-        yield (
-            "of a conversation rankwise learned the last turn of the assistant; "
-            f"{tool.title} learns every one"
-        )
+        if setup.turns == "last" and tool is not LLAMA_FACTORY:
+            yield (
+                "of a conversation rankwise learned the last turn of the assistant; "
+                f"{tool.title} learns every one"
+            )
     elif tool is LLAMA_FACTORY and not setup.chat_template:
         yield (
             "rankwise learned where an answer ends; with the template empty LLaMA-Factory does "

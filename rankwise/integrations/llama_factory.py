@@ -103,7 +103,8 @@ def _read_data(draft: Draft) -> None:
     is_messages = isinstance(tags, dict) and tags.get("role_tag") == "role"
     kind = described.get("formatting") or "alpaca"
     has_prompts = isinstance(columns, dict) and columns.get("prompt") == "prompt"
-    draft.describe_rows("messages" if is_messages else None if has_prompts else str(kind))
+    what = "messages" if is_messages else None if has_prompts else str(kind)
+    draft.describe_rows(what, learns_last=draft.entries.switch("mask_history"))
 
 
 def _write_own(setup: TrainingSetup, folder: Path) -> dict[str, Any]:
@@ -122,6 +123,8 @@ def _write_own(setup: TrainingSetup, folder: Path) -> dict[str, Any]:
         own["template"] = "empty"
     if setup.dpo is None:
         own["train_on_prompt"] = setup.loss_on == "all"
+        if setup.turns is not None:
+            own["mask_history"] = setup.turns == "last"
     else:
         own |= {key: setup.dpo[field] for key, field in _DPO.items()}
     if setup.max_examples is not None:

@@ -31,7 +31,7 @@ _SECTIONS = ("train", "train.learning_rate", "methods", "methods.lora", "evaluat
 _TRAIN = (
     *("data", "objective", "max_examples", "epochs", "batch_size", "gradient_accumulation_steps"),
     *("learning_rate", "schedule", "warmup_ratio", "dropout", "weight_decay", "max_grad_norm"),
-    *("precision", "base_precision", "loss_on", "chat_template", "max_length"),
+    *("precision", "base_precision", "loss_on", "turns", "chat_template", "max_length"),
 )
 _PLAIN = re.compile(r"(?:[A-Za-z/]|\.{1,2}/)[A-Za-z0-9_./-]*")
 _NO_TEXT = {"y", "n", "yes", "no", "on", "off", "true", "false", "null"}

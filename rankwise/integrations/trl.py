@@ -82,8 +82,11 @@ def read_sft_settings(draft: Draft, devices: str | None = None) -> None:
     entries = draft.entries
     read_trainer_settings(draft, devices)
     of_completions = entries.take("completion_only_loss")
-    draft.fields["loss_on"] = "all" if of_completions is False else "completion"
-    if of_completions is None and not entries.switch("assistant_only_loss"):
+    of_answers = entries.switch("assistant_only_loss")
+    draft.fields["turns"] = "all" if of_answers else None
+    is_all = of_completions is False and not of_answers
+    draft.fields["loss_on"] = "all" if is_all else "completion"
+    if of_completions is None and not of_answers:
         draft.to_check.append(
             "train.loss_on: SFTTrainer learns the answers of rows with a completion, but all of "
             "a conversation or a text; write all for these"

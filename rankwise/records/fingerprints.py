@@ -30,6 +30,7 @@ _NOT_IN_TRAINING = {
     "judged_by",
     "max_new_tokens",
     "objective",
+    "turns",
     "max_examples",
     "rows_at",
     "drop_overlapping",

@@ -55,6 +55,12 @@ class OwnData(Record):
     """Rows that differ as text; of equal ones, one is kept."""
     num_without_answer: int = 0
     """Rows that were left out, because their answer is empty."""
+    num_conversations: int = 0
+    """Distinct rows that are rendered with the chat template."""
+    turns: Literal["last", "all"] = "last"
+    """The assistant's turns that are learned of each of these."""
+    num_turns: int = 0
+    """Turns of the assistant that are learned in all rows to train on, before long rows are cut."""
     num_held_out: int
     """Distinct rows that are scored and not trained on."""
     judged_by: tuple[Judge, ...]

@@ -55,6 +55,8 @@ def training_facts(results: StudyResults) -> Facts:
     shape = f"{train.batch_size} × {train.gradient_accumulation_steps} accumulated"
     plans = results.study.runs
     learned = "the completion only" if train.loss_on == "completion" else "all tokens"
+    if train.turns == "all":
+        learned = "every assistant turn"
     if train.dpo is not None:
         settings = (f"{name} {value}" for name, value in train.dpo.model_dump().items() if value)
         learned = f"pairs of answers (DPO: {', '.join(settings)})"

@@ -173,11 +173,10 @@ def _asked(study: StudyRecord, folder: StudyFolder, names: Sequence[str]) -> lis
 
 
 def _is_trained_as_chat(study: StudyRecord) -> bool:
-    """Whether the study's rows are conversations, or prompts that are rendered as a user's turn."""
-    own = study.own_data
-    if study.config.train.chat_template:
-        return True
-    return own is not None and any("messages" in each.columns for each in own.columns)
+    """Whether most of the study's rows are rendered with the chat template."""
+    if study.own_data is None:
+        return study.config.train.chat_template
+    return 2 * study.own_data.num_conversations > study.own_data.num_distinct
 
 
 def _convention(study: StudyRecord) -> Convention | None:

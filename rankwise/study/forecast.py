@@ -110,6 +110,7 @@ class Forecast(NamedTuple):
             "passes": record.passes,
             "stages": [stage.described(self.folder) for stage in self.stages],
             "units": listed,
+            "own_data": record.own_data,
             "warnings": record.warnings,
             "device": self.device,
             "machine": self.machine

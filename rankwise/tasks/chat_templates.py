@@ -8,27 +8,38 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 from rankwise.errors import TaskError
 from rankwise.tasks import template_process
 from rankwise.tasks.line_process import LineProcess
 from rankwise.tasks.task_files import task_code
 
+T = TypeVar("T")
+
+Turn = Mapping[str, str]
+"""What one speaker says: role and content."""
+
+Span = tuple[int, int]
+"""Begin and end of characters in a text."""
+
 MAX_CHARACTERS = 1_000_000
 """The most characters of a template. Those of today have 20,000 at most."""
+
+_MARKS_ANSWERS = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 _REPAIR = "Repair the chat template of the model's tokenizer, or set chat_template: false."
 
 
 def render_chat(
-    tokenizer: Any, messages: Sequence[Mapping[str, str]], add_generation_prompt: bool = True
+    tokenizer: Any, messages: Sequence[Turn], add_generation_prompt: bool = True
 ) -> str:
     """Render messages as text, as lm-eval's Hugging Face back end does.
 
@@ -38,23 +49,117 @@ def render_chat(
         TemplateError: of jinja; it refuses the messages.
         TaskError: it takes too much time or memory.
     """
+    options = {
+        "add_generation_prompt": add_generation_prompt,
+        "continue_final_message": not add_generation_prompt,
+    }
+    return _as_accepted(messages, lambda turns: applied_template(tokenizer, turns, **options))
+
+
+def render_turns(
+    tokenizer: Any, messages: Sequence[Turn], number: int
+) -> tuple[str, tuple[Span, ...]]:
+    """A prompt as ``render_chat`` writes it, and where the assistant's last turns stand in it.
+
+    A turn goes up to its end, without white space behind that; an empty one stands nowhere. A
+    template that marks turns, by ``{% generation %}``, says where they are. In another one they
+    follow what asks for an answer.
+
+    Args:
+        tokenizer: has a chat template.
+        messages: what stands before an answer.
+        number: of turns of the assistant, from the last one back.
+
+    Raises:
+        TemplateError: of jinja; it refuses the messages.
+        TaskError: it takes too much time or memory, marks no turn, or writes one differently where
+            others follow.
+    """
+    end, found = end_of_turn(tokenizer, chat_template=True), list[Span]()
+
+    def rendered(turns: Sequence[Turn]) -> tuple[str, Sequence[Span]]:
+        if _has_template(tokenizer) and _MARKS_ANSWERS.search(tokenizer.get_chat_template()):
+            options = {"add_generation_prompt": True, "return_assistant_tokens_mask": True}
+            answer = _process.answer(_request(tokenizer, turns, **options))
+            return answer["text"], answer["marked"]
+        text = applied_template(tokenizer, turns, add_generation_prompt=True)
+        answers = [index for index, turn in enumerate(turns) if turn["role"] == "assistant"]
+        said = [turns[index]["content"].strip() for index in answers]
+        spans = _behind_headers(text, _header(Renderer.of(tokenizer)), said, end)
+        last = answers[len(answers) - number :]
+        return text, spans or [_as_added(tokenizer, turns[: index + 1], text) for index in last]
+
+    text, spans = _as_accepted(messages, rendered)
+    if number and not spans:
+        raise TaskError(
+            "the chat template has {% generation %}, and no assistant turn stands in it; put the "
+            "answers between it and {% endgeneration %}, or set train.turns: last"
+        )
+    if number < sum(turn["role"] == "assistant" for turn in messages):
+        spans = spans[max(len(spans) - number, 0) :]
+    for begin, marked in spans:
+        stop = begin + len(text[begin:marked].rstrip())
+        if text.startswith(end, marked):
+            stop = marked + len(end)
+        if text[begin:stop].removesuffix(end).strip():
+            found.append((begin, stop))
+    return text, tuple(found)
+
+
+@lru_cache(maxsize=8)
+def _header(of: Renderer) -> str:
+    """What a template writes to ask for an answer; empty: nothing."""
+    question = [{"role": "user", "content": "?"}]
+    text = applied_template(of.tokenizer, question, add_generation_prompt=True)
+    before = applied_template(of.tokenizer, question)
+    return text.removeprefix(before) if text.startswith(before) else ""
+
+
+def _behind_headers(text: str, header: str, answers: Sequence[str], end: str) -> list[Span]:
+    """Where answers stand if each follows a header, of which there are no others but the last."""
+    parts = text.split(header) if header else []
+    if len(parts) != len(answers) + 2:
+        return []
+    begin, spans = len(parts[0]) + len(header), list[Span]()
+    for part, answer in zip(parts[1:], answers, strict=False):
+        said = part.lstrip()
+        rest = said[len(answer) :].lstrip()
+        if not (said.startswith(answer) and rest.startswith(end)):
+            return []
+        spans.append((begin, begin + len(part) - len(rest) + len(end)))
+        begin += len(part) + len(header)
+    return spans
+
+
+def _as_added(tokenizer: Any, turns: Sequence[Turn], text: str) -> Span:
+    """Where the last of the turns stands in a text that goes on: what it adds to what asks for it.
+
+    Raises:
+        TaskError: it is written differently there.
+    """
+    upto, before = applied_template(tokenizer, turns), ""
+    if len(turns) > 1:  # no template writes what asks for the first of all
+        before = applied_template(tokenizer, turns[:-1], add_generation_prompt=True)
+    if not (before and upto.startswith(before) and text.startswith(upto.rstrip())):
+        raise TaskError(
+            "the chat template writes an assistant turn differently once later turns follow it, so "
+            "that turn cannot be learned; set train.turns: last, or mark the assistant's turns "
+            "with {% generation %} in the template"
+        )
+    return len(before), len(upto.rstrip())
+
+
+def _as_accepted(messages: Sequence[Turn], render: Callable[[Sequence[Turn]], T]) -> T:
+    """What is rendered of messages, without the system's where the template refuses it."""
     import jinja2
 
-    def rendered(turns: Sequence[Mapping[str, str]]) -> str:
-        return applied_template(
-            tokenizer,
-            turns,
-            add_generation_prompt=add_generation_prompt,
-            continue_final_message=not add_generation_prompt,
-        )
-
     try:
-        return rendered(messages)
+        return render(messages)
     except jinja2.exceptions.TemplateError:
-        return rendered([turn for turn in messages if turn["role"] != "system"])
+        return render([turn for turn in messages if turn["role"] != "system"])
 
 
-def applied_template(tokenizer: Any, messages: Sequence[Mapping[str, str]], **options: Any) -> str:
+def applied_template(tokenizer: Any, messages: Sequence[Turn], **options: Any) -> str:
     """What transformers' ``apply_chat_template`` writes, in bounded time and memory.
 
     Args:
@@ -66,10 +171,20 @@ def applied_template(tokenizer: Any, messages: Sequence[Mapping[str, str]], **op
         TaskError: the template takes too much, or cannot be rendered here.
         Exception: whatever it raises itself, under its name.
     """
+    if not _has_template(tokenizer):
+        return tokenizer.apply_chat_template(messages, tokenize=False, **options)
+    return _process.rendered(_request(tokenizer, messages, **options))
+
+
+def _has_template(tokenizer: Any) -> bool:
+    """Whether it renders by a template, and not by code of its class."""
     from transformers import PreTrainedTokenizerBase
 
-    if type(tokenizer).apply_chat_template is not PreTrainedTokenizerBase.apply_chat_template:
-        return tokenizer.apply_chat_template(messages, tokenize=False, **options)  # no template's
+    return type(tokenizer).apply_chat_template is PreTrainedTokenizerBase.apply_chat_template
+
+
+def _request(tokenizer: Any, messages: Sequence[Turn], **options: Any) -> dict[str, Any]:
+    """As ``template_process`` describes it."""
     template = tokenizer.get_chat_template()
     if len(template) > MAX_CHARACTERS:
         raise TaskError(
@@ -78,14 +193,12 @@ def applied_template(tokenizer: Any, messages: Sequence[Mapping[str, str]], **op
         )
     if not messages:
         raise ValueError("no message is left to render")
-    return _process.rendered(
-        {
-            "messages": messages,
-            "chat_template": template,
-            **options,
-            **tokenizer.special_tokens_map,
-        }
-    )
+    return {
+        "messages": messages,
+        "chat_template": template,
+        **options,
+        **tokenizer.special_tokens_map,
+    }
 
 
 def end_of_turn(tokenizer: Any, *, chat_template: bool) -> str:
@@ -151,7 +264,11 @@ class TemplateProcess(LineProcess):
         self._limits = seconds, seconds_each
 
     def rendered(self, request: Mapping[str, Any]) -> str:
-        """The text of a request, as ``template_process`` describes it.
+        """The text of a request; see ``answer``."""
+        return self.answer(request)["text"]
+
+    def answer(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The answer to a request, as ``template_process`` describes both.
 
         Raises:
             TaskError: the template takes too much.
@@ -165,8 +282,8 @@ class TemplateProcess(LineProcess):
                 takes = f"ends the process that renders it (exit code {code})"
             raise TaskError(f"the chat template {takes}. {_REPAIR}")
         answer = json.loads(line)
-        if (text := answer.get("text")) is not None:
-            return text
+        if "text" in answer:
+            return answer
         raise _error(answer["error"], answer["message"], answer["is_template_error"])
 
     def _start(self) -> subprocess.Popen[bytes]:

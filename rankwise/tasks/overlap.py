@@ -70,9 +70,9 @@ def find_overlap(
     Texts are compared in lower case and NFKC, with everything but letters and digits folded into
     single spaces. An item is found in a row if
 
-    - its prompt, zero-shot and without a chat template, is the row's prompt or one of its turns; if
-      the prompt is short, or shared by scored items with other answers, the answer must be the
-      same too; or
+    - its prompt, zero-shot and without a chat template, is the row's prompt, one of its turns, or
+      what stands before an earlier answer that is learned; if the prompt is short, or shared by
+      scored items with other answers, the answer must be the same too; or
     - all long texts of its document that its prompt shows are texts of the row: fields of the row's
       document, or lines of its prompt, with or without a label such as "Question:". Texts that
       several scored items share (an instruction, a passage) do not suffice.
@@ -122,6 +122,12 @@ def find_overlap(
 def _texts(row: TrainingRow, parts: re.Pattern[str]) -> Iterator[str]:
     """All texts of a row that are compared with an item's, normalised."""
     answer = _joined(row.completion, parts)
+    before, read = "", 0
+    for begin, stop in row.turns[:-1]:  # an earlier answer that is learned, behind what asks for it
+        asked = f"{before} {_joined(row.prompt[read:begin], parts)}".strip()
+        learned = _joined(row.prompt[begin:stop], parts)
+        yield from (asked, f"{asked}{_WITH_ANSWER}{learned}")
+        before, read = f"{asked} {learned}", stop
     turns = [
         [line for line in turn.split("\n") if line.strip()] for turn in parts.split(row.prompt)
     ]

@@ -6,13 +6,21 @@ import contextlib
 from collections import Counter
 from collections.abc import Generator, Mapping, Sequence
 from contextvars import ContextVar
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from rankwise.errors import DataError, TaskError
 from rankwise.records.config.own_rows import ColumnsConfig
 from rankwise.records.own_data import ColumnsRead, Convention
-from rankwise.tasks.chat_templates import Renderer, end_of_turn, render_chat
+from rankwise.tasks.chat_templates import (
+    Renderer,
+    Span,
+    Turn,
+    end_of_turn,
+    render_chat,
+    render_turns,
+)
 from rankwise.tasks.columns import (
     CONVERSATION,
     NOTHING,
@@ -61,6 +69,8 @@ class OwnRow(NamedTuple):
         rejected: the answer that ``completion`` is preferred to; None: there is none.
         raw: as it was read, and where; None of what no user wrote.
         cluster: (column, value) that rows of one cluster have in common; empty: it is its own.
+        turns: where answers that are learned stand in prompt, completion and end together, each
+            with its own end; empty: the completion is learned.
     """
 
     prompt: str
@@ -70,12 +80,14 @@ class OwnRow(NamedTuple):
     rejected: str | None = None
     raw: RawRow | None = None
     cluster: tuple[tuple[str, str], ...] = ()
+    turns: tuple[Span, ...] = ()
 
     @property
     def as_trained(self) -> TrainingRow:
         """Prompt, completion with its end, and the end; the rejected answer with it too."""
         rejected = None if self.rejected is None else self.rejected + self.end
-        return TrainingRow(self.prompt, self.completion + self.end, self.end, rejected=rejected)
+        completion = self.completion + self.end
+        return TrainingRow(self.prompt, completion, self.end, rejected=rejected, turns=self.turns)
 
 
 class OwnRows(NamedTuple):
@@ -141,6 +153,7 @@ def read_own_rows(
     chat_template: bool,
     columns: ColumnsConfig | None = None,
     in_pairs: bool = False,
+    all_turns: bool = False,
 ) -> OwnRows:
     """Read and render every row. Of rows that are equal as text, the first is kept.
 
@@ -153,17 +166,20 @@ def read_own_rows(
         chat_template: render prompts that are no conversations as a user's turn too.
         columns: which column is what; None: as their names say.
         in_pairs: whether every row has a chosen and a rejected answer.
+        all_turns: learn every turn of the assistant in a conversation, or in a completion of
+            several turns; False: the last one.
 
     Raises:
         DataError: it cannot be read, or rows are bad (the message names the first ten).
     """
     kept = _kept.get()
     if kept is None:
-        return _read(data, tokenizer, chat_template, columns, in_pairs)
+        return _read(data, tokenizer, chat_template, columns, in_pairs, all_turns)
     said = None if columns is None else tuple(columns.by_role.items())
-    key = (str(data), _stamp(data), Renderer.of(tokenizer), chat_template, said, in_pairs)
+    how = chat_template, said, in_pairs, all_turns
+    key = (str(data), _stamp(data), Renderer.of(tokenizer), *how)
     if key not in kept:
-        kept[key] = _read(data, tokenizer, chat_template, columns, in_pairs)
+        kept[key] = _read(data, tokenizer, chat_template, columns, in_pairs, all_turns)
     return kept[key]
 
 
@@ -182,6 +198,7 @@ def _read(
     chat_template: bool,
     columns: ColumnsConfig | None,
     in_pairs: bool,
+    all_turns: bool,
 ) -> OwnRows:
     raw = read_raw_rows(data)
     reading_of = _readings(raw, columns, in_pairs=in_pairs)
@@ -194,7 +211,7 @@ def _read(
     for row in raw.rows:
         try:
             reading = reading_of(row)
-            render = _rendered_pair if in_pairs else _rendered
+            render = _rendered_pair if in_pairs else partial(_rendered, all_turns=all_turns)
             parsed = render(row.content, reading, tokenizer, chat_template)
             length = len(parsed.prompt) + len(parsed.completion) + len(parsed.rejected or "")
             if length > MOST_CHARACTERS:
@@ -368,15 +385,20 @@ def _rendered_pair(
 
 
 def _rendered(
-    row: Mapping[str, Any], reading: RowReading, tokenizer: Any, chat_template: bool
+    row: Mapping[str, Any],
+    reading: RowReading,
+    tokenizer: Any,
+    chat_template: bool,
+    all_turns: bool = False,
 ) -> OwnRow:
     column = reading.column("system")
     text = "" if column is None else _text(row[column], column)
     system = [{"role": "system", "content": text}] if text.strip() else []
     column = reading.column("messages")
     if column is not None:
-        messages = _messages(row[column], column)
-        return _conversation([*system, *messages[:-1]], messages[-1], column, tokenizer)
+        *before, answer = _messages(row[column], column)
+        learned = before if all_turns else None
+        return _conversation([*system, *before], answer, column, tokenizer, learned)
     column = reading.column("completion")
     assert column is not None
     prompt = reading.column("prompt")
@@ -384,9 +406,9 @@ def _rendered(
         answer = _answer(row[column], column, "write a text or drop the row")
         return OwnRow("", answer, end_of_turn(tokenizer, chat_template=False), False)
     if _has_turns(row[prompt]) or _has_turns(row[column]):
-        answer = _messages(row[column], column)
-        before = [*system, *_messages(row[prompt], prompt), *answer[:-1]]
-        return _conversation(before, answer[-1], column, tokenizer)
+        *earlier, answer = _messages(row[column], column)
+        before = [*system, *_messages(row[prompt], prompt), *earlier]
+        return _conversation(before, answer, column, tokenizer, earlier if all_turns else None)
     answer = _answer(row[column], column, "give an answer or drop the row")
     asked = _text(row[prompt], prompt)
     if not asked.strip() and reading.convention != "prompt and completion":
@@ -397,7 +419,7 @@ def _rendered(
     if chat_template:
         turn = {"role": "assistant", "content": answer}
         turns = [*system, {"role": "user", "content": "\n\n".join(question)}]
-        return _conversation(turns, turn, column, tokenizer)
+        return _conversation(turns, turn, column, tokenizer, () if all_turns else None)
     before = plain_prompt(reading.convention, [*(turn["content"] for turn in system)], question)
     if reading.convention.startswith("question") or reading.convention == "text and label":
         answer = f" {answer.lstrip()}"
@@ -483,8 +505,17 @@ def _turn(turn: Any, place: str) -> dict[str, str]:
 
 
 def _conversation(
-    before: list[dict[str, str]], answer: dict[str, str], column: str, tokenizer: Any
+    before: list[dict[str, str]],
+    answer: dict[str, str],
+    column: str,
+    tokenizer: Any,
+    learned: Sequence[Turn] | None,
 ) -> OwnRow:
+    """A row of turns.
+
+    Of ``learned``, the last of the turns before the answer, those of the assistant are learned as
+    every turn is; None: the answer is learned as it is scored.
+    """
     if answer["role"] != "assistant" or not answer["content"].strip():
         raise DataError(
             f'the last turn of column "{column}" must be the assistant\'s, and not empty; add its '
@@ -498,8 +529,14 @@ def _conversation(
             "instruct model, or write the rows as prompt and completion"
         )
     with task_code("the chat template refuses the messages", "Change the row or the template."):
-        prompt = render_chat(tokenizer, before)
+        if learned is None:
+            prompt, turns = render_chat(tokenizer, before), ()
+        else:
+            number = sum(turn["role"] == "assistant" for turn in learned)
+            prompt, turns = render_turns(tokenizer, before, number)
         end = end_of_turn(tokenizer, chat_template=True)
+        if learned is not None:
+            turns = (*turns, (len(prompt), len(f"{prompt}{answer['content']}{end}")))
     shown = "".join(prompt.split())
     for index, turn in enumerate(before):
         # templates may leave out a system's turn, which lm-eval allows, and an assistant's thoughts
@@ -509,4 +546,4 @@ def _conversation(
                 f"the chat template leaves out turn {index}, whose role is {turn['role']!r}; "
                 "change the role to user, or leave the row out"
             )
-    return OwnRow(prompt, answer["content"], end, True)
+    return OwnRow(prompt, answer["content"], end, True, turns=turns)

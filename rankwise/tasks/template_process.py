@@ -6,8 +6,9 @@ transformers renders with, and neither torch nor rankwise. Its arguments are the
 rendering, and of each on average.
 
 A request is a line of JSON: the arguments of transformers' ``render_jinja_template``, with
-``messages`` for one conversation. The answer is ``{"text": ...}``, or ``{"error": name, "message":
-..., "is_template_error": ...}``.
+``messages`` for one conversation. The answer is ``{"text": ..., "marked": ...}``, or ``{"error":
+name, "message": ..., "is_template_error": ...}``. ``marked`` has begin and end of what stands
+between ``{% generation %}`` and ``{% endgeneration %}``, if that is asked for.
 """
 
 from __future__ import annotations
@@ -66,10 +67,11 @@ def _answer(render: Callable[..., Any], line: bytes) -> bytes:
         request = json.loads(line)
         messages = request.pop("messages")
         given = sum(len(str(value)) for turn in messages for value in turn.values())
-        (text,), _ = render(conversations=[messages], **request)
+        (text,), marked = render(conversations=[messages], **request)
         if len(text) > MOST_ADDED + MOST_TIMES * given:
             raise TooLongError(f"it makes {len(text):,} characters of {given:,}")
-        answer = json.dumps({"text": text}, ensure_ascii=False).encode()
+        found = {"text": text, "marked": marked[0] if marked else []}
+        answer = json.dumps(found, ensure_ascii=False).encode()
     except Exception as error:  # noqa: BLE001 (a template may raise anything)
         failure = {
             "error": type(error).__name__,

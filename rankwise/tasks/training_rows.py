@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
 from rankwise.errors import DataError, TaskError, is_fault
 from rankwise.records.config.training import TrainConfig
-from rankwise.tasks.chat_templates import end_of_turn, render_chat
+from rankwise.tasks.chat_templates import Span, end_of_turn, render_chat
 from rankwise.tasks.resolution import LoadedTask
 from rankwise.tasks.task_files import task_code
 
@@ -29,6 +30,8 @@ class TrainingRow(NamedTuple):
         texts: the texts of the document that the row was made from.
         is_written: a model writes the completion; False: lm-eval scores it.
         rejected: the text that the completion is preferred to, with ``end``; None: there is none.
+        turns: where in prompt and completion the answers stand that are learned, with their ends
+            and in order; empty: the completion is learned.
     """
 
     prompt: str
@@ -37,6 +40,7 @@ class TrainingRow(NamedTuple):
     texts: tuple[str, ...] = ()
     is_written: bool = True
     rejected: str | None = None
+    turns: tuple[Span, ...] = ()
 
 
 def task_rows(
@@ -322,6 +326,33 @@ class TextEncoder:
         splits = (self._behind(read, prompt + completion, completion) for read in longer)
         return next((other for other in splits if not other.is_merged), split)
 
+    def located(self, text: str, spans: Sequence[Span]) -> tuple[list[int], list[list[int]]]:
+        """Token ids of a text, and of each span the places of those that have a part of it.
+
+        So transformers masks what an assistant wrote.
+
+        Args:
+            text: it is read as ``encode`` reads it.
+            spans: of the text, in order.
+
+        Raises:
+            DataError: the tokenizer does not say where its tokens stand.
+        """
+        if not getattr(self._tokenizer, "is_fast", False):
+            raise DataError(
+                "the base model's tokenizer does not say where its tokens stand in a text, so that "
+                "turns cannot be found in it. Set train.turns: last."
+            )
+        tokens, is_bare = self.encode(text), not text.startswith(self._prefix_text)
+        options = {"return_offsets_mapping": True, "add_special_tokens": is_bare}
+        found, left = [list[int]() for _ in spans], deque(enumerate(spans))
+        for place, (begin, stop) in enumerate(self._tokenizer(text, **options)["offset_mapping"]):
+            while left and begin >= left[0][1][1]:
+                left.popleft()
+            if left and stop > left[0][1][0]:
+                found[left[0][0]].append(place)
+        return tokens, found
+
     def _behind(self, read: list[int], text: str, answer: str) -> Split:
         """The tokens of a text that ends in an answer, behind those that are read."""
         whole = self.encode(text)
@@ -351,8 +382,14 @@ def tokenise_rows(
     encoder = TextEncoder(tokenizer)
 
     def example(index: int, row: TrainingRow) -> Example:
-        split_of = encoder.as_written if row.is_written else encoder.split
-        split = split_of(row.prompt, row.completion)
+        turns: list[list[int]] = []
+        if row.turns:
+            whole, turns = encoder.located(row.prompt + row.completion, row.turns)
+            begin = len(whole) - len(turns[-1])
+            split = Split(whole[:begin], whole[begin:], is_swallowed=not turns[-1])
+        else:
+            split_of = encoder.as_written if row.is_written else encoder.split
+            split = split_of(row.prompt, row.completion)
         tokens, num_completion = split.context + split.continuation, len(split.continuation)
         where = f"training row {index} of those that are left to train on, from 0"
         if split.is_swallowed:
@@ -368,11 +405,14 @@ def tokenise_rows(
             )
         kept = tuple(tokens[-limit:])
         num_loss = len(kept) - 1 if config.loss_on == "all" else num_completion
+        cut = len(tokens) - len(kept)
+        learned = tuple(place - cut for places in turns for place in places if place > cut)
         other = None
         if row.rejected is not None:
             other = example(index, row._replace(completion=row.rejected, rejected=None))
         is_truncated = len(tokens) > limit or (other is not None and other.is_truncated)
-        return Example(kept, num_loss, is_truncated, split.is_merged, other)
+        num_loss = len(learned) or num_loss
+        return Example(kept, num_loss, is_truncated, split.is_merged, other, learned=learned)
 
     return [example(index, row) for index, row in enumerate(rows)]
 
@@ -391,11 +431,12 @@ class Example(NamedTuple):
 
     Attributes:
         tokens: prompt and completion; at least one prompt token is kept.
-        num_loss_tokens: number of tokens at the end that are learned.
+        num_loss_tokens: number of tokens that are learned: the last ones, if not ``learned``.
         is_truncated: the prompt did not fit and lost tokens on its left.
         is_merged: see ``Split``.
         rejected: the same prompt with the answer that the completion is preferred to; or None.
         base_nats: of such a pair, the base's log-likelihoods of both answers, once it has read it.
+        learned: the places of the learned tokens where these are not the last ones; else empty.
     """
 
     tokens: tuple[int, ...]
@@ -404,6 +445,17 @@ class Example(NamedTuple):
     is_merged: bool = False
     rejected: Example | None = None
     base_nats: tuple[float, float] | None = None
+    learned: tuple[int, ...] = ()
+
+    @property
+    def places(self) -> Sequence[int]:
+        """The places of the learned tokens, in order."""
+        return self.learned or range(len(self.tokens) - self.num_loss_tokens, len(self.tokens))
+
+    @property
+    def unlearned(self) -> Example:
+        """The same, of which nothing is learned."""
+        return self._replace(num_loss_tokens=0, learned=())
 
     @property
     def sequences(self) -> tuple[Example, ...]:

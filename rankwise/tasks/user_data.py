@@ -74,8 +74,9 @@ def load_user_data(
 ) -> UserData:
     """Read rows, and hold a part of them out.
 
-    Of a conversation, the last turn, which must be the assistant's, is the completion. Rows that
-    are equal as text are kept once, so that no held-out row was trained on.
+    Of a conversation, the last turn, which must be the assistant's, is the completion; with
+    ``turns: all`` earlier ones are learned too, and not scored. Rows that are equal as text are
+    kept once, so that no held-out row was trained on.
 
     Args:
         train: the section of a study with ``data``; of the held-out rows one is left at least.
@@ -121,7 +122,12 @@ def load_user_data(
             "letters" if is_letters else None, all(row.is_conversation for row in rows)
         ),
         name=name,
-        read=_record(own, len(held_out), train.judged_by, answers),
+        read=_record(own, len(held_out), train.judged_by, answers).model_copy(
+            update={
+                "turns": train.turns,
+                "num_turns": sum(len(row.turns) or 1 for row in trained if row.is_conversation),
+            }
+        ),
     )
 
 
@@ -184,6 +190,7 @@ def _read(
         chat_template=chat_template,
         columns=of.columns,
         in_pairs="preference" in of.judged_by,
+        all_turns=isinstance(of, TrainConfig) and of.turns == "all",
     )
     if len(own.rows) < 2:
         raise DataError(f"{of.data} has {len(own.rows)} distinct rows; at least 2 are needed.")
@@ -217,6 +224,7 @@ def _record(
         num_rows=len(own.raw.rows),
         num_distinct=len(own.rows),
         num_without_answer=own.num_without_answer,
+        num_conversations=sum(row.is_conversation for row in own.rows),
         num_held_out=num_scored,
         judged_by=judged_by,
         answers=answers,
@@ -224,16 +232,18 @@ def _record(
     )
 
 
-def read_rows(path: Path, tokenizer: Any, *, chat_template: bool) -> list[TrainingRow]:
+def read_rows(
+    path: Path, tokenizer: Any, *, chat_template: bool, all_turns: bool = False
+) -> list[TrainingRow]:
     """Every distinct row of what ``load_user_data`` takes, with none held out.
 
     Raises:
         DataError: as ``load_user_data``.
     """
-    rows = read_own_rows(path, tokenizer, chat_template=chat_template).rows
-    if not rows:
+    own = read_own_rows(path, tokenizer, chat_template=chat_template, all_turns=all_turns)
+    if not own.rows:
         raise DataError(f"{path} has no rows. Give it some.")
-    return [row.as_trained for row in rows]
+    return [row.as_trained for row in own.rows]
 
 
 def ends_in_number(answer: str) -> bool:

@@ -85,6 +85,7 @@ def with_rows(tmp_path: Path) -> StudyFolder:
         max_length=768,
         max_examples=100,
         chat_template=True,
+        turns="all",
     )
     return written(tmp_path / "study", results)
 
@@ -188,6 +189,16 @@ def test_llama_factory_finds_its_rows(with_rows: StudyFolder) -> None:
     described = info[content["dataset"]]
     assert Path(described["file_name"]).name == "rows.jsonl"
     assert described["columns"] == {"messages": "messages"}
+    assert content["mask_history"] is False
+
+
+def test_llama_factory_can_be_told_to_learn_the_last_turn(tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(json.dumps({"messages": []}) + "\n")
+    study = written(tmp_path / "study", with_training(planted_study(), data=rows))
+    assert exported(study, "llamafactory")["mask_history"] is True
+    back = read_source(study.root / "export" / "llamafactory" / "llamafactory.yaml").setup
+    assert back.turns == "last"
 
 
 def test_rows_of_prompts_are_described(tmp_path: Path) -> None:
@@ -291,7 +302,13 @@ def test_rows_that_others_read_otherwise_are_not_named(
 @pytest.mark.parametrize(
     ("row", "settings", "tools", "words"),
     [
-        ({"messages": []}, {}, OF_TRAINING, "learned the last turn of the assistant"),
+        (
+            {"messages": []},
+            {},
+            ["axolotl", "trl", "unsloth"],
+            "learned the last turn of the assistant",
+        ),
+        ({"messages": []}, {"turns": "all"}, [], "learned the last turn of the assistant"),
         ({"prompt": "a", "completion": "b"}, {}, ["llamafactory"], "learned where an answer ends"),
         (
             {"prompt": "a", "completion": "b"},

@@ -32,7 +32,7 @@ def problems(folder: Path, text: str, name: str = "config.yaml") -> str:
 @pytest.mark.parametrize("tool", ["AXOLOTL", "LLAMA_FACTORY", "TRL", "UNSLOTH"])
 def test_the_same_training_in_every_tools_words(tmp_path: Path, tool: str) -> None:
     reading = read(tmp_path, getattr(tool_configs, tool))
-    said = reading.setup._replace(chat_template=None)
+    said = reading.setup._replace(chat_template=None, turns=None)  # of the rows, which differ
     assert said == SAME
     assert reading.not_carried == ()
     assert "hush" not in str(reading)
@@ -140,6 +140,10 @@ LORA = "base_model: m\nadapter: lora\nlora_r: 8\nlora_alpha: 16\n"
         ("learning_rate: '1e-3'", "learning_rate", 1e-3),
         ("datasets: [{path: d, split: 'train[:160]'}]", "max_examples", 160),
         ("lora_alpha: 4", "alpha", 4.0),
+        ("datasets: [{path: d, type: chat_template}]", "turns", "all"),
+        ("datasets: [{path: d, type: sharegpt, roles_to_train: [assistant]}]", "turns", "all"),
+        ("datasets: [{path: d, type: alpaca}]", "turns", None),
+        ("train_on_inputs: true\ndatasets: [{path: d, type: chat_template}]", "turns", None),
     ],
 )
 def test_one_key(tmp_path: Path, more: str, field: str, value: object) -> None:
@@ -161,6 +165,10 @@ def test_one_key(tmp_path: Path, more: str, field: str, value: object) -> None:
         ("max_grad_norm: 0", "max_grad_norm: 0, no limit; 1 is used"),
         ("datasets: [{path: a}, {path: b}]", "datasets[1]: b; a study trains on one"),
         ("datasets: [{path: a, shards: 4}]", "datasets[0].shards: 4"),
+        (
+            "datasets: [{path: a, type: chat_template, roles_to_train: [user]}]",
+            "datasets[0].roles_to_train: ['user']",
+        ),
         ("datasets: [{path: a, split: 'train[:9%]'}]", "datasets[0].split: train[:9%]"),
         ("peft_use_dora: true\nloraplus_lr_ratio: 16", "lora_plus together with dora"),
     ],
@@ -177,13 +185,11 @@ def test_what_is_not_carried_over_is_said(tmp_path: Path, more: str, sentence: s
         ("micro_batch_size: 2", "not given, so Axolotl's defaults: dropout 0.0; epochs 1"),
         ("micro_batch_size: 2", "the number of devices is not given"),
         ("num_epochs: 1.5", "num_epochs: 1.5 is not a whole number; train.epochs is 2"),
-        ("datasets: [{path: a, type: chat_template, message_property_mappings: x}]", "last turn"),
         ("datasets: [{path: a, type: alpaca}]", "alpaca's (instruction, input and output)"),
         (
             "datasets: [{path: a, type: chat_template, field_messages: conversations}]",
             "sharegpt's (conversations, turns with from and value)",
         ),
-        ("datasets: [{path: a, type: chat_template}]", "only the last turn of the assistant"),
     ],
 )
 def test_what_is_to_be_checked_is_said(tmp_path: Path, more: str, sentence: str) -> None:
@@ -206,6 +212,11 @@ def test_a_data_set_of_llama_factory_is_looked_up(tmp_path: Path, sentence: Sent
     reading = read(tmp_path, "model_name_or_path: m\nlora_rank: 4\ndataset: mine, other\n")
     assert reading.setup.data == str(tmp_path / "data" / "mine.jsonl")
     assert "sharegpt's" in " ".join(reading.to_check)
+    assert reading.setup.turns == "all"
+    text = "model_name_or_path: m\nlora_rank: 4\ndataset: mine\nmask_history: true\n"
+    assert read(tmp_path, text).setup.turns == "last"
+    (tmp_path / "study.yaml").write_text(study_text(reading, tmp_path).text)
+    assert load_config(tmp_path / "study.yaml").train.turns == "all"
     sentence(reading.not_carried, names=("dataset",))
     assert (reading.setup.alpha, reading.setup.target_modules) == (8.0, ("all-linear",))
 
@@ -273,6 +284,7 @@ def test_trl_learns_whole_conversations_unless_it_is_told_otherwise(tmp_path: Pa
     assert sentence in " ".join(read(tmp_path, text).to_check)
     told = read(tmp_path, text + "assistant_only_loss: true\n")
     assert sentence not in " ".join(told.to_check)
+    assert (told.setup.loss_on, told.setup.turns) == ("completion", "all")
     assert read(tmp_path, text + "completion_only_loss: false\n").setup.loss_on == "all"
 
 

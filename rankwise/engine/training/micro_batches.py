@@ -39,7 +39,7 @@ class Placed(NamedTuple):
     trainee: int
     place: int
     example: Example
-    held: range = range(0)
+    held: Sequence[int] = ()
 
 
 class Span(NamedTuple):
@@ -240,9 +240,8 @@ def pack(
     start = 0
     for item, (part, sequence) in sequences:
         tokens, stop = sequence.tokens, start + sequence.num_inputs
-        first = stop - sequence.num_loss_tokens  # each is one before the one it predicts
-        loss_rows += range(first, stop)
-        targets += tokens[first - start + 1 :]
+        loss_rows += (start + place - 1 for place in sequence.places)  # one before what it predicts
+        targets += (tokens[place] for place in sequence.places)
         held_rows += (start + row for row in item.held)
         masks = shares[item.trainee].masks_targets
         left_out += (tokens[row + 1] if masks else -1 for row in item.held)

@@ -224,14 +224,15 @@ class Trainee:
             of_chosen=0.0 if self.dpo is None else self.dpo.sft_weight / self.num_loss_tokens,
         )
 
-    def held_rows(self, example: Example) -> range:
+    def held_rows(self, example: Example) -> Sequence[int]:
         """The tokens of an example at whose prediction it is held to the base."""
         if self._kl is None:
-            return range(0)
-        num_read, first = example.num_inputs, example.num_inputs - example.num_loss_tokens
+            return ()
+        rows = range(example.num_inputs)
         if self._kl.has_rows:  # those that are there for it are learned nowhere
-            return range(num_read) if example.num_loss_tokens == 0 else range(0)
-        return range(first) if self._kl.at == "prompts" else range(first, num_read)
+            return rows if example.num_loss_tokens == 0 else ()
+        predicting, in_prompts = {place - 1 for place in example.places}, self._kl.at == "prompts"
+        return [row for row in rows if (row in predicting) != in_prompts]
 
     def finish_gradients(self) -> Float[Tensor, ""]:
         """Do what is left to do once a step's gradients are gathered; returns their norm."""

@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from rankwise.records.config.own_rows import ColumnsConfig, Judges, data_name, writes_nothing
 from rankwise.records.fields import (
+    ADDED,
     LARGEST,
     AnyNumber,
     Count,
@@ -191,6 +192,9 @@ class TrainConfig(Section):
     """How often a state is saved from which a killed training continues; None: never."""
     loss_on: Literal["completion", "all"] = "completion"
     """The tokens that are learned: those of the answer only, or those of the prompt too."""
+    turns: Annotated[Literal["last", "all"], ADDED] = "last"
+    """The assistant's turns that are learned of a conversation in ``data``: the last one, or every
+    one. The last one alone is scored."""
     chat_template: Switch = False
     """Write rows in the model's chat format."""
     max_length: Count = 1024
@@ -229,6 +233,13 @@ class TrainConfig(Section):
             yield "judged_by: preference goes with objective dpo; give both or neither"
         if is_dpo and self.loss_on == "all":
             yield "loss_on: dpo compares answers; leave it at completion"
+        if self.turns == "all":
+            if is_dpo:
+                yield "turns: dpo compares answers; leave it at last"
+            if self.data is None:
+                yield "turns is for conversations in 'data'; leave it at last"
+            if self.loss_on == "all":
+                yield "turns: loss_on: all learns every token already; set one of the two"
         if self.columns is not None and (self.columns.rejected is not None) != is_dpo:
             yield "columns: 'rejected' goes with objective dpo; give both or neither"
 

@@ -73,7 +73,12 @@ def _examples(
 ) -> tuple[Example, ...]:
     has_chat = config.train.chat_template and model.has_chat_template
     if rows.data is not None:
-        read = read_rows(rows.data, model.tokenizer, chat_template=has_chat)
+        read = read_rows(
+            rows.data,
+            model.tokenizer,
+            chat_template=has_chat,
+            all_turns=config.train.turns == "all",
+        )
     else:
         assert rows.task is not None
         if rows.task in config.train.task:

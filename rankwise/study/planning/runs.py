@@ -89,7 +89,7 @@ def first_rows(
 def examples_digest(examples: Sequence[Example]) -> str:
     """The digest of tokenised rows: what a training depends on."""
     sequences = itertools.chain.from_iterable(example.sequences for example in examples)
-    return fingerprint([(each.tokens, each.num_loss_tokens) for each in sequences])
+    return fingerprint([(each.tokens, each.learned or each.num_loss_tokens) for each in sequences])
 
 
 def stopped(run: PlannedRun, step: int) -> PlannedRun:

@@ -44,7 +44,7 @@ def rows_beside(context: StudyContext, run: PlannedRun) -> Beside:
 
     replayed = () if arm.replay is None else examples(arm.replay.rows)
     held = examples(arm.kl.rows) if arm.kl is not None and arm.kl.has_rows else ()
-    return Beside(replayed, held=[each._replace(num_loss_tokens=0) for each in held])
+    return Beside(replayed, held=[each.unlearned for each in held])
 
 
 def _own_texts(context: StudyContext) -> list[Example]:

@@ -16,6 +16,7 @@ from rankwise.engine.training.trainees import GradientShare
 from tests.support.micro_batches import cut, example, placed
 
 CPU = torch.device("cpu")
+SHARE = GradientShare(0.25)
 
 
 def test_a_cpu_puts_equal_lengths_together_and_a_card_the_rows_of_a_trainee() -> None:
@@ -58,6 +59,15 @@ def test_what_is_packed_is_what_was_asked_for() -> None:
     losses = batch.sums(torch.tensor([1.0, 2.0, 4.0, 8.0]), num_losses)
     kls = batch.sums(torch.tensor([1.0, 1, 2, 4]), [len(span.placed.held) for span in batch.spans])
     assert (losses, kls) == ({0: 3.0, 1: 12.0}, {0: 2.0, 1: 6.0})
+
+
+def test_learned_tokens_may_stand_anywhere_in_a_sequence() -> None:
+    turns = example([10, 11, 12, 13, 14, 15], 3)._replace(learned=(2, 3, 5))
+    batch = pack([Placed(0, 0, turns), Placed(0, 1, example([20, 21], 1))], {0: SHARE}, CPU)
+    assert batch.learned.rows.tolist() == [1, 2, 4, 5]
+    assert batch.learned.targets.tolist() == [12, 13, 15, 21]
+    assert [span.num_losses for span in batch.spans] == [3, 1]
+    assert turns.unlearned.places == range(6, 6)
 
 
 def test_a_budget_that_was_halved_is_tried_again_and_less_often_each_time() -> None:

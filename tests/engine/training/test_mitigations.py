@@ -273,3 +273,13 @@ def test_first_texts_do_not_depend_on_their_number(
     assert write_texts(setting.base, 1, number=4, num_tokens=6, seed=1) == many[:4]
     assert write_texts(setting.base, 1, number=4, num_tokens=6, seed=2) != many[:4]
     assert {text[0] for text in many} == {1}
+
+
+@pytest.mark.parametrize(
+    ("arm", "held"), [("prompts", [0, 1, 4, 5, 6]), ("completions", [2, 3, 7])]
+)
+def test_an_arm_is_held_between_the_turns_that_are_learned_or_in_them(
+    setting: Setting, arm: str, held: list[int]
+) -> None:
+    example = Example(tuple(range(9)), 3, is_truncated=False, learned=(3, 4, 8))
+    assert [*trainee_of(setting, arm, ()).held_rows(example)] == held
