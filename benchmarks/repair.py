@@ -28,7 +28,7 @@ from typing import Any
 
 import yaml
 
-from rankwise.findings.mitigations import Arm, MitigatedOption
+from rankwise.findings.mitigations import Arm, TrainTaskMitigations
 from rankwise.findings.study import StudyFindings
 from rankwise.records import quantities
 from rankwise.records.files import read_record
@@ -78,16 +78,15 @@ def study_file(name: str, model: str, tasks_path: Path | None, seeds: list[int])
     }
 
 
-def run(file: Path, folder: Path) -> MitigatedOption:
+def run(file: Path, folder: Path) -> TrainTaskMitigations:
     """Run a study as a user does, or go on with it, and read what it found."""
     command = [sys.executable, "-m", "rankwise", "run", str(file), "--study-dir", str(folder)]
     subprocess.run(command, check=True)
     (found,) = read_record(folder / "findings.json", StudyFindings).mitigations
-    (option,) = found.options
-    return option
+    return found
 
 
-def table(option: MitigatedOption) -> Iterator[str]:
+def table(found: TrainTaskMitigations) -> Iterator[str]:
     """Lines of Markdown: an arm each."""
     heads = (
         "arm",
@@ -102,28 +101,28 @@ def table(option: MitigatedOption) -> Iterator[str]:
     )
     yield f"| {' | '.join(heads)} |"
     yield f"|{'---|' * len(heads)}"
-    for arm in option.arms:
-        over = arm.over_rate
+    for arm in found.arms:
+        assert arm.retention is not None
+        leads = (arm.lead, arm.retention_lead)
         cells = [
             arm.label,
             quantities.with_interval(arm.gain, arm.gain.unit),
             (arm.kept_gain.in_words if arm.kept_gain else None) or "",
             quantities.with_interval(arm.retention, "points"),
             (arm.regained.in_words if arm.regained else None) or "",
-            "" if over is None else f"{over.rate} ({over.dominance})",
-            "" if over is None else quantities.with_interval(over.gain, over.gain.unit),
-            "" if over is None else quantities.with_interval(over.retention, "points"),
+            "" if arm.lead is None else f"{arm.against} ({arm.dominance})",
+            *("" if lead is None else quantities.with_interval(lead, lead.unit) for lead in leads),
             f"{arm.train_seconds:.0f}",
         ]
         yield f"| {' | '.join(cells)} |"
 
 
-def summary(options: dict[str, MitigatedOption]) -> dict[str, Any]:
+def summary(studies: dict[str, TrainTaskMitigations]) -> dict[str, Any]:
     """The last line: leads are of the arm, the mean over the studies in which it has one."""
     by_study: dict[str, Any] = {}
-    for name, option in options.items():
-        judged = [arm for arm in option.arms if arm.over_rate is not None]
-        shown = [arm for arm in judged if arm.over_rate and arm.over_rate.dominance == "better"]
+    for name, found in studies.items():
+        judged = [arm for arm in found.arms if arm.lead is not None]
+        shown = [arm for arm in judged if arm.dominance == "better"]
         best = max(shown or judged, key=_lead)
         kl = next((arm for arm in judged if arm.label == KL_ARM), None)
         by_study[name] = {
@@ -133,12 +132,12 @@ def summary(options: dict[str, MitigatedOption]) -> dict[str, Any]:
             "gain_kept_share": _rounded(best.kept_gain and best.kept_gain.estimate),
             "kl_arm_over_lower_rate_points": _rounded(kl and _lead(kl)),
         }
-    return {"arms": max(len(option.arms) for option in options.values()), **by_study}
+    return {"arms": max(len(found.arms) for found in studies.values()), **by_study}
 
 
 def _lead(arm: Arm) -> float:
-    assert arm.over_rate is not None
-    return arm.over_rate.gain.estimate
+    assert arm.lead is not None
+    return arm.lead.estimate
 
 
 def _rounded(value: float | None) -> float | None:
@@ -157,7 +156,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     out = Path(tempfile.mkdtemp(prefix="repair-")) if options.out is None else options.out
     out.mkdir(parents=True, exist_ok=True)
-    found: dict[str, MitigatedOption] = {}
+    found: dict[str, TrainTaskMitigations] = {}
     for name in options.studies:
         is_shared = name != "kinship"
         if is_shared and not options.tasks_path.is_dir():

@@ -301,7 +301,7 @@ def test_a_finished_study_names_the_setting_and_takes_it(
     said = " ".join(warned.stdout.split())
     assert warned.exit_code == 0
     assert "evaluation.clusters.kinship: passage" in said
-    assert "rankwise verdict DIR --cluster kinship=passage" in said
+    assert f"rankwise verdict {study.root} --cluster kinship=passage" in said
     assert study.read_study() == before
     without = read_record(study.recommendation_file, StudyRecommendation).by_train_task[0]
 

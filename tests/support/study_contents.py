@@ -24,6 +24,12 @@ def rounded(content: Any) -> Any:
     return [rounded(value) for value in content] if isinstance(content, list) else content
 
 
+def _timeless(record: dict[str, Any]) -> dict[str, Any]:
+    """What findings say of models, without how long they were trained."""
+    record.pop("train_seconds", None)
+    return record
+
+
 def comparable(folder: Path, *, exact: bool = False) -> dict[str, Any]:
     """All records and weights of a study, without clocks, memory and provenance.
 
@@ -41,7 +47,7 @@ def comparable(folder: Path, *, exact: bool = False) -> dict[str, Any]:
         if path.suffix == ".safetensors":
             content[name] = hashlib.sha256(path.read_bytes()).hexdigest()
         elif path.suffix == ".json" and "adapter" not in name and "checkpoint" not in name:
-            record = json.loads(path.read_text())
+            record = json.loads(path.read_text(), object_hook=_timeless)
             record.pop("checksum", None)
             for varying in VARYING:
                 record.pop(varying, None)
