@@ -137,9 +137,9 @@ def _reported(folder: StudyFolder, events: Events | None, outcome: StudyOutcome)
     from rankwise.api import written_report
 
     path, code = written_report(folder, outcome), _exit_code(outcome)
-    fields = ("train_task", "outcome", "rank", "statement")
-    parts = verdict_content(outcome, folder.root)["by_train_task"]
-    said = [{field: part[field] for field in fields} for part in parts]
+    fields = {"train_task", "outcome", "rank", "statement"}
+    parts = outcome.recommendation.by_train_task
+    said = [_of_folder(part.model_dump(include=fields), folder.root) for part in parts]
     events.ended("incomplete" if code else "done", code, recommendations=said, report=path)
     return code
 

@@ -169,8 +169,7 @@ def verdict_cards(
         if len(recommendation.by_train_task) > 1:
             yield Text(f"Trained on {part.train_task}", style="bold underline")
         if part.train_task not in cards:
-            said = part.statement if folder is None else with_folder(part.statement, folder)
-            yield Text(said, style="bold")
+            yield Text(with_folder(part.statement, folder), style="bold")
             continue
         card = cards[part.train_task]
         yield Text(card.headline, style="bold")

@@ -276,4 +276,4 @@ def _say_verdict(outcome: StudyOutcome, root: Path | None) -> None:
         cli.say(f"\nWhy{of}:")
         points = (*part.reasons, *outcome.findings.lines(part.train_task))
         for said in (part.statement, *(f"- {point}" for point in points)):
-            cli.say(said if root is None else with_folder(said, root))
+            cli.say(with_folder(said, root))

@@ -513,8 +513,13 @@ def growth(prospect: Prospect) -> str:
     return f"{prospect.factor:.2g} times the {_KINDS[prospect.add]}items{of} ({where})"
 
 
-def with_folder(text: str, folder: str | Path) -> str:
-    """A statement whose command names the study's folder, which a record does not know."""
+def with_folder(text: str, folder: str | Path | None) -> str:
+    """A statement whose command names the study's folder, which a record does not know.
+
+    None: there is no folder, and the statement stays as it is.
+    """
+    if folder is None:
+        return text
     place = shlex.quote(str(folder))
     return _FOLDER.sub(lambda found: f"{found[1]}{place}", text)
 

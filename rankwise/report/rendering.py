@@ -96,7 +96,7 @@ def rendered(page: Page) -> str:
 
     def with_commands(text: str) -> Markup:
         """A sentence, escaped, with backticks as code; commands name the study's folder."""
-        text = visible(text if page.study_folder is None else with_folder(text, page.study_folder))
+        text = visible(with_folder(text, page.study_folder))
         return Markup(_COMMAND.sub(r"<code>\1</code>", str(escape(text))))  # noqa: S704
 
     environment = Environment(

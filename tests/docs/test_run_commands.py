@@ -87,13 +87,16 @@ def _save_adapter(base: str, folder: str) -> None:
     peft.get_peft_model(model, config).save_pretrained(folder)
 
 
+@pytest.fixture
+def place(stage: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A copy of the stage is the current folder."""
+    shutil.copytree(stage, tmp_path / "place")
+    monkeypatch.chdir(tmp_path / "place")
+
+
 @pytest.mark.parametrize("page", RUN)
-def test_a_page_runs(
-    page: str, stage: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    place = tmp_path / "place"
-    shutil.copytree(stage, place)
-    monkeypatch.chdir(place)
+@pytest.mark.usefixtures("place")
+def test_a_page_runs(page: str) -> None:
     names: dict[str, object] = {}
     for block in blocks(page):
         if block.why_not_run is None:
@@ -101,12 +104,8 @@ def test_a_page_runs(
 
 
 @pytest.mark.parametrize("page", TRAINED)
-def test_what_trains_on_a_page_runs(
-    page: str, stage: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    place = tmp_path / "place"
-    shutil.copytree(stage, place)
-    monkeypatch.chdir(place)
+@pytest.mark.usefixtures("place")
+def test_what_trains_on_a_page_runs(page: str) -> None:
     for block in blocks(page):
         if block.language == "console" and block.why_not_run in (None, TRAINS):
             run(block, {}, SMALL)
