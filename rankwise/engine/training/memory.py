@@ -143,7 +143,9 @@ class PassMemory:
         # weights, gradients, two moments, and the copy; of what is frozen, weights and the copy
         state = num_weights * (4 * _FLOAT32_BYTES + width) + num_frozen * (_FLOAT32_BYTES + width)
         state += (lanes - 1) * num_weights * _FLOAT32_BYTES  # each has gradients of its own
-        step = lanes * self._step_bytes("lora", tokens, gradient_checkpointing, inner)
+        step = lanes * self._step_bytes(
+            "lora", tokens, gradient_checkpointing, inner, num_trainees=len(adapters)
+        )
         return self._process + self.base_bytes + math.ceil(self._share * state) + step
 
     @property
@@ -171,16 +173,32 @@ class PassMemory:
         return max(min(max_tokens, of_step) // lanes, self._setting.longest)
 
     def _step_bytes(
-        self, method: Method, tokens: int, gradient_checkpointing: bool, inner: int = 0
+        self,
+        method: Method,
+        tokens: int,
+        gradient_checkpointing: bool,
+        inner: int = 0,
+        num_trainees: int = 1,
     ) -> int:
-        """Peak bytes of a step without those held from step to step; ``inner`` is added."""
+        """Peak bytes of a step without those held from step to step; ``inner`` is added.
+
+        A micro-batch may consist of the shortest examples, but has no more than those of a step.
+        """
         peaks = self._peaks_at(method, gradient_checkpointing, tokens)
+        most = num_trainees * self._setting.examples_per_step
+        padding = min(tokens // self._shortest, most) * peaks.padding
+        high = max(peaks.high, peaks.flash + padding)
         logits = self._loss_bytes(method, tokens)
         if method == "full" or self._setting.num_cards == 1:
-            return max(max(peaks.loss + logits, peaks.high) + inner, peaks.end)
+            return max(max(peaks.loss + logits, high) + inner, peaks.end)
         # what is kept lies with the layers; what is made of it in the backward pass, on one card
         kept = math.ceil(self._share * (peaks.loss + inner))
-        return kept + max(logits, peaks.high - peaks.loss, peaks.end - peaks.loss)
+        return kept + max(logits, high - peaks.loss, peaks.end - peaks.loss)
+
+    @property
+    def _shortest(self) -> int:
+        shortest = self._setting.shortest
+        return self._setting.longest if shortest is None else shortest
 
     def _process_bytes(self) -> int:
         """The process without the pass: its present size and its libraries' workspace."""
@@ -199,8 +217,7 @@ class PassMemory:
         The rows of a product are the tokens of a micro-batch; ragged examples have many sums.
         """
         setting = self._setting
-        shortest = setting.longest if setting.shortest is None else setting.shortest
-        num_sums = 1 + setting.examples_per_step * (setting.longest - shortest)
+        num_sums = 1 + setting.examples_per_step * (setting.longest - self._shortest)
         num_products = 2 * len(set(self._shapes.values())) * num_sums
         return min(num_products, MAX_KERNELS) * KERNEL_BYTES
 

@@ -12,7 +12,7 @@ import contextlib
 import copy
 import weakref
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -34,6 +34,8 @@ from rankwise.records.config.training import BasePrecision
 from rankwise.records.study import FullTraining
 
 _CUDA_STAND_IN = "rankwise_cuda_stand_in"
+# Rows by which flash attention pads its sums of each sequence.
+_FLASH_PADDING = 128
 _CPU = torch.device("cpu")  # fake tensors take no memory, whichever device would train
 
 
@@ -44,11 +46,15 @@ class Peaks(NamedTuple):
         loss: when the loss is computed, without the logits.
         high: peak until the backward pass has left the last layer, when most activations exist.
         end: peak after that.
+        flash: of flash attention's backward pass in the last layer, without padding; 0: none is.
+        padding: of flash attention, for each sequence.
     """
 
     loss: int
     high: int
     end: int
+    flash: int = 0
+    padding: int = 0
 
 
 class TrainingSetting(NamedTuple):
@@ -205,6 +211,7 @@ class _Rehearsal:
         gradients = [weight.grad for weight in weights if weight.grad is not None]
         live = _LiveBytes([*held, *weights, *gradients, *model.buffers()])
         at_entry: list[int] = []  # live bytes when each layer begins
+        flash: list[tuple[int, int]] = []  # live bytes and padding, by layer from the last one on
 
         def enter(_: nn.Module, inputs: tuple[Any, ...], named: Mapping[str, Any]) -> None:
             if len(at_entry) == len(self._layers):
@@ -218,6 +225,8 @@ class _Rehearsal:
         with contextlib.ExitStack() as stack:
             stack.enter_context(packed_attention(model))
             if self._is_cuda:
+                stand_in = partial(_cuda_stand_in, lambda size: flash.append((live.bytes, size)))
+                AttentionInterface.register(_CUDA_STAND_IN, stand_in)
                 model.set_attn_implementation(_CUDA_STAND_IN)
             for module in self._layers:
                 layer: Any = module
@@ -233,6 +242,8 @@ class _Rehearsal:
             hidden.backward(gradient)
         more = sum(count * (at_entry[place] - at_entry[place - 1]) for place, count in self._more)
         peaks = Peaks(at_loss + more, live.peaks[0] + more, live.peaks[-1])
+        if flash:
+            peaks = peaks._replace(flash=flash[0][0] + more, padding=flash[0][1])
         return Peaks(*(2 * peak for peak in peaks)) if self._is_halved else peaks
 
 
@@ -275,28 +286,54 @@ def _kind(layer: nn.Module) -> str:
 
 
 class _CudaStandIn(torch.autograd.Function):
-    """Keeps what both kernels for CUDA keep: inputs, output, and a float32 number per row."""
+    """Keeps what both kernels for CUDA keep: inputs, output, and a float32 number per row.
+
+    Of flash attention ``note`` hears how many bytes pad each sequence, in the backward pass. There
+    it sums up the queries' gradients in float32, and makes those of keys and values for every head
+    of the queries before it adds up a group's (torch 2.13, ``mha_varlen_bwd``).
+    """
 
     @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, note: Callable[[int], None] | None
+    ) -> Tensor:
         out = query.new_empty((*query.shape[:-1], value.shape[-1]))
         rows = torch.empty(query.shape[:-1], dtype=torch.float32, device=query.device)
         ctx.save_for_backward(query, key, value, out, rows)
+        ctx.note = note
         return out
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> Any:
         query, key, value, *_ = ctx.saved_tensors
-        return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
+        gradients = [torch.empty_like(x) for x in (query, key, value)]
+        if ctx.note is not None:
+            _, heads, tokens, width = query.shape
+            # widths are rounded up, and one column more holds products of outputs and gradients
+            columns = -(-width // 32) * 32 + 1
+            workspace = [torch.empty((heads, tokens, columns), dtype=torch.float32)]
+            if key.shape[1] < heads:
+                workspace += [torch.empty_like(query) for _ in (key, value)]
+            ctx.note(_FLASH_PADDING * heads * columns * workspace[0].itemsize)
+        return *gradients, None
 
 
 def _cuda_stand_in(
-    _: nn.Module, query: Tensor, key: Tensor, value: Tensor, *__: Any, **___: Any
+    note: Callable[[int], None],
+    _: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *__: Any,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    **___: Any,
 ) -> tuple[Tensor, None]:
     if torch.is_autocast_enabled("cpu"):
         query, key, value = (x.to(torch.bfloat16) for x in (query, key, value))
-    out: Any = _CudaStandIn.apply(query, key, value)  # (1, heads, tokens, value_width)
-    return out.transpose(1, 2), None  # (1, tokens, heads, value_width)
-
-
-AttentionInterface.register(_CUDA_STAND_IN, _cuda_stand_in)
+    is_plain, widths = softcap is None and s_aux is None, (query.shape[-1], value.shape[-1])
+    kernel = packed_kernels.chosen_kernel(
+        "cuda", query.dtype, widths, is_plain=is_plain, has_flash=True
+    )
+    out: Any = _CudaStandIn.apply(query, key, value, note if kernel == "varlen" else None)
+    return out.transpose(1, 2), None  # from (1, heads, tokens, value_width)

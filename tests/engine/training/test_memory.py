@@ -290,6 +290,30 @@ def test_what_needs_less_is_estimated_to_need_less(device: str) -> None:
     assert memory.full == FullTraining()
 
 
+def test_flash_attention_s_workspace_is_in_the_plan(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By hand: 8 heads of 64 columns, 4 of keys. Sums in float32, and all heads' dk and dv."""
+    config, tokens = llama_config(LARGE | {"vocab_size": 100}), 8 * LENGTH
+    cuda: dict[str, Any] = {"device": torch.device("cuda"), "precision": "bfloat16"}
+
+    def planned_bytes(**options: Any) -> int:
+        return pass_memory(config, **(cuda | options)).lora_bytes(ONE, tokens, False)
+
+    peaks = pass_memory(config, **cuda)._peaks_at("lora", False, tokens)
+    row = 8 * (64 + 1) * 4
+    assert peaks.padding == 128 * row
+    assert peaks.flash > tokens * (row + 2 * 8 * 64 * 2)
+    # rows of one token: as many as there are tokens, or examples of a step
+    most = [planned_bytes(shortest=1, examples_per_step=count) for count in (300, 400, 512, 999)]
+    assert most[1] - most[0] == 100 * peaks.padding
+    assert most[2] - most[1] == 112 * peaks.padding
+    assert most[3] == most[2]
+    monkeypatch.setattr(rehearsal, "_known", {})
+    monkeypatch.setattr(rehearsal.packed_kernels, "_FLASH_WIDTH", 0)  # flex attention has none
+    others = pass_memory(config, **cuda)._peaks_at("lora", False, tokens)
+    assert (others.flash, others.padding) == (0, 0)
+    assert others[:2] == peaks[:2]
+
+
 def test_lanes_share_the_tokens_and_gather_gradients_of_their_own() -> None:
     memory = pass_memory(llama_config(SMALL))
     lanes, wide = memory.changed(max_lanes=3), [AdapterSize(8, 10**6)]
