@@ -8,11 +8,15 @@ import platform
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rankwise.cli.application import OF_TRAINING, without_training
 from rankwise.errors import ModelError, to_install
 from rankwise.records.files import cache_folder
 from rankwise.records.provenance import PACKAGES, package_version
+
+if TYPE_CHECKING:
+    import torch
 
 # Optional package -> (what needs it, how to install it).
 OPTIONAL_PARTS = {
@@ -29,6 +33,9 @@ OPTIONAL_PARTS = {
     "tensorboard": ("tracking by tensorboard", "pip install tensorboard"),
     "pip": ("fetching the embedded model", "python -m ensurepip"),
 }
+
+# Columns of a head of most models; Gemma has 256.
+_HEAD_WIDTHS = (64, 128, 256)
 
 
 def examine() -> Iterator[tuple[str, str]]:
@@ -66,7 +73,6 @@ def _devices() -> Iterator[tuple[str, str]]:
     import torch
 
     from rankwise.engine.models.devices import choose_device, device_name, has_fast_bfloat16
-    from rankwise.engine.models.packed_kernels import check_flex
 
     device = choose_device()
     yield "device", f"{device.type}: {device_name(device)}"
@@ -74,15 +80,7 @@ def _devices() -> Iterator[tuple[str, str]]:
         free, total = torch.cuda.mem_get_info(device)
         yield "CUDA", f"found: version {torch.version.cuda}"
         yield "device memory", f"{free / 2**30:.1f} of {total / 2**30:.1f} GiB free"
-        needed = "for training in float32, or with softcap or sinks, and for scoring"
-        flex = f"missing, {needed} slower products are used: pip install triton"
-        if importlib.util.find_spec("triton") is not None:
-            try:
-                check_flex(device)
-                flex = f"compiles, {needed}"
-            except ModelError as error:
-                flex = f"fails, {needed} slower products are used: {error}"
-        yield "flex attention", flex
+        yield "flex attention", _flex_attention(device)
     elif torch.version.cuda is None and torch.version.hip is None:
         yield "CUDA", "missing: this torch is a CPU build; see pytorch.org for the pip command"
     else:
@@ -91,6 +89,28 @@ def _devices() -> Iterator[tuple[str, str]]:
         yield "Apple's GPU (mps)", "found, but not used: the CPU computes"
     slow = "float32 (the device has no fast bfloat16, and float16 is not used)"
     yield "precision auto", "bfloat16" if has_fast_bfloat16(device) else slow
+
+
+def _flex_attention(device: torch.device) -> str:
+    """With which widths of heads it runs, forward and backward, in the precision of training."""
+    from rankwise.engine.models.devices import DTYPES, resolve_precision
+    from rankwise.engine.models.packed_kernels import FlexCase, tried_tiles
+
+    needed = "for training in float32, or with softcap or sinks, and for scoring"
+    if importlib.util.find_spec("triton") is None:
+        return f"missing, {needed} slower products are used: pip install triton"
+    dtype = DTYPES[resolve_precision("auto", device)]
+    runs, fails, reason = list[str](), list[str](), ""
+    for width in _HEAD_WIDTHS:
+        try:
+            tried_tiles(FlexCase(device, dtype, (width, width)))
+            runs.append(str(width))
+        except ModelError as error:
+            fails.append(str(width))
+            reason = reason or str(error)
+    found = [f"runs with {', '.join(runs)} columns a head, {needed}"] * bool(runs)
+    slower = f"fails with {', '.join(fails)} columns a head, {needed} slower products are used"
+    return "; ".join(found + [f"{slower}: {reason}"] * bool(fails))
 
 
 def _models(cache: Path) -> Iterator[tuple[str, str]]:

@@ -620,21 +620,23 @@ def test_doctor_names_versions_devices_and_the_cache(
 
 
 @pytest.mark.parametrize(
-    ("has_triton", "error"),
-    [(True, None), (True, ModelError("no C compiler")), (False, None)],
-    ids=["there", "broken", "missing"],
+    ("has_triton", "narrowest"),
+    [(True, 512), (True, 256), (True, 0), (False, 0)],
+    ids=["there", "in part", "broken", "missing"],
 )
-def test_doctor_compiles_a_kernel_where_there_is_a_card(
-    has_triton: bool, error: Exception | None, monkeypatch: pytest.MonkeyPatch, sentence: Sentences
+def test_doctor_compiles_kernels_where_there_is_a_card(
+    has_triton: bool, narrowest: int, monkeypatch: pytest.MonkeyPatch, sentence: Sentences
 ) -> None:
+    """Those of heads from ``narrowest`` on fail."""
     import torch
 
     from rankwise.cli import doctor
 
-    def compiled(device: torch.device) -> None:
-        assert device.type == "cuda"
-        if error is not None:
-            raise error
+    def compiled(case: Any, _: Any) -> None:
+        assert case.device.type == "cuda"
+        assert (case.dtype, case.is_trained) == (torch.bfloat16, True)
+        if case.widths[0] >= narrowest:
+            raise ModelError("no C compiler")
 
     card = torch.device("cuda", 0)
     monkeypatch.setattr("rankwise.engine.models.packed_kernels.check_flex", compiled)

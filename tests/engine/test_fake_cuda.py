@@ -21,7 +21,6 @@ from rankwise.engine.models.structure import adaptable_shapes, target_shapes
 from rankwise.engine.models.trained_adapters import Adapter, adapted
 from rankwise.engine.scoring import resident
 from rankwise.engine.scoring.resident import ResidentScorer
-from rankwise.engine.scoring.tree import attention as tree_attention
 from rankwise.engine.scoring.tree import layout as tree_layout
 from rankwise.engine.training import loop, micro_batches
 from rankwise.engine.training.trainees import AdapterTrainee, FullTrainee, Trainee
@@ -60,8 +59,7 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> Generator[HostWaits]:
     Flex attention is missing: dynamo follows no backward pass without a card.
     """
     monkeypatch.setattr(packed_kernels, "_has_flash", lambda _: True)
-    for module in (packed_kernels, tree_attention):
-        monkeypatch.setattr(module, "flex_compiles", lambda _: False)
+    monkeypatch.setattr(packed_kernels, "flex_tiles", lambda _: None)
     for module in (loop, resident, head_scorer):
         monkeypatch.setattr(module, "check_packable", lambda _: None)
     monkeypatch.setattr(CompletionHead, "_check", lambda *_: None)
@@ -207,7 +205,7 @@ def test_steps_of_a_tree_by_flex_attention(
         lse = query.new_empty(query.shape[:3], dtype=torch.float32)
         return (out, SimpleNamespace(lse=lse)) if "return_aux" in given else out
 
-    monkeypatch.setattr(tree_attention, "flex_compiles", lambda _: True)
+    monkeypatch.setattr(packed_kernels, "flex_tiles", lambda _: {})
     monkeypatch.setattr(packed_kernels, "_compiled_flex", lambda: attend)
     scorer = scorer_of(model_of(family))
     waits.forget()

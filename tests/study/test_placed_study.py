@@ -14,7 +14,6 @@ from safetensors.torch import load_file
 from rankwise.engine.models import packed_kernels
 from rankwise.engine.models.devices import Machine
 from rankwise.engine.models.loading import load_frozen
-from rankwise.engine.scoring.tree import attention as tree_attention
 from rankwise.records.folder import StudyFolder
 from rankwise.records.study_file import load_config
 from rankwise.study.planning.plan import plan_study
@@ -43,8 +42,7 @@ def test_a_study_on_two_cards(
 
     monkeypatch.setattr("rankwise.study.context.load_over_cards", load)
     monkeypatch.setattr(packed_kernels, "_has_flash", lambda _: False)
-    for module in (packed_kernels, tree_attention):
-        monkeypatch.setattr(module, "flex_compiles", lambda _: False)
+    monkeypatch.setattr(packed_kernels, "flex_tiles", lambda _: None)
     plan = plan_study(load_config(study_file, SETTINGS), machine=Machine(FIRST, 10**10))
     folder = StudyFolder(tmp_path / "laid")
     with two_cards():

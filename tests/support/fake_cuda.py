@@ -138,13 +138,15 @@ def _empty_caches() -> Generator[None]:
     """A kept mask without numbers must not meet real tensors, nor the reverse."""
     kept: list[Any] = [packed_kernels._kept_unseen, packed_kernels._bounds]
     kept += [packed_kernels._block_mask, decode_attention._later]
-    for function in kept:
-        function.cache_clear()
+    clear = [function.cache_clear for function in kept]
+    clear += [packed_kernels._tiles_left.clear, packed_kernels._said.clear]
+    for each in clear:
+        each()
     try:
         yield
     finally:
-        for function in kept:
-            function.cache_clear()
+        for each in clear:
+            each()
 
 
 @contextlib.contextmanager

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import cache, lru_cache
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -15,10 +16,10 @@ from torch import Tensor
 from torch.nn.attention import flex_attention as flex
 
 from rankwise.engine.models.attention import AttentionTerms, unseen_keys
-from rankwise.engine.models.devices import moved
+from rankwise.engine.models.devices import is_out_of_memory, moved
 from rankwise.engine.models.files import unusable
 from rankwise.engine.models.packed_layout import PackedLayout
-from rankwise.errors import ModelError
+from rankwise.errors import ModelError, RankwiseError
 
 # About this many queries are multiplied at once with the keys that any of them sees. Larger blocks
 # multiply more keys in vain, smaller ones make products too small to be fast.
@@ -37,6 +38,21 @@ MASK_BLOCK = 128
 # 5 of one model in one precision, and reading trees 7 (Llama) to 18 (GPT-OSS); torch's limit is 8.
 # Beyond a limit torch would silently compute scores of tokens * tokens.
 _FLEX_KERNELS = 64
+# Tiles of flex attention's kernels in the order in which they are tried: torch's own, and two kinds
+# that take less shared memory. A head of 512 columns in half precision needs some 128 and 96 KiB
+# with these, by arithmetic; torch's own take 257 of the 227 that an H100 has.
+_TILES: tuple[dict[str, int], ...] = (
+    {},
+    *(
+        {"fwd_BLOCK_M": rows, "fwd_BLOCK_N": 32, "fwd_num_stages": 1, "bwd_num_stages": 1}
+        | {f"bwd_BLOCK_{side}": rows // 2 for side in ("M1", "N1", "M2", "N2")}
+        for rows in (64, 32)
+    ),
+)
+# Sequences of the trial: blocks of the mask that are full, in part seen, and not full.
+_TRIED = PackedLayout((300, 5))
+
+_log = logging.getLogger(__name__)
 
 
 def kernel_for(query: Tensor, value: Tensor, terms: AttentionTerms) -> Callable[..., Tensor]:
@@ -48,9 +64,7 @@ def kernel_for(query: Tensor, value: Tensor, terms: AttentionTerms) -> Callable[
         is_plain=terms.softcap is None and terms.sinks is None,
         has_flash=query.is_cuda and _has_flash(query.device),
     )
-    if chosen == "flex" and not flex_compiles(query.device):
-        chosen = "grouped"
-    kernels = {"grouped": grouped_attention, "flex": flex_attention, "varlen": varlen_attention}
+    kernels = {"grouped": grouped_attention, "flex": flex_or_grouped, "varlen": varlen_attention}
     return kernels[chosen]
 
 
@@ -83,18 +97,115 @@ def chosen_kernel(
     return "flex"
 
 
-@cache
-def flex_compiles(device: torch.device) -> bool:
-    """Whether flex attention can be compiled for a device; tried once.
+class FlexCase(NamedTuple):
+    """What flex attention's kernels depend on, but for lengths.
 
-    Triton needs a compiler for C and Python's headers, which small containers lack.
+    Attributes:
+        device: that computes.
+        dtype: of query, key and value.
+        widths: of a head's key and value.
+        per_key: query heads that share a head of key and value.
+        window: see ``AttentionTerms``; so is the softcap.
+        softcap: see ``window``.
+        has_sinks: whether there are sinks.
+        is_trained: whether it is followed by a backward pass.
     """
-    if importlib.util.find_spec("triton") is None:
+
+    device: torch.device
+    dtype: torch.dtype
+    widths: tuple[int, int]
+    per_key: int = 1
+    window: int | None = None
+    softcap: float | None = None
+    has_sinks: bool = False
+    is_trained: bool = True
+
+    @classmethod
+    def of(cls, query: Tensor, key: Tensor, value: Tensor, terms: AttentionTerms) -> FlexCase:
+        """That of an attention; tensors have their heads along the second axis."""
+        is_trained = any(x.requires_grad for x in (query, key, value)) and torch.is_grad_enabled()
+        return cls(
+            *(query.device, query.dtype, (query.shape[-1], value.shape[-1])),
+            *(query.shape[1] // key.shape[1], terms.window, terms.softcap),
+            has_sinks=terms.sinks is not None,
+            is_trained=is_trained,
+        )
+
+
+# By case: tiles that have not failed, of which the first ran in a trial. And heads of which it was
+# said that none are left.
+_tiles_left: dict[FlexCase, list[dict[str, int]]] = {}
+_said: set[tuple[torch.dtype, tuple[int, int]]] = set()
+
+
+def flex_tiles(case: FlexCase) -> Mapping[str, int] | None:
+    """Tiles with which flex attention runs there, as its options; None where products have to.
+
+    They are tried once. Memory that runs out meanwhile says nothing of them: it is an error, and
+    nothing is remembered.
+    """
+    if case not in _tiles_left:
+        left = list[dict[str, int]]()
+        if importlib.util.find_spec("triton") is not None:
+            try:
+                left = tried_tiles(case)
+            except ModelError as error:
+                _say(case, error)
+        _tiles_left[case] = left
+    return next(iter(_tiles_left[case]), None)
+
+
+def tried_tiles(case: FlexCase) -> list[dict[str, int]]:
+    """The tiles from the first ones on with which flex attention compiles and runs there.
+
+    Triton needs a compiler for C and Python's headers, which small containers lack, and its blocks
+    need more shared memory the wider a head is.
+
+    Raises:
+        ModelError: with the reason of the last ones; none runs.
+    """
+    left = [*_TILES]
+    while True:
+        try:
+            check_flex(case, left[0])
+            return left
+        except ModelError:
+            if len(left) == 1:
+                raise
+        del left[0]
+
+
+def _say(case: FlexCase, error: BaseException) -> None:
+    """Say once that products compute attention, and why."""
+    if (heads := (case.dtype, case.widths)) not in _said:
+        _said.add(heads)
+        dtype, reason = str(case.dtype).removeprefix("torch."), str(error).partition("\n")[0]
+        _log.warning(
+            "attention with %s columns a head in %s is computed by slower matrix products: %s",
+            *(case.widths[0], dtype, reason),
+        )
+
+
+def _refused(case: FlexCase, error: BaseException) -> None:
+    """Leave out the first tiles that are left."""
+    left = _tiles_left[case]
+    del left[0]
+    if not left:
+        _say(case, error)
+
+
+def flex_failed(error: Exception) -> bool:
+    """Whether flex attention's backward pass may be why a step of training failed.
+
+    If so, its next tiles are used from now on, or products: take the step again. Where something
+    else is the reason, it fails again until this is False.
+    """
+    if is_out_of_memory(error) or isinstance(error, RankwiseError):
         return False
-    with suppress(ModelError):
-        check_flex(device)
-        return True
-    return False
+    used = [case for case, left in _tiles_left.items() if left and case.is_trained]
+    for case in used:
+        _refused(case, error)
+    return bool(used)
 
 
 @cache
@@ -299,12 +410,44 @@ def _bounds(layout: PackedLayout, device: torch.device) -> Int[Tensor, " bounds"
     return moved(torch.tensor((*layout.starts, layout.num_tokens), dtype=torch.int32), device)
 
 
-def flex_attention(
+def flex_or_grouped(
     query: Tensor, key: Tensor, value: Tensor, layout: PackedLayout, terms: AttentionTerms
+) -> Float[Tensor, "1 tokens heads value_width"]:
+    """Flex attention where its kernels run, else products; shapes as ``attend_packed``."""
+    case = FlexCase.of(query, key, value, terms)
+    out = where_flex_runs(
+        case, lambda tiles: flex_attention(query, key, value, layout, terms, tiles)
+    )
+    return grouped_attention(query, key, value, layout, terms) if out is None else out
+
+
+def where_flex_runs(case: FlexCase, attend: Callable[[Mapping[str, int]], Tensor]) -> Tensor | None:
+    """What ``attend`` makes with the tiles of ``flex_tiles``; None where there are none.
+
+    Where it fails although their trial did not, the next ones are taken.
+    """
+    while (tiles := flex_tiles(case)) is not None:
+        try:
+            return attend(tiles)
+        except Exception as error:
+            # checkpointing ends the second computation of a layer by an error of its own
+            if is_out_of_memory(error) or type(error).__module__ == "torch.utils.checkpoint":
+                raise
+            _refused(case, error)
+    return None
+
+
+def flex_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    layout: PackedLayout,
+    terms: AttentionTerms,
+    tiles: Mapping[str, int] = _TILES[0],
 ) -> Float[Tensor, "1 tokens heads value_width"]:
     """Flex attention of torch; shapes as ``attend_packed``."""
     mask = _block_mask(layout, terms.window, query.device)
-    return attend_by_flex(query, key, value, mask, terms)
+    return attend_by_flex(query, key, value, mask, terms, tiles)
 
 
 def attend_by_flex(
@@ -313,10 +456,11 @@ def attend_by_flex(
     value: Float[Tensor, "batch kv_heads keys value_width"],
     mask: flex.BlockMask,
     terms: AttentionTerms,
+    tiles: Mapping[str, int] = _TILES[0],
 ) -> Float[Tensor, "batch queries heads value_width"]:
     """Flex attention of torch, compiled on CUDA; elsewhere a reference without gradients.
 
-    The mask has the window in it.
+    The mask has the window in it; ``tiles`` are options of the kernel.
     """
     softcap = terms.softcap
     request: Any = getattr(flex, "AuxRequest", None)  # from torch 2.9
@@ -324,7 +468,7 @@ def attend_by_flex(
     arguments: dict[str, Any] = {"scale": terms.scale, "enable_gqa": key.shape[1] < query.shape[1]}
     arguments["block_mask"] = mask
     # flex's other kernel, for rows of less than 128 tokens, groups heads by powers of two only
-    arguments["kernel_options"] = {"FORCE_USE_FLEX_ATTENTION": True}
+    arguments["kernel_options"] = {"FORCE_USE_FLEX_ATTENTION": True, **tiles}
     if softcap is not None:
         arguments["score_mod"] = lambda score, b, h, q, k: softcap * torch.tanh(score / softcap)
     if terms.sinks is not None:
@@ -343,20 +487,35 @@ def attend_by_flex(
     return (out * share[..., None].to(out.dtype)).transpose(1, 2)
 
 
-def check_flex(device: torch.device) -> None:
-    """Compute flex attention of a few tokens forward and backward, which compiles it on CUDA.
+def check_flex(case: FlexCase, tiles: Mapping[str, int] = _TILES[0]) -> None:
+    """Compute flex attention of a few tokens, which compiles it on CUDA; backward where it trains.
 
     Raises:
-        ModelError: whatever the compiler raises. Triton, which comes with torch, needs one for C.
+        ModelError: whatever compiler or card raise. Triton, which comes with torch, needs one for
+            C.
     """
-    terms = AttentionTerms(scale=1.0, window=None, softcap=None, sinks=None)
     with (
         torch.inference_mode(False),
-        torch.enable_grad(),
-        unusable("flex attention does not compile", "Install a C compiler, such as gcc."),
+        torch.set_grad_enabled(case.is_trained),
+        # in a layer that is checkpointed the trial's tensors are not to be computed again
+        torch.autograd.graph.saved_tensors_hooks(lambda x: x, lambda x: x),
+        unusable("flex attention failed", "Where a C compiler is missing, install gcc."),
     ):
-        x = torch.ones((1, 1, 8, _FLEX_WIDTH), device=device, requires_grad=True)
-        flex_attention(x, x, x, PackedLayout((3, 5)), terms).sum().backward()
+        heads, (width, value_width) = 2 * case.per_key, case.widths
+        query, key, value = (
+            torch.ones(
+                *(1, count, sum(_TRIED.lengths), columns),
+                dtype=case.dtype,
+                device=case.device,
+                requires_grad=case.is_trained,
+            )
+            for count, columns in ((heads, width), (2, width), (2, value_width))
+        )
+        sinks = query.new_zeros(heads, requires_grad=False) if case.has_sinks else None
+        terms = AttentionTerms(width**-0.5, case.window, case.softcap, sinks)
+        out = flex_attention(query, key, value, _TRIED, terms, tiles)
+        if case.is_trained:
+            out.sum().backward()
 
 
 @cache

@@ -30,6 +30,7 @@ from rankwise.engine.models.devices import PeakMemory, ResolvedPrecision, in_sma
 from rankwise.engine.models.head import CompletionHead, HeldTokens, backward_losses, token_losses
 from rankwise.engine.models.lanes import Lanes, lanes_within, opened, twin
 from rankwise.engine.models.packed_attention import check_packable, packed_attention, packed_states
+from rankwise.engine.models.packed_kernels import flex_failed
 from rankwise.engine.models.placed import devices_of
 from rankwise.engine.models.trained_adapters import Adapter, AdapterBank
 from rankwise.engine.training.liger import liger_kernels
@@ -133,7 +134,10 @@ def train_pass(
         ModelError: the model cannot read packed sequences.
         torch.OutOfMemoryError: a single example does not fit (MemoryError, RuntimeError on a CPU).
     """
-    check_packable(model)
+    autocast = bank is None and precision == "bfloat16"
+    device: torch.device = next(model.parameters()).device
+    with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
+        check_packable(model)
     count = 1
     if bank is not None:
         examples = (one for each in trainees for batch in each.batches for one in batch)
@@ -145,13 +149,11 @@ def train_pass(
         _checkpointing(model) if gradient_checkpointing else contextlib.nullcontext(),
         opened(count) as threads,
     ):
-        autocast = bank is None and precision == "bfloat16"
         lanes = [_Lane(model, bank, autocast, ())]
         adapters = [each.adapter for each in trainees if isinstance(each, AdapterTrainee)]
         for _ in range(count - 1):
             lanes.append(_Lane(*twin(model, bank), autocast, adapters))
         budget, memory = _Budget(max_tokens), PeakMemory(*devices_of(model))
-        device: torch.device = next(model.parameters()).device
         with memory.measured():
             _RunningPass(trainees, lanes, threads, budget, observer, kernels, memory, device).run()
 
@@ -265,9 +267,16 @@ class _RunningPass:
             self.observer.shrunk(self.budget.max_tokens)
             return True
 
-        found = in_smaller_steps(
-            lambda _: self._gather(active, placed), shrink, lambda _: None, self.device
-        )
+        def gather(_: Callable[[int], None]) -> dict[int, StepGradients]:
+            while True:
+                try:
+                    return self._gather(active, placed)
+                except Exception as error:
+                    if not flex_failed(error):
+                        raise
+                self._clear(active.values())
+
+        found = in_smaller_steps(gather, shrink, lambda _: None, self.device)
         self.budget.stepped()
         return found
 

@@ -14,6 +14,7 @@ from torch._dynamo.exc import FailOnRecompileLimitHit
 from torch.nn.attention import flex_attention as flex
 from torch.nn.attention import varlen
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
 
 from rankwise.engine.models import packed_attention
 from rankwise.engine.models import packed_kernels as module
@@ -141,11 +142,25 @@ def test_more_variants_than_planned_are_an_error_and_not_an_eager_kernel(
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
-def test_what_the_doctor_computes_goes_backward(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ModelError, match=r"flex attention does not compile: .*CPU.* such as gcc"):
-        module.check_flex(CPU)  # a CPU has no kernel for it
+def test_a_trial_goes_backward_where_the_model_is_trained(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = module.FlexCase(CPU, torch.float32, (16, 24), 3, window=7, softcap=2.0, has_sinks=True)
+    with pytest.raises(ModelError, match=r"flex attention failed: .*CPU.* install gcc"):
+        module.check_flex(case)  # a CPU has no kernel for it
+    module.check_flex(case._replace(is_trained=False))
     monkeypatch.setattr(flex, "_validate_device", lambda *_: None)
-    module.check_flex(CPU)
+    asked = list[Any]()
+    attend = flex.flex_attention
+    monkeypatch.setattr(
+        flex,
+        "flex_attention",
+        lambda *x, **given: (asked.append((x, given)), attend(*x, **given))[1],
+    )
+    module.check_flex(case)
+    ((query, key, value), given) = asked[0]
+    assert [x.shape[1::2] for x in (query, key, value)] == [(6, 16), (2, 16), (2, 24)]
+    assert query.grad is not None
+    assert given["enable_gqa"]
+    assert given["score_mod"](torch.tensor(9.0), 0, 0, 0, 0) == 2 * torch.tanh(torch.tensor(4.5))
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
@@ -159,20 +174,99 @@ def test_flex_attention_takes_one_softcap_after_another(monkeypatch: pytest.Monk
             assert farthest(with_gradients(lengths, softcap=softcap), expected) < 2e-6
 
 
-def test_flex_attention_is_used_where_it_compiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fails(_: torch.device) -> None:
-        raise ModelError("no C compiler")
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+def test_a_trial_within_a_checkpointed_layer_is_none_of_its_tensors(
+    tried: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(flex, "_validate_device", lambda *_: None)  # refuses gradients on a CPU
+    use(monkeypatch, module.flex_or_grouped)
+    expected = with_gradients(LENGTHS)
+    module._tiles_left.clear()
+    check, attended_to = module.check_flex, packed_attention.attend_packed
+    monkeypatch.setattr(module, "check_flex", lambda *of: (tried.append(of), check(*of))[1])
+    monkeypatch.setattr(
+        "tests.support.packed_texts.attend_packed",
+        lambda *of, **given: checkpoint(attended_to, *of, use_reentrant=False, **given),
+    )
+    assert farthest(with_gradients(LENGTHS), expected) == 0
+    assert len(tried) == 1
 
-    compiles: Any = module.flex_compiles.__wrapped__
-    for is_installed, check, expected in (
-        (True, lambda _: None, True),
-        (True, fails, False),
-        (False, lambda _: None, False),
-    ):
-        monkeypatch.setattr(module, "check_flex", check)
-        found = object() if is_installed else None
-        monkeypatch.setattr(importlib.util, "find_spec", lambda _, found=found: found)
-        assert compiles(CPU) is expected
+
+CASE = module.FlexCase(CPU, torch.bfloat16, (512, 512))
+OUT_OF_RESOURCE = "out of resource: shared memory, Required: 263168, Hardware limit: 232448"
+
+
+@pytest.fixture
+def tried(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The tiles of each trial; triton is there, and nothing was tried yet."""
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: object())
+    monkeypatch.setattr(module, "_tiles_left", {})
+    monkeypatch.setattr(module, "_said", set())
+    return []
+
+
+@pytest.mark.parametrize("fails", [0, 1, 2, 3])
+def test_tiles_are_tried_from_the_largest_on_and_then_products(
+    fails: int,
+    tried: list[Any],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def check(_: module.FlexCase, tiles: Any) -> None:
+        tried.append(tiles)
+        if tiles in module._TILES[:fails]:
+            raise ModelError(OUT_OF_RESOURCE)
+
+    monkeypatch.setattr(module, "check_flex", check)
+    expected = None if fails == 3 else module._TILES[fails]
+    assert module.flex_tiles(CASE) is module.flex_tiles(CASE) is expected
+    assert tried == [*module._TILES[: fails + 1]]
+    assert OUT_OF_RESOURCE in caplog.text or fails < 3
+    assert module.flex_tiles(CASE._replace(window=7)) is expected
+    assert len(caplog.records) == (fails == 3)
+
+
+def test_nothing_is_tried_without_triton_nor_said(
+    tried: list[Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setattr(module, "check_flex", lambda *_: tried.append(1))
+    assert module.flex_tiles(CASE) is None
+    assert not tried
+    assert not caplog.records
+
+
+def test_a_full_card_says_nothing_of_its_kernels(
+    tried: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(module, "check_flex", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        module.flex_tiles(CASE)
+    monkeypatch.setattr(module, "check_flex", lambda *_: None)
+    assert module.flex_tiles(CASE) == module._TILES[0]
+
+
+def test_a_failed_backward_pass_takes_the_next_tiles_of_what_is_trained(
+    tried: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "check_flex", lambda *_: None)
+    error, scored = RuntimeError(OUT_OF_RESOURCE), CASE._replace(is_trained=False)
+    assert not module.flex_failed(error)
+    for case in (CASE, scored):
+        module.flex_tiles(case)
+    for other in (torch.OutOfMemoryError("CUDA out of memory."), ModelError("no such layer")):
+        assert not module.flex_failed(other)
+    found = [(module.flex_failed(error), module.flex_tiles(CASE)) for _ in range(4)]
+    assert found == [
+        (True, module._TILES[1]),
+        (True, module._TILES[2]),
+        (True, None),
+        (False, None),
+    ]
+    assert module.flex_tiles(scored) == module._TILES[0]
 
 
 # varlen attention
@@ -328,22 +422,21 @@ def test_a_device_gets_its_kernel(
 
 @pytest.mark.parametrize(
     ("settings", "expected"),
-    [({}, "varlen"), ({"softcap": 1.0}, "flex"), ({"sinks": torch.zeros(2)}, "flex")],
+    [
+        ({}, "varlen_attention"),
+        ({"softcap": 1.0}, "flex_or_grouped"),
+        ({"sinks": torch.zeros(2)}, "flex_or_grouped"),
+    ],
 )
 def test_the_kernel_is_chosen_by_the_tensors_and_the_terms(
     settings: dict[str, Any], expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "flex_compiles", lambda _: True)
     monkeypatch.setattr(module, "_has_flash", lambda _: True)
     terms = AttentionTerms(
         **{"scale": 1.0, "window": None, "softcap": None, "sinks": None} | settings
     )
     with fake_cuda():
         x = torch.empty((1, 2, 3, 16), dtype=torch.bfloat16, device="cuda")
-        assert module.kernel_for(x, x, terms) is getattr(module, f"{expected}_attention")
-        monkeypatch.setattr(module, "flex_compiles", lambda _: False)
-        slower = "grouped" if expected == "flex" else expected
-        assert module.kernel_for(x, x, terms) is getattr(module, f"{slower}_attention")
-    assert module.kernel_for(torch.empty(1, 2, 3, 16), torch.empty(1, 2, 3, 16), terms) is (
-        module.grouped_attention
-    )
+        assert module.kernel_for(x, x, terms) is getattr(module, expected)
+    x = torch.empty(1, 2, 3, 16)
+    assert module.kernel_for(x, x, terms) is module.grouped_attention

@@ -28,7 +28,6 @@ from rankwise.engine.models.placed import (
 from rankwise.engine.models.structure import adaptable_shapes, model_skeleton, target_shapes
 from rankwise.engine.scoring.divergence import divergences, log_probabilities
 from rankwise.engine.scoring.resident import ResidentScorer
-from rankwise.engine.scoring.tree import attention as tree_attention
 from rankwise.engine.scoring.tree import layout as tree_layout
 from rankwise.engine.training.states import StateWriter
 from rankwise.engine.training.trainees import AdapterTrainee, Beside
@@ -63,8 +62,7 @@ ADAPTERS: tuple[dict[str, Any], ...] = (
 def cards(monkeypatch: pytest.MonkeyPatch) -> Generator[None]:
     """Two cards, whose attention is that of a CPU."""
     monkeypatch.setattr(packed_kernels, "_has_flash", lambda _: False)
-    for module in (packed_kernels, tree_attention):
-        monkeypatch.setattr(module, "flex_compiles", lambda _: False)
+    monkeypatch.setattr(packed_kernels, "flex_tiles", lambda _: None)
     # few tokens are split and shared as many are
     for name in ("_SHARED_KEYS", "_SHARED_QUERIES"):
         monkeypatch.setattr(tree_layout, name, 5)

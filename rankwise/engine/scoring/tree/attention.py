@@ -22,7 +22,12 @@ from rankwise.engine.models.attention import (
     score_dtype,
     scores_of,
 )
-from rankwise.engine.models.packed_kernels import attend_by_flex, chosen_kernel, flex_compiles
+from rankwise.engine.models.packed_kernels import (
+    FlexCase,
+    attend_by_flex,
+    chosen_kernel,
+    where_flex_runs,
+)
 from rankwise.engine.scoring.tree.layout import SharedKeys, TreeLayout
 from rankwise.errors import ModelError
 
@@ -122,7 +127,12 @@ def attend_tree(
     pool = tree_step.pool(layer, KeyValues(key.transpose(1, 2), value.transpose(1, 2)))
     if _takes_flex(query, value):
         k, v = (x.transpose(1, 2) for x in pool)  # (models, kv_heads, pool, width)
-        return attend_by_flex(query, k, v, layout.mask(terms.window), terms), None
+        of_flex = where_flex_runs(
+            FlexCase.of(query, k, v, terms),
+            lambda tiles: attend_by_flex(query, k, v, layout.mask(terms.window), terms, tiles),
+        )
+        if of_flex is not None:
+            return of_flex, None
     # heads that share a key are neighbours, as in transformers' repeat_kv
     q = (query * terms.scale).transpose(1, 2)  # (models, tokens, heads, width)
     q = q.unflatten(2, (key.shape[1], -1))  # (models, tokens, kv_heads, per_key, width)
@@ -155,13 +165,13 @@ def attend_tree(
 
 
 def _takes_flex(query: Tensor, value: Tensor) -> bool:
-    """Whether one kernel of flex attention reads the tree: on CUDA, in half precision.
+    """Whether one kernel of flex attention reads the tree, where it runs: half precision on CUDA.
 
     In float32 the products have all its bits on every card, and no tile is too large for one.
     """
     widths = query.shape[-1], value.shape[-1]
     kernel = chosen_kernel(query.device.type, query.dtype, widths, is_plain=False, has_flash=False)
-    return kernel == "flex" and query.dtype != torch.float32 and flex_compiles(query.device)
+    return kernel == "flex" and query.dtype != torch.float32
 
 
 def _attend_in_blocks(
