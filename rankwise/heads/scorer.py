@@ -199,22 +199,25 @@ class HeadScorer:
         dict[int, Float[Tensor, "places hidden"]], dict[int, Float[Tensor, "places heads_width"]]
     ]:
         """Read a tree with the model as it is: each layer's input, and its heads' outputs."""
-        entering: dict[int, list[Tensor]] = defaultdict(list)
-        heads: dict[int, list[Tensor]] = defaultdict(list)
+        kept: dict[str, list[Tensor]] = defaultdict(list)
+        # by module; a step that is repeated, as memory ran out, replaces what it had left
+        of_step: dict[str, Tensor] = {}
         with contextlib.ExitStack() as stack:
             stack.enter_context(carrying(self._model, [adapter], self._bank))
             for layout in self.layouts:
-                for name, into in ((layout.layer_name, entering), (layout.output, heads)):
-                    hook = partial(_keep_input, into[layout.layer])
+                for name in (layout.layer_name, layout.output):
+                    hook = partial(_keep_input, of_step, name)
                     module = self._model.get_submodule(name)
                     stack.enter_context(module.register_forward_pre_hook(hook, with_kwargs=True))
             for read in self._reader.read(tree, [adapter]):
                 on_read(read)
+                for name, piece in of_step.items():
+                    kept[name].append(piece)
         # the steps' pieces, (places, width) for every layer
-        of_layers, of_heads = (
-            {n: torch.cat(steps) for n, steps in kept.items()} for kept in (entering, heads)
+        return (
+            {layout.layer: torch.cat(kept[layout.layer_name]) for layout in self.layouts},
+            {layout.layer: torch.cat(kept[layout.output]) for layout in self.layouts},
         )
-        return of_layers, of_heads
 
     @contextlib.contextmanager
     def _ablated(
@@ -306,11 +309,11 @@ class _PassedLayer(nn.Module):
 
 
 def _keep_input(
-    into: list[Tensor], _: nn.Module, args: tuple[Any, ...], given: dict[str, Any]
+    into: dict[str, Tensor], name: str, _: nn.Module, args: tuple[Any, ...], given: dict[str, Any]
 ) -> None:
     """Keep the hidden states, the first input, of a module in a batch of one row."""
     (row,) = args[0] if args else given["hidden_states"]  # (places, width)
-    into.append(row.clone())  # layers may change their input in place
+    into[name] = row.clone()  # layers may change their input in place
 
 
 def _enter_layer(

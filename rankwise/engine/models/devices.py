@@ -44,9 +44,9 @@ _OUT_OF_MEMORY = (
     *("cublas_status_not_initialized", "cusolver_status_internal_error"),
 )
 # Compute capabilities of the cards for data centres, which multiply float64 at half the rate of
-# float32: P100, V100, A100, H100 and B200. Others, such as 8.6, 8.9, 10.3 and 12.0, have 1/32 or
-# 1/64 of it.
-_FAST_FLOAT64 = ((6, 0), (7, 0), (8, 0), (9, 0), (10, 0))
+# float32: P100, V100, A100, H100, MI300X (gfx942, as PyTorch's build for ROCm calls it) and B200.
+# Others, such as 8.6, 8.9, 10.3 and 12.0, have 1/32 or 1/64 of it.
+_FAST_FLOAT64 = ((6, 0), (7, 0), (8, 0), (9, 0), (9, 4), (10, 0))
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 

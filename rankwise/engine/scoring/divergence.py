@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from rankwise.engine.models.attention import decoder_of
-from rankwise.engine.models.devices import in_smaller_steps
+from rankwise.engine.models.devices import in_smaller_steps, moved
 from rankwise.engine.models.frozen_adapters import FrozenBank
 from rankwise.engine.models.head import CompletionHead
 from rankwise.engine.scoring.tree.prefixes import PrefixTree
@@ -73,8 +73,9 @@ def divergences(
     items: list[ItemDivergence] = []
     found = _of_answers(model, answers, max_batch_tokens, advance)
     for answer, expected, of_answer in zip(answers, reference, found, strict=True):
-        tokens = torch.tensor(answer.continuation, device=of_answer.device)
-        items.append(item_divergence(expected.to(of_answer.device), of_answer, tokens))
+        device = of_answer.device
+        tokens = moved(torch.tensor(answer.continuation), device)
+        items.append(item_divergence(moved(expected, device), of_answer, tokens))
     return items
 
 
@@ -90,7 +91,9 @@ def item_divergence(
     kl = (reference.exp() * (reference - model)).sum(dim=-1).mean()
     agrees = reference.argmax(dim=-1) == model.argmax(dim=-1)
     rise = (reference - model).gather(-1, answer[:, None]).mean()
-    return ItemDivergence(max(float(kl), 0.0), float(agrees.float().mean()), float(rise))
+    # one read of the device
+    kl_nats, agreement, rise_nats = torch.stack([kl, agrees.to(kl.dtype).mean(), rise]).tolist()
+    return ItemDivergence(max(kl_nats, 0.0), agreement, rise_nats)
 
 
 @torch.inference_mode()
@@ -116,7 +119,7 @@ def _of_answers(
     def read_all(tell: Advance) -> Iterator[Tensor]:
         for read in reader.read(tree, [None]):
             first, last = np.searchsorted(places, [read.start, read.stop])
-            rows = torch.from_numpy(places[first:last] - read.start).to(decoder.device)
+            rows = moved(torch.from_numpy(places[first:last] - read.start), decoder.device)
             yield read.hidden[0, rows]  # (some places, hidden)
             tell(read.stop - read.start)
 
@@ -125,5 +128,5 @@ def _of_answers(
     )
     hidden = torch.cat(states)  # (places, hidden)
     for path in paths:
-        rows = torch.from_numpy(np.searchsorted(places, path)).to(decoder.device)
+        rows = moved(torch.from_numpy(np.searchsorted(places, path)), decoder.device)
         yield head.logits(hidden[rows]).float().log_softmax(dim=-1)

@@ -118,7 +118,7 @@ class ResidentScorer:
     ) -> list[list[LogLikelihood]]:
         """Score continuations; every distinct token is read once by every model.
 
-        If memory runs out, they are read again in smaller steps.
+        If memory runs out in a step, smaller ones go on from there.
         """
         if not items:
             return [[] for _ in models]

@@ -10,13 +10,16 @@ import pytest
 import torch
 
 from rankwise.engine.models.adapter_folder import AdapterFolder
+from rankwise.engine.models.frozen_adapters import FrozenBank
 from rankwise.engine.scoring.decode.decoder import Decoder
 from rankwise.engine.scoring.divergence import log_probabilities
 from rankwise.engine.scoring.resident import ResidentScorer
+from rankwise.engine.scoring.tree import reader as reader_module
 from rankwise.engine.scoring.tree.reader import TreeReader
 from rankwise.heads.interventions import Head
 from rankwise.heads.scorer import Ablation, HeadScorer
 from rankwise.tasks.questions import GenerationSettings, Prompt, RightAnswer
+from tests.support.fake_cuda import CUDA, fake_cuda
 from tests.support.plain_answers import ITEMS
 from tests.support.saved_adapters import saved
 from tests.support.tiny_models import tiny
@@ -71,6 +74,40 @@ def test_log_likelihoods_are_read_in_smaller_steps(
         assert [a.nats for a in own] == pytest.approx([a.nats for a in same], abs=1e-4)
         assert [a.is_greedy for a in own] == [a.is_greedy for a in same]
     assert (sum(told), min(told) > 0) == (total, True)
+
+
+def test_only_the_step_that_did_not_fit_is_read_again(
+    scorer: ResidentScorer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scorer._reader.max_tokens = 128
+    read: list[tuple[int, int]] = []
+    step = TreeReader._step
+
+    def failing_once(reader: TreeReader, given: Any, adapters: Any) -> Any:
+        read.append((given.layout.start, given.layout.stop))
+        if len(read) == 2:
+            raise ERRORS[0]
+        return step(reader, given, adapters)
+
+    monkeypatch.setattr(TreeReader, "_step", failing_once)
+    scorer.log_likelihoods([None], ITEMS)
+    (first, failed, *after) = read
+    assert after[0] == (failed[0], failed[0] + 64)
+    done = [first, *after]
+    assert [stop for _, stop in done[:-1]] == [start for start, _ in done[1:]]
+
+
+def test_a_card_s_first_step_fits_into_half_of_what_is_free(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of a token: keys and values of two layers, and vectors of a layer, in bfloat16."""
+    of_token = 2 * (2 * 2 * 2 * 8 + 4 * (32 + 48))
+    with fake_cuda(), torch.device(CUDA):
+        model = tiny("Llama").to(torch.bfloat16)
+        for free, expected in ((10**10, 4096), (2 * 1024 * of_token, 1024), (1, 64)):
+            monkeypatch.setattr(reader_module, "free_bytes", lambda _, free=free: free)
+            made = TreeReader(model, FrozenBank(), max_tokens=4096, cache_bytes=0)
+            assert made.max_tokens == expected
 
 
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)

@@ -14,14 +14,18 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from rankwise.engine.models.attention import attention_of, decoder_of
+from rankwise.engine.models.devices import free_bytes, give_back_memory, is_out_of_memory
 from rankwise.engine.models.frozen_adapters import FrozenAdapter, FrozenBank, FrozenPiece
 from rankwise.engine.models.lanes import twin
+from rankwise.engine.models.placed import devices_of
 from rankwise.engine.scoring.tree.attention import TREE_ATTENTION, KeyValues, TreeStep
 from rankwise.engine.scoring.tree.layout import TreeLayout
 from rankwise.engine.scoring.tree.prefixes import PrefixTree
 
 # Steps are not made smaller than this: what then does not fit is not the step.
 _FEWEST_TOKENS = 64
+# A step's share of the free memory; and vectors of each size that a layer has of a token at once.
+_STEP_SHARE, _STEP_VECTORS = 0.5, 4
 
 
 class ReadPlaces(NamedTuple):
@@ -61,10 +65,29 @@ class TreeReader:
         """Take a model; ``keeps_layouts`` pays where one tree is read again and again."""
         self._model: Any = decoder_of(model)
         self._bank = bank
-        self.max_tokens, self.cache_bytes, self.peak_cache_bytes = max_tokens, cache_bytes, 0
         self._token_bytes = _token_bytes(self._model)
+        if self._model.device.type == "cuda":
+            max_tokens = self._fitting_step(max_tokens)
+        self.max_tokens, self.cache_bytes, self.peak_cache_bytes = max_tokens, cache_bytes, 0
         self._keeps_layouts = keeps_layouts
         self._layouts: dict[tuple[int, int], TreeLayout] = {}
+
+    def _fitting_step(self, max_tokens: int) -> int:
+        """Tokens, halved until a step of them fits into half of the memory that is free.
+
+        The other half is for the caches. A step has keys and values of all layers, and of one layer
+        some vectors of the hidden size and of the MLP's.
+        """
+        config = self._model.config.get_text_config()
+        hidden: int = config.hidden_size
+        wide: int = getattr(config, "intermediate_size", None) or 4 * hidden
+        numbers = _STEP_VECTORS * (hidden + wide)
+        element = next(self._model.parameters()).element_size()
+        free = _STEP_SHARE * min(map(free_bytes, devices_of(self._model)))
+        most = free / (self._token_bytes + numbers * element)
+        while max_tokens > max(most, _FEWEST_TOKENS):
+            max_tokens //= 2
+        return max_tokens
 
     def beside(self, count: int) -> TreeReader:
         """One of ``count`` readers over the same weights, each for a thread of its own.
@@ -104,25 +127,34 @@ class TreeReader:
     ) -> Iterator[ReadPlaces]:
         """Read all places with all of these models at once; None is the model as it is.
 
-        The caller has attached the adapters to their layers (``frozen_adapters.carrying``).
+        The caller has attached the adapters to their layers (``frozen_adapters.carrying``). Where
+        memory runs out in a step, smaller ones go on from its first place.
         """
-        step_tokens = max(1, self.max_tokens // len(adapters))
         device = next(self._model.parameters()).device
         cached: dict[int, KeyValues] = {}
         start = 0
         while start < len(tree):
-            stop = min(start + step_tokens, len(tree))
+            stop = min(start + max(1, self.max_tokens // len(adapters)), len(tree))
             if any(layout.tree is not tree for layout in self._layouts.values()):
                 self.forget_layouts()
             layout = self._layouts.get((start, stop)) or TreeLayout(tree, start, stop, device)
             if self._keeps_layouts:
                 self._layouts[start, stop] = layout
-            read = self._step(TreeStep(layout, cached), adapters)
+            try:
+                read = self._step(TreeStep(layout, cached), adapters)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error) or not self.shrink():
+                    raise
+                read = None
+            if read is None:  # outside of the handler, whose error keeps the step's tensors alive
+                give_back_memory(device)
+                continue
             yield read
             if stop < len(tree):
                 # keep the keys and values of the next place's ancestors, free all others
                 slices, pools = layout.pool_slices(tree.ancestors(stop)), read.step.pools
                 cached = {layer: pools[layer].at(slices) for layer in pools} if slices else {}
+                pools.clear()
                 held = sum(x.nbytes for layer in cached.values() for x in layer)
                 self.peak_cache_bytes = max(self.peak_cache_bytes, held)
             start = stop
