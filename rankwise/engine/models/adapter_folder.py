@@ -31,6 +31,7 @@ from rankwise.engine.models.files import (
     opened,
     refuse_other_dtypes,
     tensor_headers,
+    unwrapped,
     weights_files,
 )
 from rankwise.engine.models.structure import LinearShape, linear_shape, target_shapes
@@ -300,7 +301,7 @@ class AdapterFolder:
                     f"{weights}: lora_A {A} and lora_B {B} of {name} have no rank in common. Save "
                     "the adapter again."
                 )
-            elif (layer := name.removeprefix(_PREFIX)) in layers:
+            elif (layer := unwrapped(name).removeprefix(_PREFIX)) in layers:
                 raise ModelError(f"{weights} has two pairs of factors of {layer}. Save it again.")
             else:
                 layers[layer] = FactorShapes(*keys, A, B)

@@ -43,6 +43,8 @@ _MAX_REASON = 300
 _AGAIN = "Save it again."
 # A name up to the number of its layer, and the part of the layer that it is in.
 _IN_LAYER = re.compile(r"(.*?\.\d+)\.([^.]+)")
+# What torch.compile and FSDP put into the names of the modules that they wrap.
+_WRAPPER = r"\b(?:_orig_mod|_fsdp_wrapped_module)\."
 
 
 @contextlib.contextmanager
@@ -69,6 +71,20 @@ def unusable(what: str, remedy: str) -> Generator[None]:
         if isinstance(error, ImportError):  # such as optimum, for a model that is stored quantised
             remedy = "Install what it names, and try again."
         raise ModelError(f"{what}: {reason.rstrip('.:')}. {remedy}") from error
+
+
+def unwrapped(name: str) -> str:
+    """The name of a weight in a model that neither torch.compile nor FSDP has wrapped."""
+    return re.sub(_WRAPPER, "", name)
+
+
+def renaming(names: Iterable[str]) -> dict[str, str]:
+    """The ``key_mapping`` of ``from_pretrained`` for files of these names; most need none.
+
+    An entry takes one wrapper out of a name, so there are as many as any name has.
+    """
+    most = max((len(re.findall(_WRAPPER, name)) for name in names), default=0)
+    return {_WRAPPER + "(?:)" * number: "" for number in range(most)}
 
 
 class TensorHeader(NamedTuple):
@@ -239,7 +255,9 @@ def check_stored(folder: Path, skeleton: Any) -> list[str]:
     if (name := not_finite(files, sampled=True)) is not None:
         raise diverged(folder, name)
     weights = {
-        name: torch.empty(header.shape, dtype=DTYPES.get(header.dtype, torch.int64), device="meta")
+        unwrapped(name): torch.empty(
+            header.shape, dtype=DTYPES.get(header.dtype, torch.int64), device="meta"
+        )
         for of_file in headers.values()
         for name, header in of_file.items()
     }

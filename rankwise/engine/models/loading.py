@@ -27,6 +27,7 @@ from rankwise.engine.models.files import (
     read_json,
     refuse_other_dtypes,
     refuse_unfit,
+    renaming,
     tensor_headers,
     unusable,
 )
@@ -80,9 +81,11 @@ def load_model(folder: Path, dtype: torch.dtype, **options: Any) -> Any:
             are stored in a dtype that nothing here computes in.
     """
     files, is_quantised_there = loaded_files(folder), is_stored_quantised(folder)
+    headers = {path: tensor_headers(path) for path in files}
     if not is_quantised_there:
         for path in files:
-            refuse_other_dtypes(path, tensor_headers(path))
+            refuse_other_dtypes(path, headers[path])
+    names = renaming(name for of_file in headers.values() for name in of_file)
     with unusable(f"{folder} cannot be loaded", "Save it again."):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             str(folder),
@@ -91,9 +94,12 @@ def load_model(folder: Path, dtype: torch.dtype, **options: Any) -> Any:
             trust_remote_code=False,
             output_loading_info=True,
             ignore_mismatched_sizes=not is_quantised_there,  # told by name
+            key_mapping=names or None,
             **options,
         )
     model, loading = loaded
+    if names:
+        model._weight_conversions = None  # else ``save_pretrained`` would undo the renaming
     if not is_quantised_there:
         refuse_unfit(folder, model, loading)
     return model

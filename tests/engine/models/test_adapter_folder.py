@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch import Tensor
 
 from rankwise.engine.models import files
 from rankwise.engine.models.adapter_config import CONFIG_FILE
@@ -16,7 +18,7 @@ from rankwise.engine.models.structure import adaptable_shapes
 from rankwise.errors import ModelError
 from tests.support.audited_models import adapter, edited
 from tests.support.command_line import audited, rankwise
-from tests.support.saved_adapters import saved
+from tests.support.saved_adapters import rewritten, saved
 from tests.support.tiny_models import tiny
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
@@ -101,3 +103,21 @@ def test_a_verb_reads_config_header_and_factors_once(
         done = rankwise("check", tiny_model_folder, tmp_path / "a", *asked, *forms, "--json")
     assert done.stdout
     assert read(opened) == {CONFIG_FILE: 1, WEIGHTS_FILE: 2}, done.stderr
+
+
+@pytest.mark.parametrize("wrapper", ["_orig_mod.", "_fsdp_wrapped_module."])
+def test_names_of_wrapped_modules_are_those_of_the_base(wrapper: str, tmp_path: Path) -> None:
+    saved(tmp_path)
+    expected = AdapterFolder(tmp_path).factors
+
+    def wrapped(tensors: dict[str, Tensor]) -> None:
+        for name in list(tensors):
+            inner = name.replace("layers.0.", f"layers.0.{wrapper}")
+            tensors[f"{wrapper}{inner}"] = tensors.pop(name)
+
+    rewritten(tmp_path, wrapped)
+    found = AdapterFolder(tmp_path).factors
+    assert found.keys() == expected.keys()
+    for name, factors in expected.items():
+        assert torch.equal(found[name].lora_A, factors.lora_A)
+        assert torch.equal(found[name].lora_B, factors.lora_B)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from torch import Tensor
 from rankwise.engine.models.files import check_stored
 from rankwise.engine.models.loading import load_model
 from rankwise.engine.models.structure import model_skeleton
+from rankwise.engine.models.weights import weight_matrices
 from rankwise.errors import ModelError, PlanError
 from rankwise.records.study_file import load_config
 from rankwise.study.planning.plan import plan_study
@@ -83,6 +85,34 @@ def test_what_makes_no_difference_is_accepted(
     loaded = load_model(folder, torch.float32).state_dict()
     for name, weight in tiny(family, **changes).state_dict().items():
         assert torch.equal(loaded[name], weight), name
+
+
+def compiled(weights: Weights) -> None:
+    for name in list(weights):
+        weights[f"_orig_mod.{name}"] = weights.pop(name)
+
+
+def sharded(weights: Weights) -> None:
+    for name in list(weights):
+        inner = re.sub(r"(layers\.\d+\.)", r"\1_fsdp_wrapped_module._orig_mod.", name)
+        weights[f"_fsdp_wrapped_module.{inner}"] = weights.pop(name)
+
+
+@pytest.mark.parametrize("change", [compiled, sharded])
+@pytest.mark.parametrize(("family", "changes"), [("Llama", {}), ("Mixtral", MOE)])
+def test_names_of_wrapped_modules_are_read(
+    family: str, changes: dict[str, Any], change: Change, tmp_path: Path
+) -> None:
+    folder, expected = folder_of(tmp_path / "a", family, change, **changes), tiny(family, **changes)
+    assert check_stored(folder, model_skeleton(folder)) == []
+    loaded, layer = load_model(folder, torch.float32), "model.layers.1.self_attn.q_proj"
+    loaded.save_pretrained(tmp_path / "b")
+    for model in (loaded, load_model(tmp_path / "b", torch.float32)):
+        for name, weight in expected.state_dict().items():
+            assert torch.equal(model.state_dict()[name], weight), name
+    assert torch.equal(
+        weight_matrices(folder, [layer])[layer], expected.get_submodule(layer).weight
+    )
 
 
 def garbage(weights: Weights) -> None:
