@@ -20,6 +20,7 @@ from rankwise.engine.models.packed_layout import PackedLayout
 from rankwise.engine.models.structure import adaptable_shapes, target_shapes
 from rankwise.engine.models.trained_adapters import Adapter, adapted
 from rankwise.engine.scoring import resident
+from rankwise.engine.scoring.divergence import divergences
 from rankwise.engine.scoring.resident import ResidentScorer
 from rankwise.engine.scoring.tree import layout as tree_layout
 from rankwise.engine.training import loop, micro_batches
@@ -28,7 +29,7 @@ from rankwise.heads import scorer as head_scorer
 from rankwise.heads.interventions import Head
 from rankwise.heads.scorer import Ablation, HeadScorer
 from rankwise.records.config.mitigations import MitigationConfig
-from rankwise.tasks.questions import GenerationSettings, Prompt
+from rankwise.tasks.questions import GenerationSettings, Prompt, RightAnswer
 from rankwise.tasks.training_rows import Example
 from rankwise.weights.decomposition import refined_svd
 from rankwise.weights.lowrank import LowRankUpdate
@@ -237,6 +238,16 @@ def test_ablations_of_heads(waits: HostWaits) -> None:
     scorer.log_likelihoods(ITEMS, [Ablation(Head(0, 1)), Ablation(Head(1, 0), mean)])
     scorer.log_likelihoods(ITEMS, [Ablation(Head(1, 2))], adapter)
     only(waits, ANSWERS)
+    assert not waits.copies
+
+
+def test_divergence_of_answers(waits: HostWaits) -> None:
+    model = model_of()
+    answers = [RightAnswer("task", n, (n, 3, 4), (5, 6)) for n in range(3)]
+    reference = [torch.zeros(2, 64) for _ in answers]
+    waits.forget()
+    assert len(divergences(model, answers, reference, max_batch_tokens=90)) == 3
+    assert waits.reads == {"divergence.py:item_divergence": 3}
     assert not waits.copies
 
 

@@ -39,6 +39,7 @@ def test_auto_is_bfloat16_where_a_processor_multiplies_it_and_may(
     [
         ((8, 0), "cuda"),  # A100
         ((9, 0), "cuda"),  # H100
+        ((9, 4), "cuda"),  # MI300X
         ((10, 0), "cuda"),  # B200
         ((7, 5), "cpu"),
         ((8, 6), "cpu"),
