@@ -92,7 +92,9 @@ def item_divergence(
     agrees = reference.argmax(dim=-1) == model.argmax(dim=-1)
     rise = (reference - model).gather(-1, answer[:, None]).mean()
     # one read of the device
-    kl_nats, agreement, rise_nats = torch.stack([kl, agrees.to(kl.dtype).mean(), rise]).tolist()
+    kl_nats, agreement, rise_nats = (
+        torch.stack([kl, agrees.to(kl.dtype).mean(), rise]).cpu().tolist()
+    )
     return ItemDivergence(max(kl_nats, 0.0), agreement, rise_nats)
 
 
