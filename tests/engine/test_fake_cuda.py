@@ -47,7 +47,8 @@ TRAINING = {"loop.py:_gather_together": "losses and norms of a step, which say w
 ANSWERS = {"answers.py:log_likelihoods": "the sums, once for all items"}
 TEXTS = {
     "samplers.py:begin": "transformers looks at a prompt's tokens, before the first step",
-    "samplers.py:next_tokens": "the new tokens, which say what ends",
+    "decoder.py:_step": "the new tokens, which say what ends",
+    "frozen_adapters.py:finite_layers": "of each adapter, once",
 }
 # Files in which a decomposition decides by its numbers how to go on.
 SPECTRA = {"matrix.py", "adapted_svd.py", "spectra.py", "decomposition.py"}
@@ -224,8 +225,9 @@ def test_steps_of_texts(family: str, options: dict[str, Any], waits: HostWaits) 
     settings = GenerationSettings(3, (), tuple(options.items()))
     prompts = [Prompt(tuple(range(3, 3 + n)), settings) for n in (40, 50, 7)]
     waits.forget()
-    scorer.generate([None, "a"], prompts)
-    assert scorer.decoding.steps == 3
+    scorer.generate([None, "a", "b"], prompts)
+    assert scorer.decoding.steps == waits.reads["decoder.py:_step"] == 3
+    assert waits.reads["frozen_adapters.py:finite_layers"] == 2
     only(waits, TEXTS)
     # before the first step: transformers' own, and the token that is read to see its size
     assert waits.copies.keys() <= {"samplers.py:begin", "samplers.py:__init__"}
