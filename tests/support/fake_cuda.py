@@ -35,7 +35,7 @@ _CPU_PLACE, _CUDA_PLACE = 0, 1
 _BYTES = 80 * 10**9
 # Operations that start no kernel, beside views.
 _LAUNCH_NOTHING = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"}
-_LAUNCH_NOTHING |= {"_unsafe_view", "_reshape_alias", "_local_scalar_dense", "_pin_memory"}
+_LAUNCH_NOTHING |= {"_unsafe_view", "_local_scalar_dense", "_pin_memory", "device", "detach"}
 
 
 class HostWaits(TorchDispatchMode):

@@ -134,8 +134,10 @@ def train_pass(
         torch.OutOfMemoryError: a single example does not fit (MemoryError, RuntimeError on a CPU).
     """
     check_packable(model)
+    adapters = [each.adapter for each in trainees if isinstance(each, AdapterTrainee)]
     count = 1
     if bank is not None:
+        bank.stack(adapters)
         examples = (one for each in trainees for batch in each.batches for one in batch)
         longest = max((example.num_inputs for example in examples), default=1)
         count = lanes_within(max_tokens, longest, max_lanes)
@@ -147,7 +149,6 @@ def train_pass(
     ):
         autocast = bank is None and precision == "bfloat16"
         lanes = [_Lane(model, bank, autocast, ())]
-        adapters = [each.adapter for each in trainees if isinstance(each, AdapterTrainee)]
         for _ in range(count - 1):
             lanes.append(_Lane(*twin(model, bank), autocast, adapters))
         budget, memory = _Budget(max_tokens), PeakMemory(*devices_of(model))
