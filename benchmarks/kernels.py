@@ -3,10 +3,10 @@
     python -m benchmarks.kernels
 
 Operations on fake CUDA tensors that are no view (``tests.support.fake_cuda``), in a layer of
-Llama-3.1-8B's size in bfloat16: a model of three layers less one of two. Five adapters on all linear
-layers are trained, 1,600 tokens of each, forward and backward; or continue prompts that share 200
-tokens. The mask is that of a step of 32,768 places in the time of a CPU's core, in which the flags
-of blocks are put in order too, what a card does itself. The last line of the output is JSON.
+Llama-3.1-8B's size in bfloat16: a model of three layers less one of two. Five adapters on all
+linear layers are trained, 1,600 tokens of each, forward and backward; or continue prompts that
+share 200 tokens. The mask is that of a step of 32,768 places in the time of a CPU's core, in which
+the flags of blocks are put in order too, what a card does itself. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Step(NamedTuple):
 @contextlib.contextmanager
 def card() -> Generator[HostWaits]:
     """A card with flash attention, whose tensors have no numbers."""
-    with mock.patch.object(packed_kernels, "_has_flash", lambda _: True), fake_cuda() as waits:
+    with mock.patch.object(packed_kernels, "_has_flash", return_value=True), fake_cuda() as waits:
         yield waits
 
 
@@ -148,7 +148,7 @@ def main() -> None:
         for ranks in (RANKS, RANKS[:1] * 5)
     }
     steps = [decode_steps(layers, RANKS) for layers in (2, 3)]
-    # the last step has prompts no more, and no blocks are moved together
+    # of the steps that read no prompt
     decoded = steps[1][2].kernels - steps[0][2].kernels
     base = decode_steps(3, ())[2].kernels - decode_steps(2, ())[2].kernels
     found = {

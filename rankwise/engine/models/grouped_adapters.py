@@ -7,12 +7,13 @@ lower ranks are filled up with zeros. Elsewhere ``trained_adapters`` goes from a
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn import functional
 
 from rankwise.engine.models.devices import moved
 
@@ -29,11 +30,11 @@ _CARDS = (9, 10)
 
 
 def has_grouped_products(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether ``torch._grouped_mm`` is one kernel there."""
+    """Whether torch's ``grouped_mm`` is one kernel there."""
     return (
         device.type == "cuda"
         and dtype == torch.bfloat16
-        and hasattr(torch, "_grouped_mm")
+        and hasattr(functional, "grouped_mm")
         and torch.version.hip is None
         and sys.platform != "win32"
         and torch.cuda.get_device_capability(device)[0] in _CARDS
@@ -171,11 +172,12 @@ class WaitingGradients:
             halves = [n for n, part in enumerate(self._parts) if part.dtype != torch.float32]
             singles = [torch.empty_like(self._into[n]) for n in halves]
             if halves:
-                torch._foreach_copy_(singles, [self._parts[n] for n in halves])
+                halved = [self._parts[n] for n in halves]
+                torch._foreach_copy_(singles, halved)  # pyright: ignore[reportPrivateUsage]
             for number, single in zip(halves, singles, strict=True):
                 self._parts[number] = single
-            torch._foreach_mul_(self._parts, self._scalings)
-            torch._foreach_add_(self._into, self._parts)
+            torch._foreach_mul_(self._parts, self._scalings)  # pyright: ignore[reportPrivateUsage]
+            torch._foreach_add_(self._into, self._parts)  # pyright: ignore[reportPrivateUsage]
         self.drop()
 
     def drop(self) -> None:
@@ -207,8 +209,8 @@ class GroupedLinear(torch.autograd.Function):
         added: list[Tensor] = []
         for stack, start, stop, ends, _ in stacks:
             A, B = stack.layers[name]
-            inner.append(torch._grouped_mm(rows[start:stop], A.mT, offs=ends))
-            added.append(torch._grouped_mm(inner[-1], B.mT, offs=ends))  # (.., out_features)
+            inner.append(functional.grouped_mm(rows[start:stop], A.mT, offs=ends))
+            added.append(functional.grouped_mm(inner[-1], B.mT, offs=ends))  # (.., out_features)
         ctx.save_for_backward(rows, weight, *inner)
         ctx.name, ctx.stacks, ctx.waiting, ctx.shape = name, stacks, waiting, x.shape
         base = None if weight is None else (rows, weight.T)
@@ -228,16 +230,16 @@ class GroupedLinear(torch.autograd.Function):
         for (stack, start, stop, ends, present), h in zip(ctx.stacks, inner, strict=True):
             A, B = stack.layers[ctx.name]
             of_rows = grad[start:stop]
-            grad_h = torch._grouped_mm(of_rows, B, offs=ends)  # (rows, rank), times the scaling
-            grad_A = torch._grouped_mm(grad_h.T, rows[start:stop], offs=ends)
-            grad_B = torch._grouped_mm(of_rows.T, h, offs=ends)
+            grad_h = functional.grouped_mm(of_rows, B, offs=ends)  # (rows, rank), times the scaling
+            grad_A = functional.grouped_mm(grad_h.T, rows[start:stop], offs=ends)
+            grad_B = functional.grouped_mm(of_rows.T, h, offs=ends)
             for number in present:
                 adapter = stack.adapters[number]
                 into_A, into_B = adapter.gradients[ctx.name]
                 ctx.waiting.add(into_A, grad_A[number])
                 ctx.waiting.add(into_B, grad_B[number], adapter.scaling)
             if ctx.needs_input_grad[0]:
-                added.append(torch._grouped_mm(grad_h, A, offs=ends))  # (.., in_features)
+                added.append(functional.grouped_mm(grad_h, A, offs=ends))  # (.., in_features)
         grad_x = None
         if ctx.needs_input_grad[0]:
             # without a weight, the base's part comes through ``given``, whose gradient is grad_y

@@ -30,7 +30,6 @@ from rankwise.engine.models.grouped_adapters import (
 from rankwise.engine.models.seeds import seed_of
 from rankwise.engine.models.structure import LinearShape, layers_replaced
 
-
 # Half-precision numbers in 16 bytes: tensor cores want rows that begin where these do.
 _VECTOR = 8
 
@@ -244,9 +243,12 @@ class Adapter:
         else:
             lora_A, lora_B = zip(*self.factors.values(), strict=True)
             factor = self.scaling if self.scaling_left == 1.0 else 1.0
-            lora_B = torch._foreach_mul(lora_B, factor)
-            for values, copied in zip((lora_A, lora_B), zip(*self.copies.values(), strict=True)):
-                torch._foreach_copy_([*map(_first, copied, values)], values)
+            lora_B = torch._foreach_mul(lora_B, factor)  # pyright: ignore[reportPrivateUsage]
+            for values, copied in zip(
+                (lora_A, lora_B), zip(*self.copies.values(), strict=True), strict=True
+            ):
+                into = [*map(_first, copied, values)]
+                torch._foreach_copy_(into, values)  # pyright: ignore[reportPrivateUsage]
 
     @property
     def is_zero_update(self) -> bool:

@@ -1,4 +1,4 @@
-"""Products of all adapters at once are those of adapter by adapter, here by torch's loop for CPUs."""
+"""Products of all adapters at once are those of adapter by adapter; torch loops on a CPU."""
 
 from __future__ import annotations
 
@@ -50,9 +50,8 @@ def trained(
     for adapter in adapters:
         adapter.clear_gradients()
     ids = torch.arange(3, 3 + 24)[None] % 60
-    pieces = [
-        Piece(adapter, *span, ()) for adapter, span in zip(adapters, spans, strict=True) if any(span)
-    ]
+    both = zip(adapters, spans, strict=True)
+    pieces = [Piece(adapter, *span, ()) for adapter, span in both if any(span)]
     names = dict.fromkeys(name for adapter in adapters for name in adapter.factors)
     with adapted(model, list(names)) as bank:
         if stack:

@@ -26,8 +26,8 @@ from rankwise.tasks.questions import Prompt, shared_length
 # A common prefix of fewer tokens costs more, by its own small products in every step, than it
 # saves.
 _LEAST_TOKENS = 32
-# Products with a prefix pay where they spare a step the reading of this many keys. On a card their 28
-# launches a layer take as long (arithmetic: 8 heads of width 128, 3 TB/s, 5 us a launch).
+# Products with a prefix pay where they spare a step the reading of this many keys. On a card their
+# 28 launches a layer take as long (arithmetic: 8 heads of width 128, 3 TB/s, 5 us a launch).
 _LEAST_KEYS = {"cpu": 0, "cuda": 2**17}
 
 
