@@ -47,7 +47,8 @@ TRAINING = {"loop.py:_gather_together": "losses and norms of a step, which say w
 ANSWERS = {"answers.py:log_likelihoods": "the sums, once for all items"}
 TEXTS = {
     "samplers.py:begin": "transformers looks at a prompt's tokens, before the first step",
-    "samplers.py:next_tokens": "the new tokens, which say what ends",
+    "decoder.py:_step": "the new tokens, which say what ends",
+    "frozen_adapters.py:finite_layers": "of each adapter, once",
 }
 # Files in which a decomposition decides by its numbers how to go on.
 SPECTRA = {"matrix.py", "adapted_svd.py", "spectra.py", "decomposition.py"}
@@ -101,19 +102,23 @@ def train(model: Any, trainees: Sequence[Trainee], waits: HostWaits, **settings:
     assert not waits.copies
 
 
-def trainee_of(model: Any, rank: int, **options: Any) -> AdapterTrainee:
+def trainee_of(model: Any, rank: int, dropout: float = 0.1, **options: Any) -> AdapterTrainee:
     run = planned(1, rank=rank, name=f"rank {rank}", **options)
     shapes = target_shapes(adaptable_shapes(model), ["q_proj", "v_proj"])
-    settings: dict[str, Any] = {"scaling": 2.0, "dropout": 0.1, "seed": 0}
+    settings: dict[str, Any] = {"scaling": 2.0, "dropout": dropout, "seed": 0}
     adapter = Adapter(shapes, rank=rank, **settings, device=CUDA, dtype=torch.bfloat16)
     return AdapterTrainee(run, examples(), config(), adapter)
 
 
 def train_two(
-    waits: HostWaits, family: str = "Llama", *, gradient_checkpointing: bool = False
+    waits: HostWaits,
+    family: str = "Llama",
+    *,
+    gradient_checkpointing: bool = False,
+    dropout: float = 0.1,
 ) -> None:
     model = model_of(family)
-    trainees = [trainee_of(model, rank) for rank in (2, 8)]
+    trainees = [trainee_of(model, rank, dropout) for rank in (2, 8)]
     with adapted(model, list(trainees[0].adapter.factors)) as bank:
         train(model, trainees, waits, bank=bank, gradient_checkpointing=gradient_checkpointing)
 
@@ -127,6 +132,22 @@ def test_a_step_of_two_adapters(
     """By flash attention, with a window too; and by products of groups, as there is a softcap."""
     train_two(waits, family, gradient_checkpointing=gradient_checkpointing)
     only(waits, TRAINING)
+    assert not waits.kernels["_grouped_mm"]  # there is dropout
+
+
+def test_a_step_of_two_adapters_at_once(waits: HostWaits) -> None:
+    train_two(waits, dropout=0.0)
+    only(waits, TRAINING)
+    assert waits.kernels["_grouped_mm"]
+
+
+def test_cards_that_would_loop_over_groups(
+    waits: HostWaits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are not asked to: the host would wait to read where groups end."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (8, 0))
+    train_two(waits, dropout=0.0)
+    assert not waits.kernels["_grouped_mm"]
 
 
 @pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")
@@ -223,7 +244,7 @@ def test_steps_of_texts(family: str, options: dict[str, Any], waits: HostWaits) 
     settings = GenerationSettings(3, (), tuple(options.items()))
     prompts = [Prompt(tuple(range(3, 3 + n)), settings) for n in (40, 50, 7)]
     waits.forget()
-    scorer.generate([None, "a"], prompts)
+    scorer.generate([None, "a", "b"], prompts)
     assert scorer.decoding.steps == 3
     only(waits, TEXTS)
     # before the first step: transformers' own, and the token that is read to see its size

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
 import rankwise
@@ -32,6 +33,9 @@ _ROOTS = (str(Path(rankwise.__file__).parent), str(Path(__file__).parents[1]))
 _GUARDS = "_ZN3c104impl26device_guard_impl_registryE"
 _CPU_PLACE, _CUDA_PLACE = 0, 1
 _BYTES = 80 * 10**9
+# Operations that start no kernel, beside views.
+_LAUNCH_NOTHING = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"}
+_LAUNCH_NOTHING |= {"_unsafe_view", "_local_scalar_dense", "_pin_memory", "device", "detach"}
 
 
 class HostWaits(TorchDispatchMode):
@@ -42,17 +46,21 @@ class HostWaits(TorchDispatchMode):
     Attributes:
         reads: how often each place reads: ``file.py:function`` of the innermost of our frames.
         copies: how often each copies to the card from memory that is not pinned.
+        kernels: how often each operation that is no view ran on the card. A ``_foreach`` operation
+            counts once; it launches one kernel for some hundred pieces of its tensors.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.reads: Counter[str] = Counter()
         self.copies: Counter[str] = Counter()
+        self.kernels: Counter[str] = Counter()
         self._pinned = WeakTensorKeyDictionary()
 
     def forget(self) -> None:
         self.reads.clear()
         self.copies.clear()
+        self.kernels.clear()
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
@@ -79,7 +87,11 @@ class HostWaits(TorchDispatchMode):
             is_blocking = args[0] not in self._pinned or not kwargs.get("non_blocking")
             is_copy = args[0].device.type == "cpu" and device.type == "cuda"
             self.copies.update([_place()] * (is_copy and is_blocking))
-        return func(*args, **kwargs)
+        result, name = func(*args, **kwargs), func.overloadpacket.__name__
+        if not func.is_view and name not in _LAUNCH_NOTHING:
+            tensors = [x for x in tree_leaves((args, result)) if isinstance(x, Tensor)]
+            self.kernels.update([name] * any(x.is_cuda for x in tensors))
+        return result
 
 
 def _place() -> str:

@@ -10,6 +10,7 @@ import contextlib
 import sys
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -17,6 +18,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from rankwise.engine.models.adapter_folder import AdapterFolder, ScaledFactors
+from rankwise.engine.models.devices import moved
 from rankwise.engine.models.placed import layer_devices
 from rankwise.engine.models.structure import adaptable_shapes, layers_replaced
 from rankwise.engine.models.trained_adapters import add_product
@@ -29,7 +31,9 @@ _MAX_JOINED_ROWS = 128
 
 @dataclass(frozen=True, eq=False)
 class FrozenAdapter:
-    """A trained adapter.
+    """An adapter as tensors: from disk, or the factors that a trainer multiplies now.
+
+    Whoever changes its tensors makes another object of them: what is derived is kept with it.
 
     Attributes:
         layers: the factors by the layer's name, in the dtype that they are multiplied in.
@@ -38,6 +42,14 @@ class FrozenAdapter:
 
     layers: Mapping[str, ScaledFactors]
     is_zero_update: bool
+
+    @cached_property
+    def finite_layers(self) -> frozenset[str]:
+        """The layers whose B has neither infinity nor NaN; a card is asked once."""
+        finite = [torch.isfinite(factors.lora_B).all() for factors in self.layers.values()]
+        together = [each.to(finite[0].device) for each in finite]
+        answers = torch.stack(together).tolist() if together else []
+        return frozenset(name for name, yes in zip(self.layers, answers, strict=True) if yes)
 
 
 class FrozenPiece(NamedTuple):
@@ -83,19 +95,14 @@ class FrozenBank:
             layer or a B is not finite.
         """
         if layer not in self._joined:
-            factors = [
-                piece.adapter.layers[layer]
-                for piece in self.pieces
-                if layer in piece.adapter.layers
-            ]
+            adapters = [piece.adapter for piece in self.pieces]
             self._joined[layer] = None
-            if len(factors) == len(self.pieces) > 1:
+            # products with other adapters are set to 0 before B, and 0 times infinity is NaN
+            if len(adapters) > 1 and all(layer in each.finite_layers for each in adapters):
+                factors = [each.layers[layer] for each in adapters]
                 lora_A = torch.cat([a for a, _, _ in factors])
                 lora_B = torch.cat([b.T * scaling for _, b, scaling in factors])
-                # products with other adapters are set to 0 before B, and 0 times infinity is NaN
-                if bool(torch.isfinite(lora_B).all()):
-                    ranks = tuple(len(a) for a, _, _ in factors)
-                    self._joined[layer] = lora_A, lora_B, ranks
+                self._joined[layer] = lora_A, lora_B, tuple(len(a) for a, _, _ in factors)
         return self._joined[layer]
 
     def foreign(self, ranks: tuple[int, ...], rows: Float[Tensor, "rows features"]) -> Tensor:
@@ -107,7 +114,7 @@ class FrozenBank:
             for (_, start, stop), rank in zip(self.pieces, ranks, strict=True):
                 foreign[start:stop, column : column + rank] = False
                 column += rank
-            self._foreign[key] = foreign.to(rows.device)
+            self._foreign[key] = moved(foreign, rows.device)
         return self._foreign[key]
 
 

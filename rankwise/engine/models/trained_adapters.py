@@ -1,7 +1,8 @@
 """Many LoRA adapters of mixed rank on one frozen base: each applies to its own rows alone.
 
 Each adapter has a contiguous piece of a batch's rows. The base's matrix product runs once over all
-rows; the A and B of each adapter then add to its rows, at its rank. Nothing is padded.
+rows; the A and B of each adapter then add to its rows, at its rank (``grouped_adapters`` has them
+all at once).
 """
 
 from __future__ import annotations
@@ -18,8 +19,19 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from rankwise.engine.models.grouped_adapters import (
+    AdapterStack,
+    GroupedLinear,
+    StackRows,
+    WaitingGradients,
+    rows_of_stacks,
+    stacked,
+)
 from rankwise.engine.models.seeds import seed_of
 from rankwise.engine.models.structure import LinearShape, layers_replaced
+
+# Half-precision numbers in 16 bytes: tensor cores want rows that begin where these do.
+_VECTOR = 8
 
 
 class LoraFactors(NamedTuple):
@@ -61,9 +73,11 @@ class Adapter:
             float32, with ``grad`` set.
         factors: views of ``weights`` by the layer's name.
         gradients: views of their ``grad``, likewise.
-        copies: what is multiplied, in the dtype in which it is: the factors of ``update``.
+        copies: what is multiplied, in the dtype in which it is: the factors of ``update``. On a
+            card in half precision the rank is filled up with zeros to a multiple of 8.
         rank: of the trained factors.
         scaling: the factor before B @ A: alpha / rank, or alpha / sqrt(rank) under rsLoRA.
+        scaling_left: the factor before the copies' product; 1 where their B has the scaling.
         dropout: probability with which an input of lora_A is zeroed in training.
         seed: of the initial weights and the dropout masks; other adapters do not change them.
     """
@@ -86,16 +100,17 @@ class Adapter:
         ``elsewhere`` are the devices of layers that are not on ``device``.
         """
         self.rank, self.scaling, self.dropout, self.seed = rank, scaling, dropout, seed
+        self.scaling_left = scaling
         self._shapes: dict[torch.device, dict[str, LinearShape]] = {}
         for name, shape in shapes.items():
             self._shapes.setdefault(elsewhere.get(name, device), {})[name] = shape
         self.weights = [nn.Parameter(block) for block in self._blocks(rank)]
         for block in self.weights:
             block.grad = torch.zeros_like(block)
-        self._copies = [block.to(dtype) for block in self._blocks(rank)]
+        self._dtype = dtype
         self.factors = self._views([block.detach() for block in self.weights], rank)
         self.gradients = self._views([block.grad for block in self.weights], rank)
-        self.copies = self._views(self._copies, rank)
+        self._make_copies(rank)
         self._in_base: Mapping[str, LoraFactors] = {}
         for name, factors in self.factors.items():
             factors.lora_A.copy_(drawn_rows(name, rank, shapes[name].in_features, seed))
@@ -120,6 +135,17 @@ class Adapter:
                 views[name] = LoraFactors(lora_A, block[middle:end].view(out_features, rank))
                 start = end
         return views
+
+    def _make_copies(self, rank: int) -> None:
+        rank = _copied_rank(rank, self.weights[0].device, self._dtype)
+        self._copies = [block.to(self._dtype) for block in self._blocks(rank)]
+        self.copies = self._views(self._copies, rank)
+
+    def lie_in(self, views: Mapping[str, tuple[Tensor, Tensor]]) -> None:
+        """Have the copies in memory of a stack, zeros of this rank or more; B with the scaling."""
+        self._copies, self.scaling_left = [], 1.0
+        self.copies = {name: LoraFactors(*pair) for name, pair in views.items()}
+        self.refresh()
 
     def twin(self) -> Adapter:
         """The same weights with gradients of their own, for another thread."""
@@ -166,10 +192,13 @@ class Adapter:
                 name: LoraFactors(lora_A.clone(), lora_B.clone())
                 for name, (lora_A, lora_B) in self.factors.items()
             }
-            dtype = self._copies[0].dtype
-            self._copies = [block.to(dtype) for block in self._blocks(2 * self.rank)]
-            self.copies = self._views(self._copies, 2 * self.rank)
+            self._make_copies(2 * self.rank)
         self.refresh()
+
+    @property
+    def is_in_base(self) -> bool:
+        """Whether the base holds what the adapter began at; its ``update`` has twice the rank."""
+        return bool(self._in_base)
 
     @property
     def update(self) -> Mapping[str, LoraFactors]:
@@ -204,13 +233,22 @@ class Adapter:
 
     def refresh(self) -> None:
         """Copy the weights into ``copies``, in the dtype that they are multiplied in."""
-        if not self._in_base:  # all at once
-            for copied, weights in zip(self._copies, self.weights, strict=True):
+        if self._in_base:
+            for name, copied in self.copies.items():
+                for into, values in zip(copied, self._beyond_base(name), strict=True):
+                    _first(into, values).copy_(values)
+        elif [len(block) for block in self._copies] == [len(block) for block in self.weights]:
+            for copied, weights in zip(self._copies, self.weights, strict=True):  # all at once
                 copied.copy_(weights.detach())
-            return
-        for name, copied in self.copies.items():
-            for into, values in zip(copied, self._beyond_base(name), strict=True):
-                into.copy_(values)
+        else:
+            lora_A, lora_B = zip(*self.factors.values(), strict=True)
+            factor = self.scaling if self.scaling_left == 1.0 else 1.0
+            lora_B = torch._foreach_mul(lora_B, factor)  # pyright: ignore[reportPrivateUsage]
+            for values, copied in zip(
+                (lora_A, lora_B), zip(*self.copies.values(), strict=True), strict=True
+            ):
+                into = [*map(_first, copied, values)]
+                torch._foreach_copy_(into, values)  # pyright: ignore[reportPrivateUsage]
 
     @property
     def is_zero_update(self) -> bool:
@@ -222,6 +260,17 @@ class Adapter:
                 for pair in zip(factors, self._in_base[name], strict=True)
             )
         return all(not bool(a.any()) or not bool(b.any()) for a, b in self.factors.values())
+
+
+def _copied_rank(rank: int, device: torch.device, dtype: torch.dtype) -> int:
+    """The rank of an adapter's copies."""
+    is_padded = device.type == "cuda" and dtype.itemsize == 2
+    return -(-rank // _VECTOR) * _VECTOR if is_padded else rank
+
+
+def _first(matrix: Tensor, like: Tensor) -> Tensor:
+    """The first rows and columns of a matrix, as many as the other has."""
+    return matrix[: like.shape[0], : like.shape[1]]
 
 
 def drawn_rows(
@@ -244,6 +293,9 @@ class AdapterBank:
 
     def __init__(self) -> None:
         self.pieces: Sequence[Piece] = ()
+        self.stacks: Sequence[AdapterStack] = ()
+        self.stack_rows: Sequence[StackRows] = ()
+        self.waiting = WaitingGradients()
         # An input of every adapted layer that requires a gradient. The first adapted layer's own
         # input may require none, and autograd would then not call its backward.
         self.anchor = torch.zeros((), requires_grad=True)
@@ -251,11 +303,17 @@ class AdapterBank:
     @contextlib.contextmanager
     def rows_of(self, pieces: Sequence[Piece]) -> Generator[None]:
         """Within the block, forward and backward, rows belong to adapters as ``pieces`` say."""
-        self.pieces = pieces
+        self.pieces, self.stack_rows = pieces, rows_of_stacks(self.stacks, pieces)
         try:
             yield
+            self.waiting.flush()
         finally:
-            self.pieces = ()
+            self.waiting.drop()
+            self.pieces = self.stack_rows = ()
+
+    def stack(self, adapters: Sequence[Adapter]) -> None:
+        """Multiply these adapters all at once, where torch can; their rows come in this order."""
+        self.stacks = stacked(adapters)
 
 
 @contextlib.contextmanager
@@ -291,9 +349,13 @@ class _AdaptedLayer(nn.Module):
         # A layer that is not a plain product (a quantised one) runs here, so that autograd goes
         # back through it. Its output may be a view, and adapters add in place: hence the clone.
         y = self.base_layer(x).clone() if weight is None else None
-        adapted_y: Any = _AdaptedLinear.apply(
-            x, y, weight, bias, self.bank.anchor, self.name, pieces
-        )
+        inputs = (x, y, weight, bias, self.bank.anchor, self.name)
+        adapted_y: Any
+        if self.bank.stack_rows:
+            stacks = [rows for rows in self.bank.stack_rows if self.name in rows.stack.layers]
+            adapted_y = GroupedLinear.apply(*inputs, stacks, self.bank.waiting)
+        else:
+            adapted_y = _AdaptedLinear.apply(*inputs, pieces)
         return adapted_y
 
 
@@ -341,7 +403,7 @@ class _AdaptedLinear(torch.autograd.Function):
             part = slice(piece.start, piece.stop)
             mask = _dropout_mask(piece, name, rows)
             h = _dropped(rows[part].to(A.dtype), mask, piece) @ A.T  # (piece rows, rank)
-            add_product(out[part], h, B.T, piece.adapter.scaling)
+            add_product(out[part], h, B.T, piece.adapter.scaling_left)
             inner.append(h)
             masks.append(mask)
         ctx.save_for_backward(x, weight, *inner, *masks)
@@ -363,13 +425,17 @@ class _AdaptedLinear(torch.autograd.Function):
             A, B = adapter.copies[ctx.name]
             into_A, into_B = adapter.gradients[ctx.name]
             grad_part = grad[part].to(A.dtype)  # (piece rows, out_features)
-            grad_h = (grad_part @ B).mul_(adapter.scaling)  # (piece rows, rank)
+            grad_h = (grad_part @ B).mul_(adapter.scaling_left)  # (piece rows, rank)
             x_part = _dropped(rows[part].to(A.dtype), mask, piece)  # (piece rows, in_features)
-            # of twice the rank (``Adapter.update``), A is in both halves, and B's in the first one
-            rank = adapter.rank
-            grad_A = grad_h if len(A) == rank else grad_h[:, :rank] + grad_h[:, rank:]
-            add_product(into_A, grad_A.T, x_part)
-            add_product(into_B, grad_part.T, h[:, :rank], adapter.scaling)
+            rank, update_rank, grad_A = adapter.rank, adapter.rank, grad_h
+            if adapter.is_in_base:  # A is in both halves of ``Adapter.update``, B in the first one
+                update_rank, grad_A = 2 * rank, grad_h[:, :rank] + grad_h[:, rank : 2 * rank]
+            if len(A) == update_rank:
+                add_product(into_A, grad_A.T, x_part)
+                add_product(into_B, grad_part.T, h[:, :rank], adapter.scaling)
+            else:  # zeros are multiplied too, for aligned results
+                into_A.add_((grad_A.T @ x_part)[:rank])
+                into_B.add_((grad_part.T @ h)[:, :rank], alpha=adapter.scaling)
             if grad_rows is None:
                 continue
             # dropout is linear: its backward multiplies by the same mask and factor

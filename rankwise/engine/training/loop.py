@@ -138,8 +138,10 @@ def train_pass(
     device: torch.device = next(model.parameters()).device
     with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
         check_packable(model)
+    adapters = [each.adapter for each in trainees if isinstance(each, AdapterTrainee)]
     count = 1
     if bank is not None:
+        bank.stack(adapters)
         examples = (one for each in trainees for batch in each.batches for one in batch)
         longest = max((example.num_inputs for example in examples), default=1)
         count = lanes_within(max_tokens, longest, max_lanes)
@@ -150,7 +152,6 @@ def train_pass(
         opened(count) as threads,
     ):
         lanes = [_Lane(model, bank, autocast, ())]
-        adapters = [each.adapter for each in trainees if isinstance(each, AdapterTrainee)]
         for _ in range(count - 1):
             lanes.append(_Lane(*twin(model, bank), autocast, adapters))
         budget, memory = _Budget(max_tokens), PeakMemory(*devices_of(model))

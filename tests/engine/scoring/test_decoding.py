@@ -11,6 +11,7 @@ from transformers import AutoTokenizer
 
 from rankwise.engine.models.adapter_folder import AdapterFolder
 from rankwise.engine.models.frozen_adapters import FrozenAdapter, FrozenBank
+from rankwise.engine.scoring.decode import rows
 from rankwise.engine.scoring.decode.attention import attend_decoded
 from rankwise.engine.scoring.decode.decoder import Decoder, ScoringWork
 from rankwise.engine.scoring.decode.rows import shared_prefixes
@@ -94,8 +95,13 @@ def test_an_adapter_writes_what_the_peer_writes_with_it(
     assert len({tuple(texts_of(generations)) for generations in found}) == 3
 
 
+@pytest.mark.parametrize("least_keys", [0, 800, 10**9])
 @pytest.mark.parametrize("family", ["Llama", "Gemma2", "GptOss"])
-def test_shared_prefixes_are_read_once_and_change_no_text(family: str, tokenizer: Any) -> None:
+def test_shared_prefixes_are_read_once_and_change_no_text(
+    family: str, least_keys: int, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Attended to where they lie, copied into the rows' blocks, or some of both."""
+    monkeypatch.setitem(rows._LEAST_KEYS, "cpu", least_keys)
     model = model_of(family, tokenizer, max_position_embeddings=512)
     adapters = [None, random_adapter(model, 5, 3, targets=["q_proj", "v_proj"])]
     preamble, middle = "Question: 1 plus 2?\nAnswer: 3\n\n" * 9, "which colour has the sea? " * 5

@@ -29,8 +29,8 @@ class StandIn:
     Its functions compute what transformers' do.
     """
 
-    def __init__(self, *, breaks: bool = False) -> None:
-        self.breaks = breaks
+    def __init__(self, *, breaks: bool = False, factor: float = 1.0) -> None:
+        self.breaks, self.factor = breaks, factor
 
     def __call__(self, model: Any, **settings: Any) -> None:
         assert settings == {"cross_entropy": False, "fused_linear_cross_entropy": False}
@@ -46,15 +46,16 @@ class StandIn:
             kind = type(module).__name__
             if kind in ("LlamaRMSNorm", "LlamaMLP"):
                 module.offset = 0.0
-                module.forward = MethodType(_counted(kind, type(module).forward), module)
+                forward = _counted(kind, type(module).forward, self.factor)
+                module.forward = MethodType(forward, module)
         if self.breaks:
             raise TypeError("another version")
 
 
-def _counted(kind: str, forward: Any) -> Any:
+def _counted(kind: str, forward: Any, factor: float) -> Any:
     def counted(self: Any, x: torch.Tensor) -> torch.Tensor:
         USED[kind] += 1
-        return forward(self, x)
+        return forward(self, x) * factor
 
     return counted
 
@@ -128,6 +129,22 @@ def test_what_breaks_half_way_is_taken_back(
     ):
         pass
     assert state_of(setting.base) == before
+
+
+@pytest.mark.parametrize("factor", [1.1, float("nan")])
+def test_kernels_with_other_results_are_not_used(
+    factor: float,
+    setting: Setting,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    install(monkeypatch, StandIn(factor=factor))
+    monkeypatch.setattr(liger, "_fits", lambda _: True)
+    before = state_of(setting.base)
+    with liger_kernels(setting.base, enabled=True) as kernels:
+        assert kernels is None
+        assert state_of(setting.base) == before
+    assert "liger-kernel 1.2.3" in caplog.text
 
 
 def test_a_whole_model_has_none_of_them(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:

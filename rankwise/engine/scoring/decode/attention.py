@@ -100,18 +100,31 @@ class DecodeLayout:
         return moved_together(places, self.positions.device)
 
     @cached_property
+    def copied(self) -> list[Segment]:
+        """Segments that are copied into rows' blocks."""
+        return [*dict.fromkeys(segment for read in self.reads for segment in read.copied)]
+
+    @cached_property
     def written(self) -> tuple[Int[Tensor, " blocks"], Int[Tensor, "blocks block"]] | None:
         """Blocks of rows whose prompts are read, and the places that go there; None: no row's are.
 
-        Whole blocks are written. Behind the last token its key and value are repeated, which are
-        finite if they are: weights there are 0, and 0 times infinity would be NaN.
+        Behind the places of this pass come those of ``copied``. Whole blocks are written. Behind
+        the last token its key and value are repeated, which are finite if they are: weights there
+        are 0, and 0 times infinity would be NaN.
         """
         places: list[Int[np.ndarray, " places"]] = []
         blocks: list[int] = []
+        starts, behind = dict[Segment, int](), len(self.positions)
+        for segment in self.copied:
+            starts[segment] = behind
+            behind += segment.length
         for read in self.reads:
             if not isinstance(read.into, Segment):
+                spans = [(starts[segment], segment.length) for segment in read.copied]
+                spans.append((read.start, read.length))
+                own = np.concatenate([np.arange(start, start + size) for start, size in spans])
                 size = len(read.into) * BLOCK_TOKENS
-                places.append(np.minimum(np.arange(size), read.length - 1) + read.start)
+                places.append(own[np.minimum(np.arange(size), len(own) - 1)])
                 blocks += read.into
         if not blocks:
             return None
@@ -166,7 +179,11 @@ class _Outputs:
         self.out = v.new_empty((tokens, heads, v.shape[-1]), dtype=dtype)
         self.lse = v.new_empty((tokens, heads), dtype=torch.float32) if has_more else None
 
-    def put(self, places: Tensor, out: Tensor, lse: Tensor | None) -> None:
+    def put(self, places: Tensor | None, out: Tensor, lse: Tensor | None) -> None:
+        """The first output of these places; None: of all."""
+        if places is None:
+            self.out, self.lse = out.to(self.out.dtype), lse
+            return
         self.out[places] = out.to(self.out.dtype)
         if self.lse is not None:
             assert lse is not None
@@ -200,16 +217,24 @@ def _attend(
     if layout.written is not None:
         blocks, index = layout.written
         keys, values = layout.cache.layer(layer, k.shape[-1], v)
-        keys[blocks] = k[index].permute(0, 2, 3, 1)  # (blocks, kv_heads, width, block)
-        values[blocks] = v[index].transpose(1, 2)  # (blocks, kv_heads, block, value_width)
+        pool_k, pool_v = k, v  # (places, kv_heads, width)
+        if layout.copied:
+            pairs = [segment.layers[layer] for segment in layout.copied]
+            pool_k = torch.cat([k, *(of_keys.permute(2, 0, 1) for of_keys, _ in pairs)])
+            pool_v = torch.cat([v, *(of_values.transpose(0, 1) for _, of_values in pairs)])
+        keys[blocks] = pool_k[index].permute(0, 2, 3, 1)  # (blocks, kv_heads, width, block)
+        values[blocks] = pool_v[index].transpose(1, 2)  # (blocks, kv_heads, block, value_width)
     if layout.table is not None:
         keys, values = layout.cache.layer(layer, k.shape[-1], v)
         table = layout.table
+        # mostly no prompt is read, and all tokens are rows in their order
+        places = layout.rows if layout.reads else None
+        of_rows = (q, k, v) if places is None else (q[places], k[places], v[places])
         # the newest token's key and value go to its place in its row's last block
-        keys[table.current, :, :, table.offset] = k[layout.rows]  # (rows, kv_heads, width)
-        values[table.current, :, table.offset] = v[layout.rows]  # (rows, kv_heads, value_width)
-        out, lse = _attend_blocks(q[layout.rows], keys, values, table, terms, keep_lse)
-        parts.put(layout.rows, out, lse)
+        keys[table.current, :, :, table.offset] = of_rows[1]  # (rows, kv_heads, width)
+        values[table.current, :, table.offset] = of_rows[2]  # (rows, kv_heads, value_width)
+        out, lse = _attend_blocks(of_rows[0], keys, values, table, terms, keep_lse)
+        parts.put(places, out, lse)
     for places in layout.alike:
         out, lse = _attend_own(q[places], k[places], v[places], terms, keep_lse)
         parts.put(places.flatten(), out, lse)

@@ -134,11 +134,13 @@ class Read(NamedTuple):
         start: the first one's place in the batch.
         length: number of tokens.
         into: where their keys and values go: a segment, or a row's blocks.
+        copied: segments whose keys and values come before theirs in the row's blocks.
     """
 
     start: int
     length: int
     into: Segment | Sequence[int]
+    copied: Sequence[Segment] = ()
 
 
 class SharedUse(NamedTuple):

@@ -11,10 +11,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from rankwise.engine.models.attention import attention_of, decoder_of, refuse_unpackable
+from rankwise.engine.models.devices import moved_together
 from rankwise.engine.models.frozen_adapters import FrozenAdapter, FrozenBank, FrozenPiece
 from rankwise.engine.scoring.decode.attention import DECODE_ATTENTION, DecodeLayout
 from rankwise.engine.scoring.decode.cache import BLOCK_TOKENS, BlockCache, Read, Segment
@@ -205,14 +207,18 @@ class Decoder:
         groups: dict[Sampler, list[int]] = defaultdict(list)
         for index, row in enumerate(rows):
             groups[row.sampling.sampler].append(index)
-        for sampler, members in groups.items():
-            of_group = logits if len(groups) == 1 else logits[members]  # (members, vocabulary)
+        in_groups = [index for members in groups.values() for index in members]
+        if len(groups) > 1:
+            (order,) = moved_together([np.array(in_groups)], logits.device)
+            logits = logits[order]
+        by_group = logits.split([len(members) for members in groups.values()])
+        new: list[Tensor] = []
+        for (sampler, members), of_group in zip(groups.items(), by_group, strict=True):
             group = [rows[index] for index in members]
-            new = sampler.next_tokens(
-                of_group, [row.sampling for row in group], (row.tokens for row in group)
-            )
-            for row, token in zip(group, new, strict=True):
-                row.written.append(token)
+            samplings, tokens = [row.sampling for row in group], (row.tokens for row in group)
+            new.append(sampler.next_tokens(of_group, samplings, tokens))
+        for index, token in zip(in_groups, torch.cat(new).tolist(), strict=True):
+            rows[index].written.append(token)
         ended = [
             row
             for row in rows

@@ -26,6 +26,9 @@ from rankwise.tasks.questions import Prompt, shared_length
 # A common prefix of fewer tokens costs more, by its own small products in every step, than it
 # saves.
 _LEAST_TOKENS = 32
+# Products with a prefix pay where they spare a step the reading of this many keys. On a card their
+# 28 launches a layer take as long (arithmetic: 8 heads of width 128, 3 TB/s, 5 us a launch).
+_LEAST_KEYS = {"cpu": 0, "cuda": 2**17}
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,8 +59,10 @@ class Row:
         prompt: its tokens and settings.
         chain: prefixes that it shares with other rows of the model.
         sampling: how its next token is chosen.
-        blocks: of its own tokens; none before it is read.
+        blocks: of its own tokens and copied ones; none before it is read.
         written: new tokens.
+        num_attended: prefixes of the chain that it attends to where they lie. Those behind are
+            copied into its blocks when it is read.
     """
 
     model: int
@@ -67,6 +72,10 @@ class Row:
     sampling: RowSampling
     blocks: list[int] = field(default_factory=list[int])
     written: list[int] = field(default_factory=list[int])
+    num_attended: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.num_attended = len(self.chain)
 
     @property
     def tokens(self) -> list[int]:
@@ -80,9 +89,14 @@ class Row:
         return self.written[-1] in sampler.end_tokens or sampler.stops.are_in(self.written)
 
     @property
-    def own_start(self) -> int:
+    def read_start(self) -> int:
         """Position of the first token that no other row shares."""
         return self.chain[-1].stop if self.chain else 0
+
+    @property
+    def own_start(self) -> int:
+        """Position of the first token in its blocks."""
+        return self.chain[self.num_attended - 1].stop if self.num_attended else 0
 
     @property
     def position(self) -> int:
@@ -120,14 +134,29 @@ class RowBatch:
     def __init__(self, rows: Sequence[Row], limits: RowLimits, device: torch.device) -> None:
         """Take rows in the order in which they begin."""
         self._waiting, self._limits, self._device = deque(rows), limits, device
+        self._users = Counter((row.model, prefix) for row in rows for prefix in row.chain)
+        self._copy_prefixes(rows)
         # No more blocks than the largest rows together can need, but enough for a single row.
         needs = sorted((row.most_blocks for row in rows), reverse=True)
         most = max(needs[0], min(limits.blocks, sum(needs[: limits.rows])))
         self._cache = BlockCache(most)
         self._most_rows = max(1, min(limits.rows, limits.blocks // needs[0]))
         self._segments: dict[tuple[int, SharedPrefix], Segment] = {}
-        self._users = Counter((row.model, prefix) for row in rows for prefix in row.chain)
         self.rows: list[Row] = []
+
+    def _copy_prefixes(self, rows: Sequence[Row]) -> None:
+        """Have prefixes copied that save few keys, if the cache has room for as many rows then."""
+        least = _LEAST_KEYS[self._device.type]
+        at_once = self._limits.rows / len({row.model for row in rows})
+        for row in rows:
+            users = [min(self._users[row.model, prefix], at_once) for prefix in row.chain]
+            saved = [n * len(prefix.tokens) for n, prefix in zip(users, row.chain, strict=True)]
+            pays = [place for place, keys in enumerate(saved, 1) if keys >= least]
+            row.num_attended = max(pays, default=0)
+        needs = sorted((row.most_blocks for row in rows), reverse=True)
+        if sum(needs[: self._limits.rows]) > self._limits.blocks:
+            for row in rows:
+                row.num_attended = len(row.chain)
 
     @property
     def places(self) -> int:
@@ -149,7 +178,7 @@ class RowBatch:
             new = {(row.model, prefix) for prefix in row.chain} - self._segments.keys() - coming
             shared = [len(prefix.tokens) for _, prefix in new]
             taken += row.most_blocks + sum(-(-length // BLOCK_TOKENS) for length in shared)
-            tokens += len(row.prompt.tokens) - row.own_start + sum(shared)
+            tokens += len(row.prompt.tokens) - row.read_start + sum(shared)
             too_many = taken > self._limits.blocks or tokens > self._limits.read_tokens
             if too_many and self.rows:
                 break
@@ -172,6 +201,7 @@ class RowBatch:
         places: list[int] = []
         ends: list[int] = []
         ranges: list[tuple[int, int, int]] = []
+        begun: list[Row] = []
 
         def append(row: Row, new: Sequence[int], position: int, depth: int) -> None:
             """Tokens that see the first ``depth`` prefixes of the row's chain.
@@ -185,7 +215,7 @@ class RowBatch:
 
         for row in self.rows:
             first = len(tokens)
-            for depth, prefix in enumerate(row.chain):
+            for depth, prefix in enumerate(() if row.written else row.chain):
                 if (row.model, prefix) not in self._segments:
                     segment = Segment(prefix.start, len(prefix.tokens))
                     self._segments[row.model, prefix] = segment
@@ -196,12 +226,16 @@ class RowBatch:
                     row.blocks += self._cache.take(1)  # for the newest token: the last is full
                 decoded.append(row)
                 places.append(len(tokens))
-                append(row, row.written[-1:], row.position, len(row.chain))
+                append(row, row.written[-1:], row.position, row.num_attended)
             else:
-                own = row.prompt.tokens[row.own_start :]
-                row.blocks = self._cache.take(-(-len(own) // BLOCK_TOKENS))
-                reads.append(Read(len(tokens), len(own), row.blocks))
-                append(row, own, row.own_start, len(row.chain))
+                own = row.prompt.tokens[row.read_start :]
+                size = len(row.prompt.tokens) - row.own_start
+                row.blocks = self._cache.take(-(-size // BLOCK_TOKENS))
+                behind = row.chain[row.num_attended :]
+                copied = [self._segments[row.model, prefix] for prefix in behind]
+                reads.append(Read(len(tokens), len(own), row.blocks, copied))
+                append(row, own, row.read_start, len(row.chain))
+                begun.append(row)
             ends.append(len(tokens) - 1)
             if ranges and ranges[-1][0] == row.model:  # rows of a model are one range
                 first = ranges.pop()[1]
@@ -221,7 +255,16 @@ class RowBatch:
                 for key, (start, stop) in uses.items()
             ],
         )
+        for row in begun:
+            self._leave(row, row.chain[row.num_attended :])
         return layout, ranges
+
+    def _leave(self, row: Row, prefixes: Sequence[SharedPrefix]) -> None:
+        """The row needs these no more; what no row needs is freed."""
+        for prefix in prefixes:
+            self._users[row.model, prefix] -= 1
+            if not self._users[row.model, prefix]:
+                del self._segments[row.model, prefix]
 
     def _table(self, rows: Sequence[Row]) -> BlockTable:
         lengths = [row.position - row.own_start + 1 for row in rows]
@@ -235,10 +278,7 @@ class RowBatch:
         self.rows = [row for row in self.rows if id(row) not in gone]
         for row in ended:
             self._cache.give_back(row.blocks)
-            for prefix in row.chain:
-                self._users[row.model, prefix] -= 1
-                if not self._users[row.model, prefix]:
-                    del self._segments[row.model, prefix]
+            self._leave(row, row.chain[: row.num_attended])
         # Attention runs over all blocks up to the last one in use. While rows wait, the next of
         # them fill the gaps; later the blocks are moved together.
         if not self._waiting:

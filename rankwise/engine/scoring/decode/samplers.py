@@ -138,8 +138,8 @@ class Sampler:
         logits: Float[Tensor, "rows vocabulary"],
         rows: Sequence[RowSampling],
         tokens: Iterable[list[int]],
-    ) -> list[int]:
-        """Choose a token for every row.
+    ) -> Int[Tensor, " rows"]:
+        """Choose a token for every row, on the device of the logits.
 
         Args:
             logits: of the next token, in any dtype.
@@ -147,11 +147,11 @@ class Sampler:
             tokens: of the rows, prompt included.
         """
         if not self.is_random and not rows[0].processors:
-            return first_largest(logits).tolist()
+            return first_largest(logits)
         scores = self._processed(logits.float(), rows, tokens)
         if not self.is_random:
-            return scores.argmax(dim=-1).tolist()
-        return _drawn(scores, [row.generator for row in rows]).tolist()
+            return scores.argmax(dim=-1)
+        return _drawn(scores, [row.generator for row in rows])
 
     def _processed(
         self,
@@ -177,7 +177,7 @@ class Sampler:
             (input_ids,) = moved_together([ids], scores.device)
             scores = _applied(own[0], input_ids, scores)
         elif own[0]:
-            ids = (torch.tensor([of_row], device=scores.device) for of_row in tokens)
+            ids = (moved(torch.tensor([of_row]), scores.device) for of_row in tokens)
             by_row = zip(own, ids, scores.split(1), strict=True)
             scores = torch.cat([_applied(*row) for row in by_row])
         # processors take the tokens too; these do not look at them
@@ -242,7 +242,7 @@ def first_largest(logits: Float[Tensor, "rows vocabulary"]) -> Int[Tensor, " row
     """
     size = logits.shape[1]
     whole = size // _COLUMNS * _COLUMNS
-    if whole == 0:
+    if whole == 0 or logits.is_cuda:
         return logits.argmax(dim=-1)
     best = logits[:, :whole].unflatten(1, (-1, _COLUMNS)).amax(dim=-1)  # (rows, groups)
     if whole < size:

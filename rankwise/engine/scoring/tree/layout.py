@@ -172,10 +172,16 @@ class TreeLayout:
         until = np.minimum(self.tree.ends[places], self.stop) - self.start
         first = np.arange(0, self.num_queries, MASK_BLOCK)[:, None]  # (query blocks, 1)
         last = np.minimum(first + MASK_BLOCK, self.num_queries)
-        # both (query blocks, keys); no block is full that is not filled
-        some, every = (since < last) & (until > first), (since <= first) & (until >= last)
-        is_full = _by_blocks(every).all(-1) & (last - first == MASK_BLOCK) & (window is None)
-        is_masked = _by_blocks(some).any(-1) & ~is_full
+        # A block's extremes decide, (key blocks,): places in a block have no gap, so where one key
+        # is seen since before ``last`` and one until behind ``first``, one key is both.
+        starts = np.arange(0, len(places), MASK_BLOCK)
+        earliest, latest = (of.reduceat(since, starts) for of in (np.minimum, np.maximum))
+        soonest, longest = (of.reduceat(until, starts) for of in (np.minimum, np.maximum))
+        is_filled = starts + MASK_BLOCK <= len(places)  # no block is full that is not filled
+        # both (query blocks, key blocks)
+        is_full = (latest <= first) & (soonest >= last) & is_filled & (window is None)
+        is_full &= last - first == MASK_BLOCK
+        is_masked = (earliest < last) & (longest > first) & ~is_full
         numbers = [x.astype(np.int32) for x in (since, until, self.tree.depths[places])]
         arrays = [*numbers, is_masked, is_full]
         begin, end, depth, masked, full = moved_together(arrays, self.device)
@@ -301,11 +307,3 @@ class TreeLayout:
         # a place's descendants are the places from it to its end
         seen = (k <= q) & (q < self.tree.ends[k]) & is_key[:, None, :]
         return query_places, key_places, seen
-
-
-def _by_blocks(
-    seen: Bool[np.ndarray, "query_blocks keys"],
-) -> Bool[np.ndarray, "query_blocks key_blocks block"]:
-    """Keys in blocks of a mask; what fills up the last one is not seen."""
-    filled = np.pad(seen, ((0, 0), (0, -seen.shape[1] % MASK_BLOCK)))
-    return filled.reshape(len(seen), -1, MASK_BLOCK)
