@@ -82,7 +82,7 @@ def training_fingerprint(
     ``base_model`` and ``examples``, the tokenised rows, are fingerprints. ``ends_within`` is the
     last step of a run whose last epoch is not read to its end.
     """
-    dpo = config.train.dpo
+    objective = config.train.objective
     unused = _NOT_IN_TRAINING | ({"dropout"} if run.method == "full" else set())
     of_variant: dict[str, Any] = {}
     if run.variant is not None:
@@ -90,7 +90,7 @@ def training_fingerprint(
     return fingerprint(
         {
             **of_variant,
-            **({} if dpo is None else {"dpo": dpo.model_dump(context=ADDED)}),
+            **({} if objective is None else objective.model_dump(exclude_none=True, context=ADDED)),
             **({} if ends_within is None else {"ends_within": ends_within}),
             "training_revision": TRAINING_REVISION,
             "base_model": base_model,

@@ -426,6 +426,43 @@ def swallowed(prompt: str, answer: str) -> str:
     )
 
 
+class Asked(NamedTuple):
+    """A row to which the model writes the answers itself.
+
+    Attributes:
+        row: the columns of the row as they were read, as JSON.
+        completion: its right answer, without an end.
+        num_texts: answers that are written to it.
+        max_new_tokens: of an answer, at most.
+        teacher: the tokens of what its teacher is asked; empty: it has none.
+    """
+
+    row: str
+    completion: str
+    num_texts: int
+    max_new_tokens: int
+    teacher: tuple[int, ...] = ()
+
+
+class OwnText(NamedTuple):
+    """What is learned from a text that the model has written.
+
+    Attributes:
+        weight: of each token's loss in the sum that is minimised.
+        advantage: by how much it is better than the other texts of its group, in GRPO.
+        old_nats: the loss of each token when it was written, in GRPO after the first step with it;
+            empty: the model is as it was then.
+        base_nats: the loss of each token under the base, where GRPO holds on to it.
+        teacher: the tokens of what the teacher was asked; empty: it has none.
+    """
+
+    weight: float
+    advantage: float = 0.0
+    old_nats: tuple[float, ...] = ()
+    base_nats: tuple[float, ...] = ()
+    teacher: tuple[int, ...] = ()
+
+
 class Example(NamedTuple):
     """One tokenised example.
 
@@ -437,6 +474,9 @@ class Example(NamedTuple):
         rejected: the same prompt with the answer that the completion is preferred to; or None.
         base_nats: of such a pair, the base's log-likelihoods of both answers, once it has read it.
         learned: the places of the learned tokens where these are not the last ones; else empty.
+        asks: what is asked where the model writes the answers itself: ``tokens`` is the prompt
+            alone then, and nothing is learned of it; None: it is learned as it is.
+        own: of a text that the model has written, what it learns from it.
     """
 
     tokens: tuple[int, ...]
@@ -446,6 +486,8 @@ class Example(NamedTuple):
     rejected: Example | None = None
     base_nats: tuple[float, float] | None = None
     learned: tuple[int, ...] = ()
+    asks: Asked | None = None
+    own: OwnText | None = None
 
     @property
     def places(self) -> Sequence[int]:
