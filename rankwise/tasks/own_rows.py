@@ -396,7 +396,7 @@ def _rendered(
     system = [{"role": "system", "content": text}] if text.strip() else []
     column = reading.column("messages")
     if column is not None:
-        *before, answer = _messages(row[column], column)
+        *before, answer = turns_of(row[column], column)
         learned = before if all_turns else None
         return _conversation([*system, *before], answer, column, tokenizer, learned)
     column = reading.column("completion")
@@ -406,8 +406,8 @@ def _rendered(
         answer = _answer(row[column], column, "write a text or drop the row")
         return OwnRow("", answer, end_of_turn(tokenizer, chat_template=False), False)
     if _has_turns(row[prompt]) or _has_turns(row[column]):
-        *earlier, answer = _messages(row[column], column)
-        before = [*system, *_messages(row[prompt], prompt), *earlier]
+        *earlier, answer = turns_of(row[column], column)
+        before = [*system, *turns_of(row[prompt], prompt), *earlier]
         return _conversation(before, answer, column, tokenizer, earlier if all_turns else None)
     answer = _answer(row[column], column, "give an answer or drop the row")
     asked = _text(row[prompt], prompt)
@@ -469,7 +469,7 @@ def _text(value: Any, column: str) -> str:
     raise DataError(f'column "{column}" is {kind}; write it as text, or drop the row')
 
 
-def _messages(value: Any, column: str) -> list[dict[str, str]]:
+def turns_of(value: Any, column: str) -> list[dict[str, str]]:
     """Turns with role and content, from these or from ShareGPT's ``from`` and ``value``."""
     if not isinstance(value, list) or not value:
         raise DataError(
