@@ -317,17 +317,13 @@ class StepRewards(NamedTuple):
 
     Attributes:
         reward: the mean total; None: no text has one.
-        by_function: the mean of each reward by its name; None: it said nothing.
-        share_without_spread: of the groups, whose totals do not differ: nothing is learned there.
-        share_cut: of the texts, cut at their limit.
-        tokens_per_text: on average.
+        rewards: the mean of each reward by its name; None: it said nothing.
+        no_spread_share: of the groups, whose totals do not differ: nothing is learned there.
     """
 
     reward: float | None
-    by_function: Mapping[str, float | None]
-    share_without_spread: float
-    share_cut: float
-    tokens_per_text: float
+    rewards: Mapping[str, float | None]
+    no_spread_share: float
 
     @classmethod
     def of(
@@ -336,8 +332,6 @@ class StepRewards(NamedTuple):
         rewards: Sequence[Sequence[float | None]],
         names: Sequence[str],
         group_size: int,
-        lengths: Sequence[int],
-        is_cut: Sequence[bool],
     ) -> StepRewards:
         """Of one model's texts of a step, at least one.
 
@@ -346,17 +340,12 @@ class StepRewards(NamedTuple):
             rewards: [reward][text].
             names: of the rewards.
             group_size: texts to a row, which stand together.
-            lengths: of the texts, in tokens.
-            is_cut: whether a text was cut at the limit.
         """
-        known = (
-            [each for each in group if each is not None] for group in _groups(totals, group_size)
-        )
+        groups = _groups(totals, group_size)
+        known = ([each for each in group if each is not None] for group in groups)
         spreads = [max(group, default=0.0) - min(group, default=0.0) for group in known]
         return cls(
             reward=_mean(totals),
-            by_function={name: _mean(each) for name, each in zip(names, rewards, strict=True)},
-            share_without_spread=statistics.fmean(spread <= _EQUAL for spread in spreads),
-            share_cut=statistics.fmean(is_cut),
-            tokens_per_text=statistics.fmean(lengths),
+            rewards={name: _mean(each) for name, each in zip(names, rewards, strict=True)},
+            no_spread_share=statistics.fmean(spread <= _EQUAL for spread in spreads),
         )

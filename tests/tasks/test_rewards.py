@@ -304,14 +304,8 @@ def test_advantages_by_hand() -> None:
 def test_a_step_in_numbers() -> None:
     rewards = [[1.0, 0.0, 0.1, None, None, None], [None, 2.0, 0.2, 0.3, None, None]]
     totals, _ = advantages(rewards, (1.0, 1.0), 2, "group")
-    found = StepRewards.of(
-        totals, rewards, ("json", "style"), 2, (4, 8, 6, 6, 2, 10), (False, True) + (False,) * 4
-    )
+    found = StepRewards.of(totals, rewards, ("json", "style"), 2)
     assert found.reward == pytest.approx((1.0 + 2.0 + 0.3 + 0.3) / 4)
-    assert found.by_function == pytest.approx({"json": 1.1 / 3, "style": 2.5 / 3})
-    assert found.share_without_spread == pytest.approx(2 / 3)  # 0.1 + 0.2 is 0.3
-    assert found.share_cut == pytest.approx(1 / 6)
-    assert found.tokens_per_text == 6.0
-    nothing = StepRewards.of([None] * 2, [[None] * 2], ("json",), 2, (1, 1), (False, False))
-    assert (nothing.reward, nothing.by_function) == (None, {"json": None})
-    assert nothing.share_without_spread == 1.0
+    assert found.rewards == pytest.approx({"json": 1.1 / 3, "style": 2.5 / 3})
+    assert found.no_spread_share == pytest.approx(2 / 3)  # 0.1 + 0.2 is 0.3
+    assert StepRewards.of([None] * 2, [[None] * 2], ("json",), 2) == (None, {"json": None}, 1.0)
