@@ -66,7 +66,7 @@ class SdftConfig(WrittenConfig):
     with ``distillation_mode="full_logits"`` and the base as teacher.
     """
 
-    template: Text = (
+    template: Annotated[str, Field(min_length=1)] = (
         "{prompt}\n\nThis is an example of a response to the question:\n{answer}\n\n"
         "Now answer with a response of your own."
     )
