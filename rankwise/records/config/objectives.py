@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Discriminator, Field, Tag
 
-from rankwise.records.config.own_rows import CheckConfig, JudgeName, judges_of_texts
+from rankwise.records.config.own_rows import CheckConfig, JudgeName
 from rankwise.records.fields import (
     ADDED,
     Count,
@@ -62,8 +62,9 @@ class WrittenConfig(Section):
 class SdftConfig(WrittenConfig):
     """Self-distillation (arXiv:2601.19897): a teacher that knows the answer reads what is written.
 
-    It says at each token of the model's own text what it would have written there. The loss is the mean over texts of the mean KL over their tokens, as TRL's SDFTTrainer has it
-    with ``distillation_mode="full_logits"`` and the base as teacher.
+    It says at each token of the model's own text what it would have written there. The loss is the
+    mean over texts of the mean KL over their tokens, as TRL's SDFTTrainer has it with
+    ``distillation_mode="full_logits"`` and the base as teacher.
     """
 
     template: Annotated[str, Field(min_length=1)] = (
@@ -104,6 +105,9 @@ Reward = Annotated[
 ]
 """What a text is worth: a check of the row's answer, or a function in TRL's signature."""
 
+REWARDS = ("number", "exact", "contains", "json", "rouge", "bleu", "chrf")
+"""Checks without settings that a reward can be."""
+
 LossType = Literal["grpo", "bnpo", "dr_grpo", "dapo"]
 
 
@@ -136,11 +140,10 @@ class GrpoConfig(WrittenConfig):
     """The optimizer steps that are taken with the same texts."""
 
     def _problems(self) -> Iterator[str]:
-        named = [each.check if isinstance(each, RewardConfig) else each for each in self.rewards]
-        known = [name for name in named if name is not None]
-        for name in known:
-            if name not in judges_of_texts(known) or name == "length":
-                yield f"rewards: {name} judges nothing that is written; name another check"
+        for each in self.rewards:
+            name = each.check if isinstance(each, RewardConfig) else each
+            if name is not None and name not in REWARDS:
+                yield f"rewards: {name} judges no text by itself; name one of {', '.join(REWARDS)}"
 
     @property
     def largest_ratio(self) -> float:

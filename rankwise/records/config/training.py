@@ -7,7 +7,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
-from rankwise.records.config.objectives import DpoConfig, ObjectiveConfig, WrittenConfig
+from rankwise.records.config.objectives import (
+    DpoConfig,
+    ObjectiveConfig,
+    SdftConfig,
+    WrittenConfig,
+)
 from rankwise.records.config.own_rows import ColumnsConfig, Judges, data_name, writes_nothing
 from rankwise.records.fields import (
     ADDED,
@@ -242,6 +247,11 @@ class TrainConfig(Section):
     def written(self) -> WrittenConfig | None:
         """How a model writes the texts that it learns from; None: it learns from given ones."""
         return None if self.objective is None else self.objective.written
+
+    @property
+    def template(self) -> str | None:
+        """Of what a teacher is asked; None: there is no teacher."""
+        return self.written.template if isinstance(self.written, SdftConfig) else None
 
     def split_of(self, task: str) -> str | None:
         """The split to train on; None: the task's own training split."""
