@@ -186,6 +186,10 @@ class DivergedError(RankwiseError, ArithmeticError):
     """Training that produced a loss which is not a finite number."""
 
 
+class RewardError(RankwiseError, ValueError):
+    """A reward that fails on a text, or that gives no number for it."""
+
+
 class OutOfMemoryError(RankwiseError, MemoryError):
     """Training or scoring that does not fit into the device's memory."""
 

@@ -7,9 +7,19 @@ from pathlib import Path
 from typing import Any
 
 from rankwise.integrations.drafts import ALL_LINEAR, Draft, TrainingSetup, shown
+from rankwise.integrations.own_texts import grpo_entries, read_grpo
 from rankwise.integrations.tools import LORA_KEYS, TRAINER_KEYS, Tool
 
+_SECTION = "trl."
 _CONVERSATIONS = ("chat_template", "sharegpt")
+
+
+def _flat(content: dict[str, Any]) -> dict[str, Any]:
+    """The settings of TRL beside the others, with the section before their keys."""
+    own = content.get("trl")
+    if not isinstance(own, dict):
+        return content
+    return content | {f"{_SECTION}{key}": value for key, value in own.items()} | {"trl": None}
 
 
 def _read_own(draft: Draft) -> None:
@@ -18,8 +28,8 @@ def _read_own(draft: Draft) -> None:
     draft.fields["is_full"] = kind is None
     if kind not in (None, "lora", "qlora"):
         entries.problems.append(f"adapter: {shown(kind)} is not compared; give lora or qlora")
-    if (method := entries.text("rl")) is not None:
-        entries.problems.append(f"rl: {shown(method)} is not supervised training; take that out")
+    if (method := entries.text("rl")) not in (None, "grpo"):
+        entries.problems.append(f"rl: {shown(method)} is not compared; give grpo, or take it out")
     draft.read_targets("lora_target_modules")
     if entries.switch("lora_target_linear"):
         draft.fields["target_modules"] = (ALL_LINEAR,)
@@ -31,6 +41,12 @@ def _read_own(draft: Draft) -> None:
     draft.read_packing("sample_packing")
     draft.read_devices("world_size")
     draft.fields["loss_on"] = "all" if entries.switch("train_on_inputs") else "completion"
+    if method == "grpo":
+        draft.fields |= {"max_length": None, "loss_on": "completion"}
+        grpo = read_grpo(draft, _SECTION, texts=1, length=None)
+        if (beta := entries.number("rl_beta")) is not None:
+            grpo.setdefault("beta", beta)
+        draft.fields["objective"] = {"grpo": grpo}
     _read_data(draft)
 
 
@@ -93,8 +109,18 @@ def _write_own(setup: TrainingSetup, folder: Path) -> dict[str, Any]:
         if setup.rows == "messages":
             rows |= {"type": "chat_template", "roles_to_train": ["assistant"]}
         own["datasets"] = [rows]
-    own["train_on_inputs"] = setup.loss_on == "all"
+    if (grpo := (setup.objective or {}).get("grpo")) is None:
+        own["train_on_inputs"] = setup.loss_on == "all"
+    else:  # rows that are as TRL reads them have no type
+        own |= {"rl": "grpo", "trl": _trl_section(grpo)}
+        for rows in own.get("datasets", ()):
+            del rows["type"]
     return own | setup.in_bf16
+
+
+def _trl_section(grpo: Mapping[str, Any]) -> dict[str, Any]:
+    own = grpo_entries(grpo)
+    return own | {"scale_rewards": own["scale_rewards"] != "none"}  # a switch there
 
 
 AXOLOTL = Tool(
@@ -130,7 +156,16 @@ AXOLOTL = Tool(
     },
     read_own=_read_own,
     write_own=_write_own,
-    without_effect=("special_tokens", "model_type", "tokenizer_type", "dataset_prepared_path"),
+    flat=_flat,
+    objectives=("grpo",),
+    without_effect=(
+        "vllm",
+        "skip_prepare_dataset",
+        "special_tokens",
+        "model_type",
+        "tokenizer_type",
+        "dataset_prepared_path",
+    ),
     file_name="axolotl.yaml",
     usage="axolotl train axolotl.yaml",
     warmup_key="warmup_ratio",

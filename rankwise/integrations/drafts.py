@@ -64,7 +64,9 @@ class TrainingSetup(NamedTuple):
         loss_on: whether prompts are learned too.
         turns: of the assistant that are learned of a conversation.
         chat_template: whether plain prompts are written as conversations.
-        dpo: settings of DPO, as ``train.objective.dpo`` has them; None: the next token is learned.
+        objective: the objective and its settings, as ``train.objective`` has them; None: the next
+            token is learned.
+        judged_by: how held-out rows are scored, where the objective needs it to be said.
     """
 
     base_model: str
@@ -94,7 +96,23 @@ class TrainingSetup(NamedTuple):
     loss_on: Literal["completion", "all"] | None = None
     turns: Literal["last", "all"] | None = None
     chat_template: bool | None = None
-    dpo: Mapping[str, Any] | None = None
+    objective: Mapping[str, Any] | None = None
+    judged_by: Any = None
+
+    @property
+    def stage(self) -> str:
+        """The objective's name, as TRL's commands have it."""
+        return next(iter(self.objective), "sft") if self.objective else "sft"
+
+    @property
+    def dpo(self) -> Mapping[str, Any] | None:
+        """The settings of DPO; None: it is another objective."""
+        return (self.objective or {}).get("dpo")
+
+    @property
+    def texts_per_row(self) -> int:
+        """The texts that are learned of a row: those that the model writes, or the row's own."""
+        return (self.objective or {}).get(self.stage, {}).get("num_generations", 1)
 
     @property
     def targets(self) -> Any:
@@ -191,6 +209,10 @@ class ConfigEntries:
         self._content = {str(key): value for key, value in content.items()}
         self._read: set[str] = set()
         self.problems: list[str] = []
+
+    def has(self, key: str) -> bool:
+        """Whether it is given."""
+        return self._content.get(key) not in _NOTHING
 
     def take(self, key: str) -> Any:
         """The value as it is; None where it is not given."""
@@ -380,7 +402,7 @@ class Draft:
             kind: of rows.
             learns_last: of conversations the last turn of the assistant, and not every one.
         """
-        is_learned = self.fields["loss_on"] != "all" and self.fields.get("dpo") is None
+        is_learned = self.fields["loss_on"] != "all" and not self.fields.get("objective")
         if kind in ("sharegpt", "messages") and is_learned:
             self.fields["turns"] = "last" if learns_last else "all"
         if kind in ("alpaca", "sharegpt", "text"):

@@ -15,7 +15,9 @@ from rankwise.errors import ConfigError
 from rankwise.findings.model_card import markdown_code, markdown_table, markdown_text
 from rankwise.integrations.drafts import Rows, TrainingSetup
 from rankwise.integrations.llama_factory import DATASET_INFO, LLAMA_FACTORY, dataset_info
+from rankwise.integrations.own_texts import remarks_on_own_texts
 from rankwise.integrations.peft import PEFT
+from rankwise.integrations.sources import TOOLS
 from rankwise.integrations.study_text import yaml_lines
 from rankwise.integrations.tools import Tool, written_entries
 from rankwise.records import quantities
@@ -34,6 +36,19 @@ _OF_RUN = ("rank", "alpha", "target_modules", "learning_rate", "epochs", "seed")
 _OF_TRAINING = (
     *("dropout", "batch_size", "gradient_accumulation_steps", "schedule", "warmup_ratio"),
     *("weight_decay", "max_grad_norm", "max_length", "loss_on", "chat_template"),
+)
+
+
+_ROWS = {
+    "sft": "prompt and completion, or messages",
+    "dpo": "prompt, chosen and rejected",
+    "grpo": "prompt, and what the rewards read",
+    "sdft": "prompt and privileged_context, which is the answer",
+}
+_NEEDED = {True: {"prompt", "privileged_context"}, False: {"prompt"}}
+_SDFT_USAGE = (
+    "TRL has no command for it: the keys are fields of trl.experimental.sdft.SDFTConfig and "
+    "trl.ModelConfig, for SDFTTrainer"
 )
 
 
@@ -161,11 +176,10 @@ def write_setup(
     if tool is PEFT and setup.is_full:
         problem = f"--run: {planned.name} trains all weights, which {tool.title} has no config for"
         raise ConfigError("export", [problem])
-    if setup.dpo is not None and not tool.has_dpo and tool is not PEFT:
-        problem = (
-            f"--format: no config of {tool.title} is written for DPO; take trl or llamafactory"
-        )
-        raise ConfigError("export", [problem])
+    if setup.objective and setup.stage not in tool.objectives and tool is not PEFT:
+        others = " or ".join(each.name for each in TOOLS if setup.stage in each.objectives)
+        what = f"no config of {tool.title} is written for {setup.stage.upper()}"
+        raise ConfigError("export", [f"--format: {what}; take {others}"])
     entries = written_entries(setup, tool, final)
     file = folder / tool.file_name
     if tool is PEFT:
@@ -175,7 +189,7 @@ def write_setup(
         lines = [
             f"{name}, {chosen.how}, by rankwise export",
             *(f"# {remark}" for remark in _remarks_on_start(study)),
-            f"# {tool.usage.format(stage='sft' if setup.dpo is None else 'dpo')}",
+            f"# {_SDFT_USAGE if setup.stage == 'sdft' else tool.usage.format(stage=setup.stage)}",
             *yaml_lines(entries),
         ]
         write_atomically(file, "\n".join(lines) + "\n")
@@ -213,7 +227,9 @@ def setup_of(study: StudyRecord, planned: PlannedRun) -> TrainingSetup:
         turns=train.turns if rows == "messages" else None,
         is_full=planned.method == "full",
         use_rslora=is_rslora(planned),
-        dpo=None if train.dpo is None else train.dpo.model_dump(),
+        objective=None
+        if train.objective is None
+        else train.objective.model_dump(exclude_none=True),
         max_examples=num_rows if rows else None,
         precision=study.precision,
         base_precision=None if train.base_precision == "auto" else train.base_precision,
@@ -241,6 +257,8 @@ def _rows_of(train: TrainConfig) -> Rows | None:
         return None
     if train.dpo is not None:  # a prompt that stands in the answers alone is read by TRL, not all
         return "pairs" if {"prompt", "chosen", "rejected"} <= first.keys() else None
+    if train.written is not None:
+        return "prompt" if _NEEDED[train.written.is_distilled] <= first.keys() else None
     if "messages" in first:
         return "messages"
     return "prompt" if {"prompt", "completion"} <= first.keys() else None
@@ -261,17 +279,14 @@ def _remarks(
     elif setup.data is None and study.config.train.data is not None:
         remarks.append(
             f"the rows are not in it, since {tool.title} would not read them as they are: write "
-            f"{study.config.train.data} as JSON Lines with "
-            + (
-                "prompt and completion, or messages"
-                if setup.dpo is None
-                else "prompt, chosen and rejected"
-            )
+            f"{study.config.train.data} as JSON Lines with " + _ROWS[setup.stage]
         )
     elif setup.data is None:
         remarks.append(f"the rows are those of the task {planned.train_task}; add your own data")
     else:
         remarks += _remarks_on_rows(setup, tool)
+    if tool is not PEFT:
+        remarks += dict.fromkeys(remarks_on_own_texts(setup, tool.title))
     if planned.is_part:
         remarks.append(
             f"the run stopped at step {quantities.steps(planned)}: train by the schedule of the "

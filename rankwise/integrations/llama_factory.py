@@ -30,7 +30,7 @@ def _read_own(draft: Draft) -> None:
         )
     if stage not in ("sft", "dpo"):
         entries.problems.append(f"stage: {shown(stage)} is not compared; give sft or dpo")
-    draft.fields["dpo"] = _read_dpo(draft) if stage == "dpo" else None
+    draft.fields["objective"] = {"dpo": _read_dpo(draft)} if stage == "dpo" else None
     draft.fields["is_full"] = kind == "full"
     draft.read_targets("lora_target")
     draft.read_rate_ratio("loraplus_lr_ratio")
@@ -109,7 +109,7 @@ def _read_data(draft: Draft) -> None:
 
 def _write_own(setup: TrainingSetup, folder: Path) -> dict[str, Any]:
     own: dict[str, Any] = {
-        "stage": "sft" if setup.dpo is None else "dpo",
+        "stage": setup.stage,
         "do_train": True,
         "finetuning_type": "full" if setup.is_full else "lora",
     }
@@ -178,7 +178,7 @@ LLAMA_FACTORY = Tool(
     read_own=_read_own,
     write_own=_write_own,
     file_name="llamafactory.yaml",
-    has_dpo=True,
+    objectives=("dpo",),
     without_effect=("pissa_iter", "pissa_convert"),
     usage="llamafactory-cli train llamafactory.yaml output_dir=OUT",
     warmup_key="warmup_ratio",

@@ -29,7 +29,15 @@ _RETENTION = ("capitals", "continents", "elements")
 _HELD_OUT_TEXT = ("pydoc_topics",)
 _SECTIONS = ("train", "train.learning_rate", "methods", "methods.lora", "evaluation")
 _TRAIN = (
-    *("data", "objective", "max_examples", "epochs", "batch_size", "gradient_accumulation_steps"),
+    *(
+        "data",
+        "objective",
+        "judged_by",
+        "max_examples",
+        "epochs",
+        "batch_size",
+        "gradient_accumulation_steps",
+    ),
     *("learning_rate", "schedule", "warmup_ratio", "dropout", "weight_decay", "max_grad_norm"),
     *("precision", "base_precision", "loss_on", "turns", "chat_template", "max_length"),
 )
@@ -96,8 +104,9 @@ def study_text(reading: ConfigReading, folder: Path) -> StudyText:
         if sentences:
             lines += [f"#\n# {title}:", *(f"#   - {_on_a_line(said)}" for said in sentences)]
     lines += ["", *yaml_lines(content, _SECTIONS, _comments(setup))]
-    # your rows are judged by their loss, pairs of answers by preference
-    margins = margins_text("nats", P_RIGHT) if setup.dpo is None else margins_text("points", "acc")
+    # your rows are judged by their loss, pairs of answers by preference, what is written by a check
+    in_points = setup.stage in ("dpo", "grpo")
+    margins = margins_text("points", "acc") if in_points else margins_text("nats", P_RIGHT)
     said = (tuple(map(_on_a_line, sentences)) for sentences in (not_carried, to_check))
     return StudyText("\n".join(lines) + f"\n{margins}", *said)
 
@@ -108,7 +117,7 @@ def _content(setup: TrainingSetup, reading: ConfigReading, folder: Path) -> dict
     train = setup._asdict() | {
         "data": _beside(setup.data or NO_DATA, folder),
         "learning_rate": None if rate is None else {"full" if setup.is_full else "lora": rate},
-        "objective": None if setup.dpo is None else {"dpo": dict(setup.dpo)},
+        "objective": setup.objective or None,
     }
     content: dict[str, Any] = {
         "base_model": base if revision is None else {"name": base, "revision": revision},

@@ -61,7 +61,7 @@ _BOUNDS: dict[str, tuple[float, str]] = {
 # Where and how often something is written, how fast it goes, and passwords, which are never shown:
 # no result depends on these.
 WITHOUT_EFFECT = re.compile(
-    r"(wandb|mlflow|comet|swanlab|trackio|hub|logging|log|save|saves|eval|evals|dataloader|ddp|"
+    r"(trl\.)?((wandb|mlflow|comet|swanlab|trackio|hub|logging|log|save|saves|eval|evals|dataloader|ddp|"
     r"tokenized|dataset_prepared|fsdp|deepspeed|gradient_checkpointing|torch_compile|push_to)_.*|"
     r"(fsdp|deepspeed|debug|strict|output_dir|overwrite_output_dir|overwrite_cache|plot_loss|"
     r"report_to|run_name|tf32|gradient_checkpointing|use_gradient_checkpointing|flash_attn|"
@@ -72,7 +72,9 @@ WITHOUT_EFFECT = re.compile(
     r"remove_unused_columns|disable_tqdm|cache_dir|trust_remote_code|ray_.*|env|evaluation_strategy|"
     r"prediction_loss_only|bf16_full_eval|loss_watchdog_.*|low_cpu_mem_usage|device_map|"
     r"pad_to_sequence_len|tensorboard_dir|early_stopping_patience|enable_.*|"
-    r"(.*_)?(hf|hub|wandb|api|access|auth)_(token|key)|.*(secret|password).*)"
+    r"(use_)?vllm(_.*)?|ds3_gather_for_generation|num_generations_eval|num_completions_to_print|"
+    r"cache_implementation|(use_)?transformers_(paged|continuous_batching.*)|pad_to_multiple_of|"
+    r"(.*_)?(hf|hub|wandb|api|access|auth)_(token|key)|.*(secret|password).*))"
 )
 
 
@@ -89,9 +91,9 @@ class Tool(NamedTuple):
         read_own: reads what is said in the tool's own way.
         write_own: the entries that say it, for a file in this folder.
         file_name: of a config that is written.
-        usage: how that file is used, with ``{stage}`` where the command says whether it is sft or
-            dpo; empty where the file cannot say so itself.
-        has_dpo: whether a config can say DPO here.
+        usage: how that file is used, with ``{stage}`` where the command names the objective; empty
+            where the file cannot say so itself.
+        objectives: those that a config can say here, beside the next token's loss.
         warmup_key: where a share of the steps is written.
         without_effect: more keys on which no result depends.
         flat: the config without its sections.
@@ -107,7 +109,7 @@ class Tool(NamedTuple):
     write_own: Callable[[TrainingSetup, Path], dict[str, Any]]
     file_name: str
     usage: str = ""
-    has_dpo: bool = False
+    objectives: tuple[str, ...] = ()
     warmup_key: str = "warmup_steps"
     without_effect: tuple[str, ...] = ()
     flat: Callable[[dict[str, Any]], dict[str, Any]] = dict
@@ -176,6 +178,8 @@ def _take_defaults(draft: Draft, tool: Tool) -> None:
         is_of_lora = field in ("rank", "alpha", "dropout", "target_modules")
         if fields.get(field) in (None, ()) and not (is_of_lora and fields.get("is_full")):
             fields[field] = value(fields) if callable(value) else value
+            if fields[field] is None:
+                continue
             shown_value = ", ".join(value) if isinstance(value, tuple) else fields[field]
             taken.append(f"{field} {shown_value}")
     if taken:
@@ -219,6 +223,8 @@ def _check_values(draft: Draft, tool: Tool) -> None:
 def written_entries(setup: TrainingSetup, tool: Tool, folder: Path) -> dict[str, Any]:
     """The config of a tool that says this setup; ``folder`` is that of the file."""
     values = setup._asdict() | {"num_epochs": setup.epochs}
+    if setup.batch_size is not None:
+        values["batch_size"] = setup.batch_size * setup.texts_per_row
     if setup.schedule is not None:
         values["schedule"] = _NAMES[setup.schedule]
     if setup.is_full:

@@ -1,7 +1,7 @@
-"""TRL's YAML for ``trl sft --config`` and ``trl dpo --config``: https://huggingface.co/docs/trl/clis.
+"""TRL's YAML for ``trl sft``, ``trl dpo`` and ``trl grpo``: https://huggingface.co/docs/trl/clis.
 
-Its keys are the fields of ``SFTConfig`` or ``DPOConfig``, ``ModelConfig``, ``ScriptArguments`` and
-``DatasetMixtureConfig``.
+Its keys are the fields of ``SFTConfig``, ``DPOConfig``, ``GRPOConfig`` or ``SDFTConfig``, of
+``ModelConfig``, of the command's arguments and of ``DatasetMixtureConfig``.
 """
 
 from __future__ import annotations
@@ -10,10 +10,21 @@ from pathlib import Path
 from typing import Any
 
 from rankwise.integrations.drafts import Draft, TrainingSetup, shown
+from rankwise.integrations.own_texts import (
+    GRPO_SIGNS,
+    LOSS_TYPES,
+    SDFT_SIGNS,
+    grpo_entries,
+    read_grpo,
+    read_sdft,
+    sdft_entries,
+)
 from rankwise.integrations.tools import LORA_KEYS, TRAINER_DEFAULTS, TRAINER_KEYS, Tool
 
 SFT_DEFAULTS = {**TRAINER_DEFAULTS, "learning_rate": 2e-5}
 """The defaults of ``SFTConfig``."""
+_RATES = {"sft": 2e-5, "dpo": 1e-6, "grpo": 1e-6, "sdft": 5e-5}
+"""The learning rates that the configs have by default."""
 _DPO_SIGNS = ("beta", "loss_weights", "rpo_alpha", "precompute_ref_log_probs", "f_divergence_type")
 """Keys that a config has for ``trl dpo`` alone; so has it a loss of ``_DPO_LOSSES``."""
 _DPO_LOSSES = ("sigmoid", "ipo")
@@ -27,12 +38,32 @@ def _read_own(draft: Draft) -> None:
     if draft.fields["max_length"] is None:
         draft.fields["max_length"] = old_length
     draft.read_bits()
-    draft.fields["dpo"] = _read_dpo(draft)
-    read = read_sft_settings if draft.fields["dpo"] is None else read_trainer_settings
+    objective = _read_objective(draft)
+    draft.fields["objective"] = objective or None
+    read = read_trainer_settings if objective else read_sft_settings
     read(draft, "num_processes")
+    if "grpo" in objective:
+        objective["grpo"] = read_grpo(draft, texts=8, length=512)
+    elif "sdft" in objective:
+        objective["sdft"] = read_sdft(draft)
     draft.fields["data"] = entries.text("dataset_name")
     draft.read_sets("datasets")
     draft.read_split("dataset_train_split")
+
+
+def _read_objective(draft: Draft) -> dict[str, Any]:
+    """The objective by its name; its settings where they are DPO's; empty: the next token."""
+    has, fields = draft.entries.has, draft.fields
+    if any(map(has, SDFT_SIGNS)):
+        fields["loss_on"] = "completion"
+        return {"sdft": {}}
+    if any(map(has, GRPO_SIGNS)) or draft.entries.take("loss_type") in LOSS_TYPES:
+        fields["loss_on"] = "completion"
+        if draft.entries.switch("disable_dropout"):
+            fields["dropout"] = 0.0
+        return {"grpo": {}}
+    dpo = _read_dpo(draft)
+    return {} if dpo is None else {"dpo": dpo}
 
 
 def _read_dpo(draft: Draft) -> dict[str, Any] | None:
@@ -105,6 +136,11 @@ def _write_own(setup: TrainingSetup, folder: Path) -> dict[str, Any]:
         own |= setup.in_bits
     if rows := setup.json_rows:
         own["datasets"] = [rows]
+    objective = setup.objective or {}
+    if (grpo := objective.get("grpo")) is not None:
+        return own | setup.in_bf16 | grpo_entries(grpo) | {"max_length": None}
+    if (sdft := objective.get("sdft")) is not None:
+        return own | setup.in_bf16 | sdft_entries(setup, sdft) | {"max_length": None}
     if (dpo := setup.dpo) is None:
         return own | sft_entries(setup)
     own |= {**setup.in_bf16, "beta": dpo["beta"], "loss_type": [dpo["loss"]]}
@@ -143,16 +179,15 @@ TRL = Tool(
         "alpha": 32.0,
         "dropout": 0.05,
         "target_modules": ("q_proj", "v_proj"),
-        "max_length": 1024,
         **SFT_DEFAULTS,
-        "learning_rate": lambda fields: (
-            SFT_DEFAULTS["learning_rate"] if fields["dpo"] is None else 1e-6
-        ),
+        "max_length": 1024,
+        "learning_rate": lambda fields: _RATES[next(iter(fields["objective"] or ()), "sft")],
     },
     read_own=_read_own,
     write_own=_write_own,
     without_effect=("dtype", "torch_dtype", "bnb_4bit_quant_type", "use_bnb_nested_quant"),
     file_name="trl.yaml",
     usage="trl {stage} --config trl.yaml --output_dir OUT",
-    has_dpo=True,
+    objectives=("dpo", "grpo", "sdft"),
+    arranged=lambda entries: {k: v for k, v in entries.items() if v is not None},
 )

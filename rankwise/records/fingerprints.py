@@ -9,6 +9,7 @@ from typing import Any
 
 from rankwise.records.axes import SETTING
 from rankwise.records.base import Record
+from rankwise.records.config.objectives import ObjectiveConfig
 from rankwise.records.config.study import StudyConfig
 from rankwise.records.config.variants import VariantName
 from rankwise.records.fields import ADDED
@@ -75,14 +76,16 @@ def training_fingerprint(
     base_model: str,
     precision: str,
     examples: str,
+    rewards: str | None = None,
     ends_within: int | None = None,
 ) -> str:
     """The fingerprint of everything that a run's weights depend on; its name does not count.
 
-    ``base_model`` and ``examples``, the tokenised rows, are fingerprints. ``ends_within`` is the
+    ``base_model`` and ``examples``, the tokenised rows, are fingerprints; ``rewards`` says all that
+    own texts are judged by, wherever its files lie. ``ends_within`` is the
     last step of a run whose last epoch is not read to its end.
     """
-    dpo = config.train.dpo
+    objective = config.train.objective
     unused = _NOT_IN_TRAINING | ({"dropout"} if run.method == "full" else set())
     of_variant: dict[str, Any] = {}
     if run.variant is not None:
@@ -90,7 +93,8 @@ def training_fingerprint(
     return fingerprint(
         {
             **of_variant,
-            **({} if dpo is None else {"dpo": dpo.model_dump(context=ADDED)}),
+            **({} if objective is None else _of_objective(objective)),
+            **({} if rewards is None else {"rewards": rewards}),
             **({} if ends_within is None else {"ends_within": ends_within}),
             "training_revision": TRAINING_REVISION,
             "base_model": base_model,
@@ -101,6 +105,12 @@ def training_fingerprint(
             "full": None if run.full is None else run.full.model_dump(mode="json"),
         }
     )
+
+
+def _of_objective(objective: ObjectiveConfig) -> dict[str, Any]:
+    """Its settings; not where files lie."""
+    paths: Any = {"grpo": {"rewards"}, "sdft": {"teacher"}}
+    return objective.model_dump(mode="json", exclude=paths, exclude_none=True, context=ADDED)
 
 
 def scoring_fingerprint(

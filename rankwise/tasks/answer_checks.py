@@ -297,8 +297,8 @@ def _right_object(text: str, check: JsonCheckConfig, where: str) -> dict[str, An
         why = ""
     if not isinstance(right, dict):
         raise DataError(
-            f"{where} is no JSON object: {text.strip()[:60]!r}{why}. Correct it, or set "
-            "judged_by: loss."
+            f"{where} is no JSON object: {text.strip()[:60]!r}{why}. Correct it, or "
+            "take another check."
         )
     if not json_answers.is_finite(right):
         raise DataError(f"{where} has a number beyond every float. Correct it.")

@@ -59,16 +59,24 @@ class OwnFunction:
                 to 1 nor None. The text names the function and ``place``, the row.
         """
         where = f"{self.where} on {place}"
-        with task_code(f"{where} fails", "Correct it."), _timed(where):
-            value = self.function(*given)
-            if getattr(value, "ndim", None) == 0:  # a number of numpy or torch
-                value = value.item()
-            if value is None:
-                return None
-            number = float(value) if isinstance(value, numbers.Real) else math.nan
-            if not 0 <= number <= 1:
-                raise TaskError(f"{where} gives {value!r:.60}; give a number from 0 to 1, or None.")
-            return number
+        with task_code(f"{where} fails", "Correct it."), timed(where):
+            return number_given(self.function(*given), where, 0, 1, "a number from 0 to 1")
+
+
+def number_given(value: Any, where: str, least: float, most: float, wanted: str) -> float | None:
+    """What a function gives, also a number of numpy or torch.
+
+    Raises:
+        TaskError: it is neither a number within the limits nor None; ``wanted`` names these.
+    """
+    if getattr(value, "ndim", None) == 0:
+        value = value.item()
+    if value is None:
+        return None
+    number = float(value) if isinstance(value, numbers.Real) else math.nan
+    if not least <= number <= most:
+        raise TaskError(f"{where} gives {value!r:.60}; give {wanted}, or None.")
+    return number
 
 
 def own_function(code: str) -> OwnFunction:
@@ -78,20 +86,30 @@ def own_function(code: str) -> OwnFunction:
         TaskError: the file cannot be read or fails, or has no such function of two or three
             arguments.
     """
-    parts = CODE.fullmatch(code)
-    assert parts is not None
-    file, name = Path(parts["file"]), parts["function"]
-    where = f"judged_by: {file.name}:{name}"
-    with task_code(f"{where} cannot be loaded", "Correct the file."), _timed(where):
-        module, sha256 = module_of(file, file.stem)
-        function = getattr(module, name)
+    function, where, content = named_function(code, "judged_by")
+    with task_code(f"{where} cannot be loaded", "Correct the file."):
         num_parameters = len(inspect.signature(function).parameters)
     if num_parameters not in (2, 3):
         raise TaskError(
             f"{where} takes {num_parameters} arguments; take (row, answer), or (row, answer, "
             "base_answer)."
         )
-    return OwnFunction(function, where, num_parameters == 3, f"{name} of {sha256}")
+    return OwnFunction(function, where, num_parameters == 3, content)
+
+
+def named_function(code: str, setting: str) -> tuple[Callable[..., Any], str, str]:
+    """What ``FILE.py:FUNCTION`` names, how errors name it, and its name with its file's digest.
+
+    Raises:
+        TaskError: the file cannot be read or fails, or has nothing of that name.
+    """
+    parts = CODE.fullmatch(code)
+    assert parts is not None
+    file, name = Path(parts["file"]), parts["function"]
+    where = f"{setting}: {file.name}:{name}"
+    with task_code(f"{where} cannot be loaded", "Correct the file."), timed(where):
+        module, sha256 = module_of(file, file.stem)
+        return getattr(module, name), where, f"{name} of {sha256}"
 
 
 def module_of(file: Path, name: str) -> tuple[ModuleType, str]:
@@ -120,7 +138,7 @@ def module_of(file: Path, name: str) -> tuple[ModuleType, str]:
 
 
 @contextlib.contextmanager
-def _timed(where: str) -> Generator[None]:
+def timed(where: str) -> Generator[None]:
     """Raises TaskError after ``MOST_SECONDS`` in the block.
 
     The system's alarm rings in the main thread alone; one that is set already is left as it is.

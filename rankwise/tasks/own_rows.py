@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections import Counter
 from collections.abc import Generator, Mapping, Sequence
 from contextvars import ContextVar
@@ -71,6 +72,7 @@ class OwnRow(NamedTuple):
         cluster: (column, value) that rows of one cluster have in common; empty: it is its own.
         turns: where answers that are learned stand in prompt, completion and end together, each
             with its own end; empty: the completion is learned.
+        taught: the prompt of a teacher that knows the answer; empty: there is none.
     """
 
     prompt: str
@@ -81,13 +83,20 @@ class OwnRow(NamedTuple):
     raw: RawRow | None = None
     cluster: tuple[tuple[str, str], ...] = ()
     turns: tuple[Span, ...] = ()
+    taught: str = ""
 
     @property
     def as_trained(self) -> TrainingRow:
         """Prompt, completion with its end, and the end; the rejected answer with it too."""
-        rejected = None if self.rejected is None else self.rejected + self.end
-        completion = self.completion + self.end
-        return TrainingRow(self.prompt, completion, self.end, rejected=rejected, turns=self.turns)
+        return TrainingRow(
+            self.prompt,
+            self.completion + self.end,
+            self.end,
+            rejected=None if self.rejected is None else self.rejected + self.end,
+            turns=self.turns,
+            columns={} if self.raw is None else self.raw.content,
+            taught=self.taught,
+        )
 
 
 class OwnRows(NamedTuple):
@@ -154,6 +163,7 @@ def read_own_rows(
     columns: ColumnsConfig | None = None,
     in_pairs: bool = False,
     all_turns: bool = False,
+    template: str | None = None,
 ) -> OwnRows:
     """Read and render every row. Of rows that are equal as text, the first is kept.
 
@@ -168,18 +178,20 @@ def read_own_rows(
         in_pairs: whether every row has a chosen and a rejected answer.
         all_turns: learn every turn of the assistant in a conversation, or in a completion of
             several turns; False: the last one.
+        template: of what a teacher is asked, with ``{prompt}`` and ``{answer}``.
 
     Raises:
         DataError: it cannot be read, or rows are bad (the message names the first ten).
     """
     kept = _kept.get()
     if kept is None:
-        return _read(data, tokenizer, chat_template, columns, in_pairs, all_turns)
+        return _read(data, tokenizer, chat_template, columns, in_pairs, all_turns, template)
     said = None if columns is None else tuple(columns.by_role.items())
-    how = chat_template, said, in_pairs, all_turns
+    how = chat_template, said, in_pairs, all_turns, template
     key = (str(data), _stamp(data), Renderer.of(tokenizer), *how)
     if key not in kept:
-        kept[key] = _read(data, tokenizer, chat_template, columns, in_pairs, all_turns)
+        how = chat_template, columns, in_pairs, all_turns, template
+        kept[key] = _read(data, tokenizer, *how)
     return kept[key]
 
 
@@ -199,6 +211,7 @@ def _read(
     columns: ColumnsConfig | None,
     in_pairs: bool,
     all_turns: bool,
+    template: str | None,
 ) -> OwnRows:
     raw = read_raw_rows(data)
     reading_of = _readings(raw, columns, in_pairs=in_pairs)
@@ -224,7 +237,12 @@ def _read(
         except (DataError, TaskError) as error:
             problems.append(f"{row.place}: {error}")
         else:
-            rows.setdefault(parsed, parsed._replace(raw=row))
+            if parsed not in rows:
+                taught = ""
+                if template is not None:
+                    asked = _as_taught(row.content, reading, template)
+                    taught = _rendered(asked, reading, tokenizer, chat_template).prompt
+                rows[parsed] = parsed._replace(raw=row, taught=taught)
             readings.append((reading, frozenset(row.content)))
     if problems or (empty and not rows):
         raise DataError(_in_words(raw, problems or empty))
@@ -396,7 +414,7 @@ def _rendered(
     system = [{"role": "system", "content": text}] if text.strip() else []
     column = reading.column("messages")
     if column is not None:
-        *before, answer = _messages(row[column], column)
+        *before, answer = turns_of(row[column], column)
         learned = before if all_turns else None
         return _conversation([*system, *before], answer, column, tokenizer, learned)
     column = reading.column("completion")
@@ -406,8 +424,8 @@ def _rendered(
         answer = _answer(row[column], column, "write a text or drop the row")
         return OwnRow("", answer, end_of_turn(tokenizer, chat_template=False), False)
     if _has_turns(row[prompt]) or _has_turns(row[column]):
-        *earlier, answer = _messages(row[column], column)
-        before = [*system, *_messages(row[prompt], prompt), *earlier]
+        *earlier, answer = turns_of(row[column], column)
+        before = [*system, *turns_of(row[prompt], prompt), *earlier]
         return _conversation(before, answer, column, tokenizer, earlier if all_turns else None)
     answer = _answer(row[column], column, "give an answer or drop the row")
     asked = _text(row[prompt], prompt)
@@ -424,6 +442,42 @@ def _rendered(
     if reading.convention.startswith("question") or reading.convention == "text and label":
         answer = f" {answer.lstrip()}"
     return OwnRow(before, answer, end_of_turn(tokenizer, chat_template=False), False)
+
+
+def _as_taught(row: Mapping[str, Any], reading: RowReading, template: str) -> dict[str, Any]:
+    """The row as a teacher reads it: its last question by a template that tells the answer too."""
+
+    def told(question: str, answer: str) -> str:
+        given = {"{prompt}": question, "{answer}": answer.strip()}
+        return re.sub(r"\{prompt\}|\{answer\}", lambda found: given[found[0]], template)
+
+    def last(column: str) -> str:
+        has_turns = _has_turns(row[column])
+        return (
+            turns_of(row[column], column)[-1]["content"]
+            if has_turns
+            else _text(row[column], column)
+        )
+
+    asked, answered = reading.column("prompt"), reading.column("completion")
+    column = reading.column("messages") or asked
+    if column is None:
+        raise DataError("has no prompt that a teacher could be asked; give it one")
+    answer = last(answered or column)
+    if column != asked or _has_turns(row[column]):
+        turns = turns_of(row[column], column)
+        places = [place for place, turn in enumerate(turns) if turn["role"] == "user"]
+        if not places:
+            raise DataError(f'column "{column}" has no turn of a user to tell a teacher the answer')
+        turn = turns[places[-1]]
+        turns[places[-1]] = {**turn, "content": told(turn["content"], answer)}
+        return {**row, column: turns}
+    question, more = _text(row[column], column), reading.column("input")
+    if more is None:
+        return {**row, column: told(question, answer)}
+    if (below := _text(row[more], more)).strip():
+        question = f"{question}\n\n{below}"
+    return {**row, column: told(question, answer), more: ""}
 
 
 def plain_prompt(convention: Convention, before: Sequence[str], question: Sequence[str]) -> str:
@@ -469,7 +523,7 @@ def _text(value: Any, column: str) -> str:
     raise DataError(f'column "{column}" is {kind}; write it as text, or drop the row')
 
 
-def _messages(value: Any, column: str) -> list[dict[str, str]]:
+def turns_of(value: Any, column: str) -> list[dict[str, str]]:
     """Turns with role and content, from these or from ShareGPT's ``from`` and ``value``."""
     if not isinstance(value, list) or not value:
         raise DataError(

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from rankwise.errors import DataError, TaskError, is_fault
+from rankwise.records.config.objectives import WrittenConfig
 from rankwise.records.config.training import TrainConfig
 from rankwise.tasks.chat_templates import Span, end_of_turn, render_chat
 from rankwise.tasks.resolution import LoadedTask
@@ -32,6 +35,8 @@ class TrainingRow(NamedTuple):
         rejected: the text that the completion is preferred to, with ``end``; None: there is none.
         turns: where in prompt and completion the answers stand that are learned, with their ends
             and in order; empty: the completion is learned.
+        columns: of the row as it was read, where a user wrote it.
+        taught: the prompt of a teacher that knows the answer; empty: there is none.
     """
 
     prompt: str
@@ -41,6 +46,8 @@ class TrainingRow(NamedTuple):
     is_written: bool = True
     rejected: str | None = None
     turns: tuple[Span, ...] = ()
+    columns: Mapping[str, Any] = MappingProxyType({})
+    taught: str = ""
 
 
 def task_rows(
@@ -376,7 +383,8 @@ def tokenise_rows(
     ``max_length`` and the model's own, in tokens, is the limit.
 
     Raises:
-        DataError: a completion alone does not fit, or none of its tokens is left.
+        DataError: a completion alone does not fit, or none of its tokens is left; or a prompt does
+            not fit to which a model is to write an answer.
     """
     limit = min(config.max_length, max_length)
     encoder = TextEncoder(tokenizer)
@@ -392,6 +400,8 @@ def tokenise_rows(
             split = split_of(row.prompt, row.completion)
         tokens, num_completion = split.context + split.continuation, len(split.continuation)
         where = f"training row {index} of those that are left to train on, from 0"
+        if config.written is not None:
+            return asked(where, row, split.context, config.written)
         if split.is_swallowed:
             answer = row.completion.removesuffix(row.end)
             raise DataError(f"{where}: {swallowed(row.prompt, answer)}")
@@ -414,6 +424,27 @@ def tokenise_rows(
         num_loss = len(learned) or num_loss
         return Example(kept, num_loss, is_truncated, split.is_merged, other, learned=learned)
 
+    def asked(where: str, row: TrainingRow, prompt: list[int], own: WrittenConfig) -> Example:
+        taught = encoder.encode(row.taught) if own.is_distilled else []
+        longest, room = max(len(prompt), len(taught)), own.max_completion_length
+        if longest + room > limit:
+            what = "its teacher's prompt" if len(taught) == longest else "its prompt"
+            remedy = "Raise train.max_length, or lower max_completion_length."
+            if config.max_length > max_length:
+                remedy = "The model reads no more: shorten the row, or lower max_completion_length."
+            raise DataError(
+                f"{where} ({row.prompt[:60]!r}): {what} has {longest} tokens, an answer may have "
+                f"{room}, and both may have {limit}. {remedy}"
+            )
+        asks = Asked(
+            json.dumps(row.columns, default=str, ensure_ascii=False),
+            row.completion.removesuffix(row.end),
+            own.num_generations,
+            room,
+            tuple(taught),
+        )
+        return Example(tuple(prompt), 0, is_truncated=False, asks=asks)
+
     return [example(index, row) for index, row in enumerate(rows)]
 
 
@@ -424,6 +455,50 @@ def swallowed(prompt: str, answer: str) -> str:
         f"{prompt[-60:]!r}, and no token of it is left. Begin the answer with a space, or leave it "
         "out."
     )
+
+
+class Asked(NamedTuple):
+    """A row to which the model writes the answers itself.
+
+    Attributes:
+        row: the columns of the row as they were read, as JSON.
+        completion: its right answer, without an end.
+        num_texts: answers that are written to it.
+        max_new_tokens: of an answer, at most.
+        teacher: the tokens of what its teacher is asked; empty: it has none.
+    """
+
+    row: str
+    completion: str
+    num_texts: int
+    max_new_tokens: int
+    teacher: tuple[int, ...] = ()
+
+
+class OwnText(NamedTuple):
+    """What is learned from a text that the model has written.
+
+    Attributes:
+        weight: of each token's loss in the sum that is minimised.
+        advantage: by how much it is better than the other texts of its group, in GRPO.
+        old_nats: the loss of each token when it was written, in GRPO after the first step with it;
+            empty: the model is as it was then.
+        base_nats: the loss of each token under the base, where GRPO holds on to it.
+        teacher: the tokens of what the teacher was asked; empty: it has none.
+    """
+
+    weight: float
+    advantage: float = 0.0
+    old_nats: tuple[float, ...] = ()
+    base_nats: tuple[float, ...] = ()
+    teacher: tuple[int, ...] = ()
+
+
+class HeldText(NamedTuple):
+    """A text as another model reads it, and by how many tokens its prompt is longer."""
+
+    tokens: tuple[int, ...]
+    further: int
 
 
 class Example(NamedTuple):
@@ -437,6 +512,9 @@ class Example(NamedTuple):
         rejected: the same prompt with the answer that the completion is preferred to; or None.
         base_nats: of such a pair, the base's log-likelihoods of both answers, once it has read it.
         learned: the places of the learned tokens where these are not the last ones; else empty.
+        asks: what is asked where the model writes the answers itself: ``tokens`` is the prompt
+            alone then, and nothing is learned of it; None: it is learned as it is.
+        own: of a text that the model has written, what it learns from it.
     """
 
     tokens: tuple[int, ...]
@@ -446,6 +524,8 @@ class Example(NamedTuple):
     rejected: Example | None = None
     base_nats: tuple[float, float] | None = None
     learned: tuple[int, ...] = ()
+    asks: Asked | None = None
+    own: OwnText | None = None
 
     @property
     def places(self) -> Sequence[int]:
@@ -458,6 +538,14 @@ class Example(NamedTuple):
         return self._replace(num_loss_tokens=0, learned=())
 
     @property
+    def as_held(self) -> HeldText:
+        """What the base reads of it where a model is held to it, or a teacher."""
+        if self.own is None or not self.own.teacher:
+            return HeldText(self.tokens[:-1], 0)
+        num_prompt, asked = len(self.tokens) - self.num_loss_tokens, self.own.teacher
+        return HeldText((*asked, *self.tokens[num_prompt:-1]), len(asked) - num_prompt)
+
+    @property
     def sequences(self) -> tuple[Example, ...]:
         """What is read: the example alone, or the chosen answer's and the rejected one's."""
         if self.rejected is None:
@@ -466,10 +554,17 @@ class Example(NamedTuple):
 
     @property
     def num_tokens(self) -> int:
-        """Tokens of all that is read."""
+        """Tokens of all that is read; where a model writes the answers, at most."""
+        if self.asks is not None:
+            return self.asks.num_texts * (len(self.tokens) + self.asks.max_new_tokens)
         return sum(len(each.tokens) for each in self.sequences)
 
     @property
     def num_inputs(self) -> int:
-        """Tokens that are read: the last one of a sequence is only predicted."""
+        """Tokens that are read together: the last one of a sequence is only predicted.
+
+        Where a model writes the answers, those of one text, at most.
+        """
+        if self.asks is not None:
+            return len(self.tokens) + self.asks.max_new_tokens - 1
         return sum(len(each.tokens) - 1 for each in self.sequences)

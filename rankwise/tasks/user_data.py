@@ -191,6 +191,7 @@ def _read(
         columns=of.columns,
         in_pairs="preference" in of.judged_by,
         all_turns=isinstance(of, TrainConfig) and of.turns == "all",
+        template=of.template if isinstance(of, TrainConfig) else None,
     )
     if len(own.rows) < 2:
         raise DataError(f"{of.data} has {len(own.rows)} distinct rows; at least 2 are needed.")

@@ -407,7 +407,12 @@ def test_dpo_is_read_back_as_it_was(with_pairs: StudyFolder, name: str) -> None:
     assert back.dpo is not None
     assert expected.dpo is not None
     assert {"label_smoothing": 0.0, **back.dpo} == expected.dpo
-    unsaid: dict[str, Any] = {"rows": None, "precision": None, "chat_template": None, "dpo": None}
+    unsaid: dict[str, Any] = {
+        "rows": None,
+        "precision": None,
+        "chat_template": None,
+        "objective": None,
+    }
     assert back._replace(**unsaid) == expected._replace(**unsaid)
 
 
@@ -443,3 +448,141 @@ def test_a_tool_whose_dpo_is_not_written_is_refused(
     with pytest.raises(ConfigError) as caught:
         exported(with_pairs, name)
     sentence(caught.value)
+
+
+GRPO = {
+    "num_generations": 4,
+    "max_completion_length": 300,
+    "temperature": 0.9,
+    "beta": 0.04,
+    "epsilon": 0.1,
+    "epsilon_high": 0.28,
+    "loss_type": "bnpo",
+    "importance_sampling_level": "sequence",
+    "scale_rewards": "none",
+    "num_iterations": 2,
+}
+
+
+@pytest.fixture
+def with_rewards(tmp_path: Path) -> StudyFolder:
+    """A study by GRPO, with two functions and a check."""
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(json.dumps({"prompt": "q", "completion": "a"}) + "\n")
+    (tmp_path / "mine.py").write_text("")
+    code = f"{tmp_path / 'mine.py'}:"
+    rewards = [{"code": f"{code}form"}, {"code": f"{code}right", "weight": 2.0}, "exact"]
+    results = with_training(
+        planted_study(),
+        data=rows,
+        objective={"grpo": {**GRPO, "rewards": rewards}},
+        judged_by="exact",
+        batch_size=3,
+        gradient_accumulation_steps=5,
+        dropout=0.06,
+    )
+    return written(tmp_path / "study", results)
+
+
+def read_back(study: StudyFolder, name: str) -> tuple[TrainingSetup, TrainingSetup]:
+    """A setup as it is read back from a tool's config, and the one that was written."""
+    exported(study, name)
+    back = read_source(study.root / "export" / name / BY_NAME[name].file_name).setup
+    return back, setup_of(study.read_study(), run_of(study, BEST))
+
+
+OF_TEXTS: dict[str, Any] = {
+    **{"rows": None, "precision": None, "chat_template": None, "max_length": None},
+    **{"objective": None, "judged_by": None},
+}
+
+
+@pytest.mark.parametrize("name", ["trl", "axolotl"])
+def test_grpo_is_read_back_as_it_was(
+    with_rewards: StudyFolder, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(with_rewards.root.parent)  # where the functions are
+    back, expected = read_back(with_rewards, name)
+    assert back.objective is not None
+    assert expected.objective is not None
+    *functions, check = expected.objective["grpo"]["rewards"]
+    assert check == "exact"
+    assert back.objective == {"grpo": {**GRPO, "rewards": functions}}
+    assert back._replace(**OF_TEXTS) == expected._replace(**OF_TEXTS)
+
+
+@pytest.mark.thorough
+def test_trl_reads_grpo(with_rewards: StudyFolder) -> None:
+    trl = pytest.importorskip("trl")
+    from trl.scripts.grpo import GRPOScriptArguments
+
+    exported(with_rewards, "trl")
+    file = with_rewards.root / "export" / "trl" / "trl.yaml"
+    assert "# trl grpo --config trl.yaml" in file.read_text()
+    kinds = (GRPOScriptArguments, trl.GRPOConfig, trl.ModelConfig, trl.DatasetMixtureConfig)
+    script, training, model, rows = trl.TrlParser(kinds).parse_args_and_config(
+        args=["--config", str(file)]
+    )
+    assert {name: getattr(training, name) for name in GRPO} == GRPO
+    assert (training.per_device_train_batch_size, training.gradient_accumulation_steps) == (12, 5)
+    assert training.generation_batch_size == 60  # 15 rows, 4 texts each
+    assert training.use_bias_correction_kl is False
+    assert (script.reward_funcs, training.reward_weights) == (["mine.form", "mine.right"], [1, 2])
+    assert (model.lora_r, model.lora_dropout, training.learning_rate) == (16, 0.06, 2e-4)
+    assert Path(rows.datasets[0].data_files).name == "rows.jsonl"
+
+
+def test_what_a_config_does_not_say_of_rewards(
+    with_rewards: StudyFolder, sentence: Sentences
+) -> None:
+    remarks = [
+        remark
+        for name in ("trl", "axolotl")
+        for remark in export_study(with_rewards, name)[0].remarks
+    ]
+    sentence("\n".join(remarks), names=("mine.py", "exact"))
+
+
+@pytest.fixture
+def distilled(tmp_path: Path) -> StudyFolder:
+    """A study by self-distillation, of rows as TRL has them."""
+    rows = tmp_path / "rows.jsonl"
+    row = {"prompt": "q", "completion": "a", "privileged_context": "a"}
+    rows.write_text(json.dumps(row) + "\n")
+    sdft = {"template": "{prompt} {x} {answer}", "direction": "reverse", "num_generations": 2}
+    results = with_training(
+        planted_study(), data=rows, objective={"sdft": sdft}, max_length=640, batch_size=3
+    )
+    return written(tmp_path / "study", results)
+
+
+def test_self_distillation_is_read_back_as_it_was(distilled: StudyFolder) -> None:
+    back, expected = read_back(distilled, "trl")
+    assert back.objective == expected.objective
+    assert back.max_length == expected.max_length == 640
+    assert back._replace(**OF_TEXTS) == expected._replace(**OF_TEXTS)
+
+
+@pytest.mark.thorough
+def test_trl_reads_self_distillation(distilled: StudyFolder) -> None:
+    trl = pytest.importorskip("trl")
+    from trl.experimental.sdft import SDFTConfig
+
+    exported(distilled, "trl")
+    file = distilled.root / "export" / "trl" / "trl.yaml"
+    kinds = (SDFTConfig, trl.ModelConfig, trl.DatasetMixtureConfig)
+    training, *_ = trl.TrlParser(kinds).parse_args_and_config(args=["--config", str(file)])
+    asked = training.teacher_prompt_template.format(prompt="q", privileged_context="a")
+    assert asked == "q {x} a"
+    assert (training.distillation_mode, training.distillation_alpha) == ("full_logits", 1.0)
+    assert (training.num_generations, training.per_device_train_batch_size) == (2, 6)
+    assert training.max_prompt_length + training.max_completion_length == 640
+
+
+@pytest.mark.parametrize("name", ["llamafactory", "unsloth"])
+def test_a_tool_without_grpo_is_refused(
+    with_rewards: StudyFolder, name: str, sentence: Sentences
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        exported(with_rewards, name)
+    sentence(caught.value, names=("GRPO",))

@@ -245,7 +245,7 @@ def test_a_data_set_of_llama_factory_is_looked_up(tmp_path: Path, sentence: Sent
         (LORA + "lora_target_modules: [1]", "lora_target_modules: [1] is not a list of names"),
         (LORA + "datasets: x", "datasets: x is not a list of data sets"),
         (LORA + "datasets: [{path: 5}]", "the data 5 is no path and no name"),
-        (LORA + "rl: dpo", "rl: dpo is not supervised training"),
+        (LORA + "rl: dpo", "rl: dpo is not compared; give grpo, or take it out"),
         (LORA.replace("lora", "llama-adapter", 1), "adapter: llama-adapter is not compared"),
         ("model_name_or_path: m\nstage: kto\n", "stage: kto is not compared; give sft or dpo"),
         ("model_name_or_path: m\nfinetuning_type: oft\n", "finetuning_type: oft is not compared"),
@@ -320,7 +320,7 @@ def test_dpo_in_the_words_of_tools_that_have_it(tmp_path: Path, tool: str, lines
     reading = read(tmp_path, f"{own}\n{lines}\n")
     found = dict(reading.setup.dpo or {})
     assert {key: found[key] for key in DPO} == DPO
-    assert reading.setup._replace(dpo=None, chat_template=None) == SAME
+    assert reading.setup._replace(objective=None, chat_template=None) == SAME
     assert reading.not_carried == ()
     text = study_text(reading, tmp_path).text
     (tmp_path / "study.yaml").write_text(text)
@@ -358,3 +358,137 @@ def test_what_a_study_cannot_say_of_dpo(tmp_path: Path, line: str, sentence: str
 def test_weights_of_losses_must_be_numbers(tmp_path: Path, sentence: Sentences) -> None:
     text = "model_name_or_path: m\nbeta: 0.1\nloss_type: [sigmoid, sft]\nloss_weights: [1]\n"
     sentence(problems(tmp_path, text), names=("loss_weights",), part=True)
+
+
+def without(text: str, *keys: str) -> str:
+    return "\n".join(line for line in text.splitlines() if not line.startswith(keys))
+
+
+@pytest.mark.parametrize(
+    ("tool", "lines"), [("TRL", tool_configs.TRL_GRPO), ("AXOLOTL", tool_configs.AXOLOTL_GRPO)]
+)
+def test_grpo_in_the_words_of_tools_that_have_it(tmp_path: Path, tool: str, lines: str) -> None:
+    reading = read(tmp_path, f"{getattr(tool_configs, tool)}{lines}")
+    setup = reading.setup
+    assert setup.objective == {"grpo": tool_configs.GRPO}
+    # 4 texts a batch, 8 batches: 8 rows with 4 texts each
+    assert (setup.batch_size, setup.gradient_accumulation_steps) == (1, 8)
+    same = SAME._replace(batch_size=1, max_length=812)
+    assert setup._replace(objective=None, judged_by=None, chat_template=None) == same
+    assert reading.not_carried == ()
+    (tmp_path / "study.yaml").write_text(study_text(reading, tmp_path).text)
+    config = load_config(tmp_path / "study.yaml")
+    grpo = config.train.objective and config.train.objective.grpo
+    assert grpo is not None
+    assert grpo.model_dump(exclude_none=True, exclude={"rewards"}) == {
+        key: value for key, value in tool_configs.GRPO.items() if key != "rewards"
+    }
+    assert [(each.code, each.weight) for each in grpo.rewards if not isinstance(each, str)] == [
+        (f"{tmp_path / 'rewards.py'}:format", 0.5),
+        (f"{tmp_path / 'rewards.py'}:right", 2.0),
+    ]
+    assert config.train.judged_by == ("contains",)
+
+
+def test_what_trl_says_of_grpo_by_default(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("")
+    reading = read(
+        tmp_path,
+        "model_name_or_path: m\nuse_peft: true\nreward_funcs: [mine.score]\n"
+        "per_device_train_batch_size: 12\ngradient_accumulation_steps: 4\nnum_processes: 2\n",
+    )
+    setup = reading.setup
+    assert setup.objective == {
+        "grpo": {
+            "rewards": [{"code": f"{tmp_path / 'mine.py'}:score", "weight": 1.0}],
+            "num_generations": 8,
+            "max_completion_length": 512,
+            "temperature": 1.0,
+        }
+    }
+    assert (setup.learning_rate, setup.dropout, setup.max_length) == (1e-6, 0.05, 1024)
+    # 12 texts on each of 2 devices, 4 times: 96 texts are 12 rows
+    assert (setup.batch_size, setup.gradient_accumulation_steps) == (1, 12)
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        ("loss_type: cispo", "loss_type: cispo; dapo is used"),
+        ("top_p: 0.9", "top_p: 0.9; 1.0 is used"),
+        ("mask_truncated_completions: true", "mask_truncated_completions: True"),
+        ("multi_objective_aggregation: normalize_then_sum", "; sum_then_normalize is used"),
+        ("reward_model_name_or_path: org/judge", "reward_model_name_or_path: org/judge"),
+        ("steps_per_generation: 4", "steps_per_generation: 32 texts are written at once"),
+        ("generation_batch_size: 16", "steps_per_generation: 16 texts are written at once"),
+        ("reward_funcs: [accuracy_reward]", "reward_funcs: accuracy_reward, no function of a file"),
+    ],
+)
+def test_what_a_study_cannot_say_of_grpo(tmp_path: Path, line: str, sentence: str) -> None:
+    reading = read(tmp_path, f"model_name_or_path: m\nnum_generations: 4\n{line}\n")
+    (found,) = reading.not_carried
+    assert sentence in found
+    grpo = (reading.setup.objective or {})["grpo"]
+    assert grpo["rewards"] == [{"code": "my_rewards.py:reward"}]
+    assert any("my_rewards.py:reward stands for yours" in each for each in reading.to_check)
+    loaded = study_text(reading, tmp_path).text
+    assert "judged_by: [contains]" in loaded
+
+
+def test_trl_corrects_its_kl_unless_it_is_told_otherwise(tmp_path: Path) -> None:
+    text = "model_name_or_path: m\nnum_generations: 4\nbeta: 0.1\n"
+    said = " ".join(read(tmp_path, text).to_check)
+    assert "use_bias_correction_kl: TRL multiplies the KL by the ratio" in said
+    told = read(tmp_path, f"{text}use_bias_correction_kl: false\n")
+    assert "use_bias_correction_kl" not in " ".join(told.to_check)
+
+
+def test_weights_of_rewards_must_be_numbers(tmp_path: Path, sentence: Sentences) -> None:
+    text = "model_name_or_path: m\nreward_funcs: [a.b, a.c]\nreward_weights: [1]\n"
+    sentence(problems(tmp_path, text), names=("reward_weights",), part=True)
+
+
+def test_self_distillation_in_the_words_of_trl(tmp_path: Path) -> None:
+    own = without(tool_configs.TRL, "max_length", "lora_dropout")
+    template = "{prompt}\\nIn {{braces}}: {privileged_context}"
+    reading = read(
+        tmp_path,
+        f'{own}\nteacher_prompt_template: "{template}"\ndistillation_mode: full_logits\n'
+        "distillation_alpha: 1\nnum_generations: 2\nmax_prompt_length: 600\nnum_processes: 1\n",
+    )
+    setup = reading.setup
+    assert setup.objective == {
+        "sdft": {
+            "num_generations": 2,
+            "max_completion_length": 256,
+            "temperature": 1.0,
+            "direction": "reverse",
+            "template": "{prompt}\nIn {braces}: {answer}",
+        }
+    }
+    assert (setup.batch_size, setup.gradient_accumulation_steps) == (2, 8)
+    assert (setup.max_length, setup.dropout) == (856, 0.0)
+    assert reading.not_carried == ()
+    (tmp_path / "study.yaml").write_text(study_text(reading, tmp_path).text)
+    config = load_config(tmp_path / "study.yaml")
+    assert config.train.objective is not None
+    assert config.train.objective.sdft is not None
+    assert config.train.objective.sdft.template == "{prompt}\nIn {braces}: {answer}"
+
+
+def test_what_trl_says_of_self_distillation_by_default(tmp_path: Path) -> None:
+    reading = read(tmp_path, "model_name_or_path: m\nuse_peft: true\nteacher_model_kind: ema\n")
+    assert reading.not_carried == (
+        "distillation_alpha: 0.5; 0 is used, KL(teacher || model)",
+        "distillation_mode: topk_logits; full_logits is used",
+        "teacher_model_kind: ema; base is used",
+    )
+    setup = reading.setup
+    assert setup.objective is not None
+    assert setup.objective["sdft"]["template"] == "{prompt}\n\n{answer}"
+    assert (setup.learning_rate, setup.max_length, setup.batch_size) == (5e-5, 768, 1)
+
+
+def test_llama_factory_has_no_grpo(tmp_path: Path) -> None:
+    text = "model_name_or_path: m\nstage: grpo\nfinetuning_type: lora\n"
+    assert "stage: grpo is not compared; give sft or dpo" in problems(tmp_path, text)

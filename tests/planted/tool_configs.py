@@ -108,6 +108,48 @@ seed: 7
 bf16: true
 """
 
+GRPO = {
+    "rewards": [
+        {"code": "rewards.py:format", "weight": 0.5},
+        {"code": "rewards.py:right", "weight": 2.0},
+    ],
+    "num_generations": 4,
+    "max_completion_length": 300,
+    "temperature": 0.9,
+    "beta": 0.04,
+    "epsilon": 0.1,
+    "epsilon_high": 0.28,
+    "loss_type": "dr_grpo",
+    "importance_sampling_level": "sequence",
+    "scale_rewards": "none",
+    "num_iterations": 2,
+}
+"""The settings of GRPO that the next texts say."""
+
+TRL_GRPO = """
+reward_funcs: [rewards.format, rewards.right]
+reward_weights: [0.5, 2]
+num_generations: 4
+max_completion_length: 300
+temperature: 0.9
+beta: 0.04
+epsilon: 0.1
+epsilon_high: 0.28
+loss_type: dr_grpo
+importance_sampling_level: sequence
+scale_rewards: false
+num_iterations: 2
+use_bias_correction_kl: false
+use_vllm: true
+vllm_mode: colocate
+"""
+
+AXOLOTL_GRPO = f"""
+rl: grpo
+trl: {{{", ".join(TRL_GRPO.strip().splitlines())}}}
+vllm: {{host: 0.0.0.0}}
+"""
+
 UNSLOTH = """
 from_pretrained: {model_name: org/model, max_seq_length: 512, load_in_4bit: true}
 get_peft_model:

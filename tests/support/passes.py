@@ -175,6 +175,7 @@ class Setting:
     def train(self, *trainees: AdapterTrainee, heard: Heard | None = None, **options: Any) -> Heard:
         heard = Heard() if heard is None else heard
         layers = dict.fromkeys(name for t in trainees for name in t.adapter.factors)
+        writer = options.pop("writer", None)
         settings: dict[str, Any] = {
             "max_tokens": 128,
             "precision": "float32",
@@ -182,6 +183,11 @@ class Setting:
         }
         with adapted(self.base, list(layers)) as bank:
             training.train_pass(
-                self.base, trainees, bank=bank, observer=heard, **(settings | options)
+                self.base,
+                trainees,
+                bank=bank,
+                observer=heard,
+                writer=None if writer is None else writer(self.base),
+                **(settings | options),
             )
         return heard

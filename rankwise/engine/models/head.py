@@ -29,11 +29,12 @@ class CompletionHead:
     reproduce its logits.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, temperature: float = 1.0) -> None:
         """Take the head of ``model``, and compare with the model's own logits of four tokens.
 
         Args:
             model: a causal language model of transformers, which can be packed.
+            temperature: by which its logits are divided.
 
         Raises:
             ModelError: head and known scalings do not give the model's logits.
@@ -46,7 +47,9 @@ class CompletionHead:
         self._scale = float(getattr(config, "logit_scale", None) or 1.0)
         self._scale /= float(getattr(config, "logits_scaling", None) or 1.0)
         self.vocab_size: int = config.vocab_size
+        self._temperature = 1.0
         self._check(model)
+        self._temperature = temperature
 
     def logits(self, hidden: Float[Tensor, "rows hidden"]) -> Float[Tensor, "rows vocab"]:
         """The model's logits after these hidden states."""
@@ -55,7 +58,7 @@ class CompletionHead:
             logits = logits * self._scale
         if self._softcap is not None:
             logits = torch.tanh(logits / self._softcap) * self._softcap
-        return logits
+        return logits if self._temperature == 1.0 else logits / self._temperature
 
     def _check(self, model: Any) -> None:
         """Compare with the model's own logits of four tokens."""
@@ -108,12 +111,16 @@ class HeldTokens(NamedTuple):
         reference: (held, hidden) the other model's last hidden states there.
         weights: (held,) float32, of each KL in the sum that is minimised.
         left_out: (held,) the token that neither distribution counts, -1 for none.
+        head: of the other model.
+        is_reverse: KL(model || other) is taken, and not KL(other || model).
     """
 
     rows: Int[Tensor, " held"]
     reference: Float[Tensor, "held hidden"]
     weights: Float[Tensor, " held"]
     left_out: Int[Tensor, " held"]
+    head: CompletionHead
+    is_reverse: bool = False
 
 
 def backward_losses(
@@ -125,14 +132,14 @@ def backward_losses(
     """Losses of a micro-batch; backpropagates their weighted sum.
 
     Args:
-        head: of the model, and of the one that it is held to.
+        head: of the model.
         hidden: the last hidden state of every token.
         learned: what is learned.
         held: where the model is held to another one; None: nowhere.
 
     Returns:
-        Unweighted and float32, in nats: the cross-entropy of each learned token, and
-        KL(reference || model) over the whole vocabulary at each held one.
+        Unweighted and float32, in nats: the cross-entropy of each learned token, and the KL over
+        the whole vocabulary at each held one.
     """
     # The graph is cut at the hidden states: each chunk of logits is differentiated and freed before
     # the next one is made, and the layers below are gone through once, at the end.
@@ -151,10 +158,9 @@ def backward_losses(
         for part in _chunks(len(held.rows), budget // (2 * bytes_of_row)):  # two models' logits
             with _backward_chunk(head, states, held.rows[part], grad_hidden) as logits:
                 with torch.no_grad():
-                    reference = head.logits(held.reference[part])  # (chunk, vocab)
-                kls[part] = _divergences_and_gradient(
-                    logits, reference, held.weights[part], held.left_out[part]
-                )
+                    reference = held.head.logits(held.reference[part])  # (chunk, vocab)
+                of_part = held.weights[part], held.left_out[part]
+                kls[part] = _divergences_and_gradient(logits, reference, *of_part, held.is_reverse)
     hidden.backward(grad_hidden[None])
     return losses, kls
 
@@ -230,8 +236,12 @@ def _divergences_and_gradient(
     reference: Float[Tensor, "rows vocab"],
     weights: Float[Tensor, " rows"],
     left_out: Int[Tensor, " rows"],
+    is_reverse: bool,
 ) -> Float[Tensor, " rows"]:
-    """KL(reference || model); ``logits`` are overwritten by the gradient of their weighted sum."""
+    """KL(reference || model); ``logits`` are overwritten by the gradient of their weighted sum.
+
+    ``is_reverse``: KL(model || reference).
+    """
     divergences = torch.empty(len(weights), device=logits.device)
     for part in _chunks(len(weights), _rows_of_block(logits)):
         rows = logits[part]  # (block, vocab), a view
@@ -243,6 +253,13 @@ def _divergences_and_gradient(
             lowest = torch.finfo(torch.float32).min
             each.scatter_(1, place, each.gather(1, place).masked_fill(absent >= 0, lowest))
         log_q, log_p = ours.log_softmax(dim=-1), theirs.log_softmax(dim=-1)
+        if is_reverse:
+            q, ratios = log_q.exp(), log_q - log_p  # (block, vocab)
+            kl = (q * ratios).sum(dim=-1)
+            divergences[part] = kl
+            # of KL(softmax(z) || p) by z: softmax(z) * (log softmax(z) - log p - KL)
+            torch.mul(q.mul_(ratios.sub_(kl[:, None])), weights[part, None], out=rows)
+            continue
         p = log_p.exp()  # (block, vocab)
         divergences[part] = (p * (log_p - log_q)).sum(dim=-1)
         # of KL(p || softmax(z)) by z: softmax(z) - p

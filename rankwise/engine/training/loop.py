@@ -9,6 +9,10 @@ Under DPO an example is a pair of answers. Both are in one micro-batch, and the 
 
 A trainee may be held to the base: the mean of KL(base || adapted) at some tokens is then added to
 its loss. The base reads these in the same pass, with no adapter on their rows.
+
+Where trainees learn from their own texts, each step begins with these: all trainees write together
+(``writing``), and what each has written is then an example like others, with a weight for each
+token, or with a teacher that it is held to.
 """
 
 from __future__ import annotations
@@ -42,6 +46,7 @@ from rankwise.engine.training.micro_batches import (
     shared_out,
     split_by_budget,
 )
+from rankwise.engine.training.terms import PolicyTerms
 from rankwise.engine.training.trainees import (
     AdapterTrainee,
     GradientShare,
@@ -49,7 +54,9 @@ from rankwise.engine.training.trainees import (
     StepMetrics,
     Trainee,
 )
+from rankwise.engine.training.writing import Writer
 from rankwise.errors import DivergedError
+from rankwise.records.config.objectives import GrpoConfig
 from rankwise.records.config.training import TrainConfig
 
 # Good steps after which a larger micro-batch is tried again: where that fails, a step is taken
@@ -100,7 +107,8 @@ class PassObserver(Protocol):
 def num_optimizer_steps(num_examples: int, config: TrainConfig, epochs: int) -> int:
     """Steps over all epochs; the last step of an epoch may have fewer examples."""
     per_step = config.batch_size * config.gradient_accumulation_steps
-    return math.ceil(num_examples / per_step) * epochs
+    times = config.written.num_iterations if isinstance(config.written, GrpoConfig) else 1
+    return math.ceil(num_examples / per_step) * times * epochs
 
 
 def train_pass(
@@ -113,6 +121,7 @@ def train_pass(
     gradient_checkpointing: bool,
     observer: PassObserver,
     max_lanes: int = 1,
+    writer: Writer | None = None,
 ) -> None:
     """Take all remaining steps of every trainee, until its last mark.
 
@@ -129,6 +138,7 @@ def train_pass(
         max_lanes: micro-batches of adapters that are read side by side, on a CPU; they share
             ``max_tokens`` (``lanes_within``). Of a full model one is read at a time: gathering the
             gradient of every weight twice costs more than is won.
+        writer: writes the texts of trainees that learn from their own; None: there are none.
 
     Raises:
         ModelError: the model cannot read packed sequences.
@@ -151,12 +161,14 @@ def train_pass(
         _checkpointing(model) if gradient_checkpointing else contextlib.nullcontext(),
         opened(count) as threads,
     ):
-        lanes = [_Lane(model, bank, autocast, ())]
+        lanes = [_Lane(model, bank, autocast, (), writer)]
         for _ in range(count - 1):
-            lanes.append(_Lane(*twin(model, bank), autocast, adapters))
+            lanes.append(_Lane(*twin(model, bank), autocast, adapters, writer))
         budget, memory = _Budget(max_tokens), PeakMemory(*devices_of(model))
         with memory.measured():
-            _RunningPass(trainees, lanes, threads, budget, observer, kernels, memory, device).run()
+            _RunningPass(
+                trainees, lanes, threads, budget, observer, kernels, memory, device, writer
+            ).run()
 
 
 class _Budget:
@@ -199,6 +211,7 @@ class _RunningPass:
     kernels: str | None
     memory: PeakMemory
     device: torch.device
+    writer: Writer | None
 
     def run(self) -> None:
         active: dict[int, Trainee] = {}
@@ -213,6 +226,9 @@ class _RunningPass:
     def _step(self, active: dict[int, Trainee]) -> None:
         """One step of every active trainee; those that finish or diverge leave ``active``."""
         started = time.perf_counter()
+        self._write(active)
+        if not active:
+            return
         gathered = self._gathered(active)
         num_read = {index: trainee.num_read for index, trainee in active.items()}
         stepped: list[tuple[Trainee, StepMetrics]] = []
@@ -233,17 +249,20 @@ class _RunningPass:
         for index in [index for index, trainee in active.items() if trainee.is_finished]:
             del active[index]
 
+    def _write(self, active: dict[int, Trainee]) -> None:
+        """Let trainees write what they learn from; those whose rewards fail leave ``active``."""
+        if self.writer is None:
+            return
+        for trainee, error in self.writer.write([*active.values()]).items():
+            del active[next(index for index, each in active.items() if each is trainee)]
+            self.observer.diverged(trainee, error)
+
     def _result(self, trainee: Trainee) -> TrainingResult:
         first, last = trainee.metrics[0], trainee.metrics[-1]
         return TrainingResult(
             num_steps=trainee.step,
             num_tokens=last.num_tokens,
-            num_loss_tokens=sum(
-                sequence.num_loss_tokens
-                for batch in trainee.batches[: trainee.step]
-                for example in batch
-                for sequence in example.sequences
-            ),
+            num_loss_tokens=trainee.num_learned,
             first_loss_nats=first.loss_nats,
             final_loss_nats=last.loss_nats,
             train_seconds=trainee.seconds,
@@ -312,31 +331,36 @@ class _RunningPass:
         shares = {index: trainee.share(held[index]) for index, trainee in active.items()}
         done = self._read(active, placed, shares)
         norms = [trainee.finish_gradients().to(self.device) for trainee in active.values()]
-        nats = [part for _, losses, kls in done for part in (losses, kls)]
+        nats = [part for _, read in done for part in read]
         of_batches = iter(torch.cat(nats).cpu().split([len(part) for part in nats]))
         sums, kl_sums = (dict.fromkeys(active, 0.0) for _ in range(2))
-        for batch, _, _ in done:
+        of_texts: dict[int, dict[int, list[float]]] = {index: {} for index in active}
+        for batch, _ in done:
             num_losses = [span.num_losses for span in batch.spans]
             num_held = [len(span.placed.held) for span in batch.spans]
             for totals, numbers in ((sums, num_losses), (kl_sums, num_held)):
                 for index, total in batch.sums(next(of_batches), numbers).items():
                     totals[index] += total
-        return {
-            index: StepGradients(
-                sums[index] / counts[index],
-                kl_sums[index] / held[index] if held[index] else None,
-                norm,
-            )
-            for index, norm in zip(active, torch.stack(norms).tolist(), strict=True)
-        }
+            for item, losses in batch.of_texts(next(of_batches)):
+                of_texts[item.trainee][item.place] = losses.tolist()
+        found: dict[int, StepGradients] = {}
+        for index, norm in zip(active, torch.stack(norms).tolist(), strict=True):
+            loss, kl = sums[index] / counts[index], None
+            if active[index].is_taught:  # KLs from a teacher are the loss itself, and come weighted
+                loss = kl_sums[index]
+            elif held[index]:
+                kl = kl_sums[index] / held[index]
+            active[index].texts_read(of_texts[index])
+            found[index] = StepGradients(loss, kl, norm)
+        return found
 
     def _read(
         self,
         active: Mapping[int, Trainee],
         placed: Sequence[Placed],
         shares: Mapping[int, GradientShare],
-    ) -> list[tuple[MicroBatch, Tensor, Tensor]]:
-        """Gather the gradients of these examples; returns the micro-batches, their losses and KLs.
+    ) -> list[tuple[MicroBatch, BatchLosses]]:
+        """Gather the gradients of these examples; returns the micro-batches with their losses.
 
         Which lane reads an example, and the order in which lanes' gradients are added, depend on
         the examples alone: the result is the same however fast each lane is.
@@ -347,11 +371,11 @@ class _RunningPass:
 
         def of_lane(
             part: tuple[_Lane, list[Placed]], _: Callable[[int], None]
-        ) -> list[tuple[MicroBatch, Tensor, Tensor]]:
+        ) -> list[tuple[MicroBatch, BatchLosses]]:
             lane, items = part
             groups = split_by_budget(items, max_tokens // count, kind)
             batches = (pack(group, shares, self.device) for group in groups)
-            return [(batch, *lane.backward(batch, active)) for batch in batches]
+            return [(batch, lane.backward(batch, active)) for batch in batches]
 
         parts = [*zip(self.lanes, shared_out(placed, count), strict=False)]
         done = self.threads.map(of_lane, parts)
@@ -367,6 +391,20 @@ class _RunningPass:
             lane.clear()
 
 
+class BatchLosses(NamedTuple):
+    """What the gradients of a micro-batch come from, in nats.
+
+    Attributes:
+        losses: (losses,) of tokens, pairs, or texts.
+        kls: (held,) from the model that trainees are held to.
+        of_tokens: (tokens,) the losses of the tokens of texts that models wrote; else empty.
+    """
+
+    losses: Float[Tensor, " losses"]
+    kls: Float[Tensor, " held"]
+    of_tokens: Float[Tensor, " tokens"]
+
+
 class _Lane:
     """The model and its trainees, on a thread.
 
@@ -375,22 +413,34 @@ class _Lane:
     """
 
     def __init__(
-        self, model: Any, bank: AdapterBank | None, autocast: bool, twins_of: Sequence[Adapter]
+        self,
+        model: Any,
+        bank: AdapterBank | None,
+        autocast: bool,
+        twins_of: Sequence[Adapter],
+        writer: Writer | None,
     ) -> None:
-        self._decoder, self.head = model.base_model, CompletionHead(model)
+        temperature = 1.0 if writer is None else writer.settings.temperature
+        self._decoder, self.head = model.base_model, CompletionHead(model, temperature)
         self._bank, self._autocast = bank, autocast
         self._device: torch.device = next(model.parameters()).device
         self._twins = {adapter: adapter.twin() for adapter in twins_of}
+        # whom trainees are held to: the base without the bank's adapters, or another model
+        self._other, self._other_head, self._is_reverse = self._decoder, self.head, False
+        if writer is not None:
+            self._is_reverse = writer.is_reverse
+            if writer.other is not None:
+                model, self._other_head = writer.other
+                self._other = model.base_model
 
-    def backward(
-        self, batch: MicroBatch, active: Mapping[int, Trainee]
-    ) -> tuple[Float[Tensor, " losses"], Float[Tensor, " held"]]:
-        """Add a micro-batch's part to the gradients; returns its losses and KLs, on the device."""
-        held, to_base = batch.held, None
+    def backward(self, batch: MicroBatch, active: Mapping[int, Trainee]) -> BatchLosses:
+        """Add a micro-batch's part to the gradients; returns its losses, on the device."""
+        held, to_other = batch.held, None
         if held is not None:
-            with torch.no_grad():  # (held, hidden): the base's own, without the bank's adapters
-                states = packed_states(self._decoder, *held.texts)[0][held.text_rows]
-            to_base = HeldTokens(held.rows, states, held.weights, held.left_out)
+            with torch.no_grad():  # (held, hidden)
+                states = packed_states(self._other, *held.texts)[0][held.text_rows]
+            of_held = held.weights, held.left_out, self._other_head, self._is_reverse
+            to_other = HeldTokens(held.rows, states, *of_held)
         rows = contextlib.nullcontext()
         if self._bank is not None:
             pieces = pieces_of(batch, active)
@@ -399,15 +449,27 @@ class _Lane:
             rows = self._bank.rows_of(pieces)
         with rows, torch.autocast(self._device.type, torch.bfloat16, enabled=self._autocast):
             hidden, learned = packed_states(self._decoder, *batch.tokens), batch.learned
-            if batch.pairs is None:
-                return backward_losses(self.head, hidden, learned, to_base)
-            dpo = active[batch.spans[0].placed.trainee].dpo
-            assert dpo is not None
-            # what a token weighs depends on the whole pair: its losses are read first
+            terms, nothing = batch.terms, torch.empty(0, device=self._device)
+            if terms is None:
+                return BatchLosses(*backward_losses(self.head, hidden, learned, to_other), nothing)
+            trainee = active[batch.spans[0].placed.trainee]
+            if isinstance(terms, PolicyTerms) and terms.are_new and terms.base_nats is None:
+                weights = terms.new_weights()
+                known = learned._replace(weights=weights)
+                nats, kls = backward_losses(self.head, hidden, known, to_other)
+                assert isinstance(trainee.own, GrpoConfig)
+                return BatchLosses(terms.losses(nats, trainee.own)[0], kls, nats)
+            # what a token weighs depends on the whole text: its losses are read first
             nats = token_losses(self.head, hidden.detach()[0, learned.rows], learned.targets)
-            losses, weights = batch.pairs.losses(nats, dpo)
-            _, kls = backward_losses(self.head, hidden, learned._replace(weights=weights), to_base)
-            return losses, kls
+            if isinstance(terms, PolicyTerms):
+                assert isinstance(trainee.own, GrpoConfig)
+                losses, weights = terms.losses(nats, trainee.own)
+            else:
+                assert trainee.dpo is not None
+                losses, weights = terms.losses(nats, trainee.dpo)
+            known = learned._replace(weights=weights)
+            _, kls = backward_losses(self.head, hidden, known, to_other)
+            return BatchLosses(losses, kls, nats if isinstance(terms, PolicyTerms) else nothing)
 
     def hand_over(self) -> None:
         """Add the gradients that this lane gathered beside the trainees' own to these."""

@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from numpy.typing import NDArray
+from torch import Tensor
 
 from rankwise.engine.models.devices import in_smaller_steps, moved_together
 from rankwise.engine.models.head import CompletionHead, LearnedTokens, token_losses
@@ -21,9 +22,10 @@ from rankwise.engine.models.lanes import num_lanes
 from rankwise.engine.models.packed_attention import packed_attention, packed_states, within_budget
 from rankwise.engine.models.packed_layout import PackedLayout
 from rankwise.engine.models.trained_adapters import DroppedSequence, Piece
+from rankwise.engine.training.terms import PairTerms, PolicyTerms
 from rankwise.engine.training.trainees import AdapterTrainee, GradientShare, Trainee
-from rankwise.records.config.training import DpoConfig, TrainConfig
-from rankwise.tasks.training_rows import Example
+from rankwise.records.config.training import TrainConfig
+from rankwise.tasks.training_rows import Example, OwnText
 
 
 class Placed(NamedTuple):
@@ -87,46 +89,6 @@ class HeldRows(NamedTuple):
     text_rows: Int[Tensor, " held"]
 
 
-class PairTerms(NamedTuple):
-    """The pairs of a micro-batch, whose learned tokens come as chosen, rejected, chosen, ...
-
-    Attributes:
-        counts: (2 * pairs,) learned tokens of each answer.
-        base_nats: (pairs, 2) log-likelihoods that the base gives them, float32.
-        weights: (pairs,) of each pair's loss in the sum that is minimised, float32.
-        chosen_weights: (pairs,) of the loss of each token of the chosen answers, beside it.
-    """
-
-    counts: Int[Tensor, " answers"]
-    base_nats: Float[Tensor, "pairs 2"]
-    weights: Float[Tensor, " pairs"]
-    chosen_weights: Float[Tensor, " pairs"]
-
-    def log_likelihoods(self, nats: Float[Tensor, " tokens"]) -> Float[Tensor, "pairs 2"]:
-        """The log-likelihoods of both answers, from the losses of their tokens."""
-        # (answers,), then (pairs, 2): chosen, rejected
-        return -torch.segment_reduce(nats, "sum", lengths=self.counts).view(-1, 2)
-
-    def losses(
-        self, nats: Float[Tensor, " tokens"], dpo: DpoConfig
-    ) -> tuple[Float[Tensor, " pairs"], Float[Tensor, " tokens"]]:
-        """The loss of each pair, and the derivative of their weighted sum by each token's loss.
-
-        Args:
-            nats: the loss of each learned token, float32.
-            dpo: the settings.
-        """
-        with torch.enable_grad():
-            of_tokens = nats.detach().requires_grad_()
-            likelihoods = self.log_likelihoods(of_tokens)
-            losses = pair_losses(likelihoods - self.base_nats, self.counts.view(-1, 2), dpo)
-            # a mean over tokens beside one over pairs, as a part of each pair's loss
-            losses = losses - self.chosen_weights / self.weights * likelihoods[:, 0]
-            (losses * self.weights).sum().backward()
-        assert of_tokens.grad is not None
-        return losses.detach(), of_tokens.grad
-
-
 class MicroBatch(NamedTuple):
     """Sequences packed into one row, those of a trainee next to each other.
 
@@ -135,25 +97,35 @@ class MicroBatch(NamedTuple):
         spans: the rows of each sequence, in order.
         learned: what is learned.
         held: where trainees are held to the base; None: nowhere.
-        pairs: whose learned tokens these are, under DPO; None: each has a loss of its own.
+        terms: the pairs, or the texts that models wrote, whose learned tokens these are; None:
+            each token has a loss of its own.
     """
 
     tokens: PackedTokens
     spans: tuple[Span, ...]
     learned: LearnedTokens
     held: HeldRows | None
-    pairs: PairTerms | None
+    terms: PairTerms | PolicyTerms | None
 
     def sums(self, nats: Float[Tensor, " _"], counts: Sequence[int]) -> dict[int, float]:
         """The sum of each trainee's losses or KLs, in float64, on the CPU.
 
-        Each span has ``counts``.
+        Each span has ``counts``. KLs from a teacher count as their text weighs.
         """
         sums: dict[int, float] = {}
         for span, of_span in zip(self.spans, nats.double().split([*counts]), strict=True):
-            trainee = span.placed.trainee
-            sums[trainee] = sums.get(trainee, 0.0) + float(of_span.sum())
+            trainee, own = span.placed.trainee, span.placed.example.own
+            weight = own.weight if own is not None and own.teacher else 1.0
+            sums[trainee] = sums.get(trainee, 0.0) + weight * float(of_span.sum())
         return sums
+
+    def of_texts(self, nats: Float[Tensor, " tokens"]) -> list[tuple[Placed, Float[Tensor, " _"]]]:
+        """The losses of the tokens of each text that a model wrote; none where there are none."""
+        if not len(nats):
+            return []
+        lengths = [span.placed.example.num_loss_tokens for span in self.spans]
+        parts = nats.split(lengths)
+        return [(span.placed, part) for span, part in zip(self.spans, parts, strict=True)]
 
 
 def training_lanes(train: TrainConfig, device: torch.device) -> int:
@@ -223,7 +195,8 @@ def pack(
 
     An example that is no pair is its first span alone. Where a trainee is held to the base,
     ``held_rows`` are the rows of its KLs, and the base reads the same sequences once for all
-    trainees: ``text_rows`` are these tokens there.
+    trainees: ``text_rows`` are these tokens there. A teacher reads what it is asked in place of the
+    prompt, and nothing but its KLs is learned.
 
     Args:
         placed: at least one.
@@ -237,20 +210,29 @@ def pack(
     targets: list[int] = []
     held_rows: list[int] = []
     left_out: list[int] = []
+    counts: list[int] = []
     start = 0
     for item, (part, sequence) in sequences:
         tokens, stop = sequence.tokens, start + sequence.num_inputs
-        loss_rows += (start + place - 1 for place in sequence.places)  # one before what it predicts
-        targets += (tokens[place] for place in sequence.places)
+        places = () if _teacher(sequence) else sequence.places
+        loss_rows += (start + place - 1 for place in places)  # one before what it predicts
+        targets += (tokens[place] for place in places)
+        counts.append(len(places))
         held_rows += (start + row for row in item.held)
         masks = shares[item.trainee].masks_targets
         left_out += (tokens[row + 1] if masks else -1 for row in item.held)
-        num_losses = sequence.num_loss_tokens if item.example.rejected is None else 1 - part
+        num_losses = len(places)
+        if item.example.rejected is not None:
+            num_losses = 1 - part
+        elif sequence.own is not None:
+            num_losses = min(num_losses, 1)
         spans.append(Span(item, part, start, stop, num_losses))
         start = stop
     read = [sequence.tokens[:-1] for _, (_, sequence) in sequences]  # the last is only learned
     held_by = [item.held for item, _ in sequences]
-    texts = dict.fromkeys(text for text, held in zip(read, held_by, strict=True) if held)
+    # what the base reads, and by how much its rows are further on there
+    as_held = [sequence.as_held for _, (_, sequence) in sequences]
+    texts = dict.fromkeys(text for (text, _), held in zip(as_held, held_by, strict=True) if held)
     starts = dict(zip(texts, accumulate(map(len, texts), initial=0), strict=False))
     integers = {
         "ids": [*chain.from_iterable(read)],
@@ -262,32 +244,68 @@ def pack(
         "text_ids": [*chain.from_iterable(texts)],
         "text_positions": _positions(texts),
         "text_rows": [
-            starts[text] + row for text, held in zip(read, held_by, strict=True) for row in held
+            starts[text] + further + row
+            for (text, further), held in zip(as_held, held_by, strict=True)
+            for row in held
         ],
-        "counts": [sequence.num_loss_tokens for _, (_, sequence) in sequences],
+        "counts": counts,
     }
     own = [shares[item.trainee] for item, _ in sequences]
     of_pairs = [shares[item.trainee] for item in in_order]
     arrays = {name: np.array(numbers, np.int64) for name, numbers in integers.items()}
     weights = np.array([share.of_loss for share in own], np.float32)
-    kl_weights = np.array([share.of_kl for share in own], np.float32)
+    kl_weights = np.array(
+        [
+            share.of_kl if (taught := _teacher(sequence)) is None else taught.weight
+            for share, (_, (_, sequence)) in zip(own, sequences, strict=True)
+        ],
+        np.float32,
+    )
+    written = [item.example.own for item in in_order if item.example.own is not None]
     arrays |= {
-        "weights": weights.repeat(integers["counts"]),
+        "weights": weights.repeat(counts),
         "kl_weights": kl_weights.repeat([len(held) for held in held_by]),
         "pair_weights": np.array([share.of_loss for share in of_pairs], np.float32),
         "chosen_weights": np.array([share.of_chosen for share in of_pairs], np.float32),
         "base_nats": np.array([item.example.base_nats or () for item in in_order], np.float32),
+        "advantages": np.array([text.advantage for text in written], np.float32),
+        "text_weights": np.array([text.weight for text in written], np.float32),
+        "old_nats": _of_tokens([text.old_nats for text in written], counts),
+        "texts_base_nats": _of_tokens([text.base_nats for text in written], counts),
     }
     of = dict(zip(arrays, moved_together([*arrays.values()], device), strict=True))
     learned = LearnedTokens(of["loss_rows"], of["targets"], of["weights"])
-    held = pairs = None
+    held = terms = None
     if texts:
         tokens = _packed(of["text_ids"], of["text_positions"], texts)
         held = HeldRows(of["held_rows"], of["kl_weights"], of["left_out"], tokens, of["text_rows"])
     if in_order[0].example.rejected is not None:
-        terms = (of[name] for name in ("counts", "base_nats", "pair_weights", "chosen_weights"))
-        pairs = PairTerms(*terms)
-    return MicroBatch(_packed(of["ids"], of["positions"], read), tuple(spans), learned, held, pairs)
+        names = ("counts", "base_nats", "pair_weights", "chosen_weights")
+        terms = PairTerms(*(of[name] for name in names))
+    elif written and not texts:
+        holds_on = any(text.base_nats for text in written)
+        terms = PolicyTerms(
+            of["counts"],
+            of["advantages"],
+            of["text_weights"],
+            of["old_nats"],
+            of["texts_base_nats"] if holds_on else None,
+            are_new=not any(text.old_nats for text in written),
+        )
+    return MicroBatch(_packed(of["ids"], of["positions"], read), tuple(spans), learned, held, terms)
+
+
+def _teacher(sequence: Example) -> OwnText | None:
+    """What is learned from a text that has a teacher."""
+    own = sequence.own
+    return own if own is not None and own.teacher else None
+
+
+def _of_tokens(nats: Sequence[Sequence[float]], counts: Sequence[int]) -> NDArray[np.float32]:
+    """The numbers of each text's tokens; not a number where a text has none."""
+    missing = float("nan")
+    parts = [each or [missing] * count for each, count in zip(nats, counts, strict=False)]
+    return np.array([*chain.from_iterable(parts)], np.float32)
 
 
 def _packed(ids: Tensor, positions: Tensor, sequences: Iterable[Sequence[int]]) -> PackedTokens:
@@ -318,26 +336,6 @@ def pieces_of(batch: MicroBatch, trainees: Mapping[int, Trainee]) -> list[Piece]
     return pieces
 
 
-def pair_losses(
-    log_ratios: Float[Tensor, "pairs 2"], counts: Int[Tensor, "pairs 2"], dpo: DpoConfig
-) -> Float[Tensor, " pairs"]:
-    """DPO's loss of each pair, as TRL's DPOTrainer has it.
-
-    Args:
-        log_ratios: log(model / base) of the chosen and of the rejected answer.
-        counts: tokens of each answer.
-        dpo: the settings.
-    """
-    if dpo.loss == "ipo":  # arXiv:2310.12036, of means over tokens as its authors recommend
-        chosen, rejected = (log_ratios / counts).unbind(1)
-        return (chosen - rejected - 1 / (2 * dpo.beta)) ** 2
-    chosen, rejected = log_ratios.unbind(1)
-    margins, smoothing = dpo.beta * (chosen - rejected), dpo.label_smoothing
-    log_sigmoid = nn.functional.logsigmoid
-    return -log_sigmoid(margins) * (1 - smoothing) - log_sigmoid(-margins) * smoothing
-
-
-@torch.no_grad()
 def base_readings(
     model: Any, examples: Iterable[Example], *, max_tokens: int, autocast: bool = False
 ) -> dict[Example, Example]:
@@ -354,28 +352,55 @@ def base_readings(
     Raises:
         torch.OutOfMemoryError: a single pair does not fit (MemoryError, RuntimeError on a CPU).
     """
-    pairs = [*dict.fromkeys(examples)]
-    placed = [Placed(0, place, pair) for place, pair in enumerate(pairs)]
-    least = max(pair.num_inputs for pair in pairs)
+    found: dict[Example, Example] = {}
+    head = CompletionHead(model)
+    reads = read_losses(model, head, examples, max_tokens=max_tokens, autocast=autocast)
+    for batch, nats in reads:
+        assert isinstance(batch.terms, PairTerms)
+        likelihoods = batch.terms.log_likelihoods(nats).tolist()
+        own = [span.placed.example for span in batch.spans if span.part == 0]
+        for pair, (chosen, rejected) in zip(own, likelihoods, strict=True):
+            found[pair] = pair._replace(base_nats=(chosen, rejected))
+    return found
+
+
+@torch.no_grad()
+def read_losses(
+    model: Any,
+    head: CompletionHead,
+    examples: Iterable[Example],
+    *,
+    max_tokens: int,
+    autocast: bool = False,
+) -> list[tuple[MicroBatch, Float[Tensor, " tokens"]]]:
+    """The losses of the learned tokens of examples, which are read without any adapter.
+
+    Args:
+        model: read as it is.
+        head: of it.
+        examples: of equal ones, one is read.
+        max_tokens: read at once; halved when memory runs out.
+        autocast: to bfloat16, as float32 weights are trained.
+
+    Raises:
+        torch.OutOfMemoryError: a single one does not fit (MemoryError, RuntimeError on a CPU).
+    """
+    placed = [Placed(0, place, one) for place, one in enumerate(dict.fromkeys(examples))]
+    least = max((item.example.num_inputs for item in placed), default=1)
     device: torch.device = next(model.parameters()).device
-    head, found = CompletionHead(model), dict[Example, Example]()
 
     def shrink() -> bool:
         nonlocal max_tokens
         can, max_tokens = max_tokens > least, max_tokens // 2
         return can
 
-    def read() -> None:
+    def read() -> list[tuple[MicroBatch, Tensor]]:
+        done: list[tuple[MicroBatch, Tensor]] = []
         for group in split_by_budget(placed, max_tokens, device.type):
             batch = pack(group, {0: GradientShare(1.0)}, device)
             hidden, learned = packed_states(model.base_model, *batch.tokens), batch.learned
-            nats = token_losses(head, hidden[0, learned.rows], learned.targets)
-            assert batch.pairs is not None
-            likelihoods = batch.pairs.log_likelihoods(nats).tolist()
-            own = [span.placed.example for span in batch.spans if span.part == 0]
-            for pair, (chosen, rejected) in zip(own, likelihoods, strict=True):
-                found[pair] = pair._replace(base_nats=(chosen, rejected))
+            done.append((batch, token_losses(head, hidden[0, learned.rows], learned.targets)))
+        return done
 
     with packed_attention(model), torch.autocast(device.type, torch.bfloat16, enabled=autocast):
-        in_smaller_steps(lambda _: read(), shrink, lambda _: None, device)
-    return found
+        return in_smaller_steps(lambda _: read(), shrink, lambda _: None, device)

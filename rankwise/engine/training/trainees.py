@@ -22,8 +22,10 @@ from rankwise.engine.models.trained_adapters import Adapter
 from rankwise.engine.models.variants import MakeOptimizer
 from rankwise.engine.training.optimizers import MOMENTS, make_optimizer
 from rankwise.engine.training.states import UNUSABLE, UnusableStateError, read_state, write_state
+from rankwise.engine.training.written import TextMetrics, WrittenTexts
 from rankwise.errors import DivergedError, RecordError
 from rankwise.records.base import Record
+from rankwise.records.config.objectives import GrpoConfig
 from rankwise.records.config.study import StudyConfig
 from rankwise.records.config.training import TrainConfig
 from rankwise.records.study import OptimizerName, PlannedRun
@@ -47,7 +49,8 @@ class StepMetrics(Record):
     ``num_tokens`` counts the examples of all steps so far, ``loss_nats`` is the mean over the
     step's learned tokens, or over its pairs, ``learning_rate`` is the step's, ``grad_norm`` is
     taken before clipping. ``kl_nats`` is the mean KL(base || adapted) where the run is held to the
-    base; else None.
+    base; else None. ``texts`` says what the model wrote for the step, where it learns from that;
+    ``loss_nats`` is that of GRPO then, or the mean over texts of the mean KL from the teacher.
     """
 
     step: int
@@ -56,6 +59,7 @@ class StepMetrics(Record):
     learning_rate: float
     grad_norm: float
     kl_nats: float | None = None
+    texts: TextMetrics | None = None
 
 
 class StepGradients(NamedTuple):
@@ -122,7 +126,10 @@ class Trainee:
         marks: the steps after which its weights are wanted; it stops at the last one.
         metrics: of the finished steps.
         seconds: that they took; of time shared with other trainees, its share by tokens.
-        dpo: how it learns from pairs of answers; None: it learns the next token.
+        dpo: how it learns from pairs of answers; None: it learns the next token, or from its own
+            texts.
+        own: how it writes the texts that it learns from; None: it learns from given ones.
+        written: these texts, for the next step; None: they are not written yet.
     """
 
     _frees_gradients = True
@@ -140,7 +147,9 @@ class Trainee:
     ) -> None:
         assert run.learning_rate is not None
         assert run.seed is not None
-        self.run, self.dpo = run, config.dpo
+        self.run, self.dpo, self.own = run, config.dpo, config.written
+        self.written: WrittenTexts | None = None
+        self._read_nats: Mapping[int, Sequence[float]] = {}
         self.batches = effective_batches(examples, run, config, beside)[: run.num_steps]
         self.marks = tuple(sorted(marks)) or (len(self.batches),)
         self.metrics: list[StepMetrics] = []
@@ -189,7 +198,7 @@ class Trainee:
     @property
     def batch(self) -> Sequence[Example]:
         """The examples of the next step."""
-        return self.batches[self.step]
+        return self.batches[self.step] if self.written is None else self.written.examples
 
     @property
     def num_tokens(self) -> int:
@@ -199,7 +208,7 @@ class Trainee:
     @property
     def num_read(self) -> int:
         """The same with those that the base reads once more, where it is held to the base."""
-        held = sum(len(example.tokens) for example in self.batch if self.held_rows(example))
+        held = sum(len(example.as_held.tokens) for example in self.batch if self.held_rows(example))
         return self.num_tokens + held
 
     @property
@@ -209,8 +218,30 @@ class Trainee:
 
     @property
     def num_losses(self) -> int:
-        """Losses of the next step, whose mean is minimised: of tokens, or of pairs."""
+        """Losses of the next step, whose mean is minimised: of tokens, or of pairs.
+
+        Losses of texts that it wrote itself come weighted, as parts of a single one.
+        """
+        if self.written is not None:
+            return 1
         return self.num_loss_tokens if self.dpo is None else len(self.batch)
+
+    @property
+    def num_learned(self) -> int:
+        """Learned tokens of all finished steps."""
+        if self.own is not None:
+            return sum(line.texts.num_tokens for line in self.metrics if line.texts is not None)
+        return sum(
+            sequence.num_loss_tokens
+            for batch in self.batches[: self.step]
+            for example in batch
+            for sequence in example.sequences
+        )
+
+    @property
+    def is_taught(self) -> bool:
+        """Whether it learns what a teacher says of its own texts."""
+        return self.own is not None and self.own.is_distilled
 
     def share(self, num_held: int) -> GradientShare:
         """How the tokens of the next step count, at ``num_held`` of which it is held to the base.
@@ -225,7 +256,9 @@ class Trainee:
         )
 
     def held_rows(self, example: Example) -> Sequence[int]:
-        """The tokens of an example at whose prediction it is held to the base."""
+        """The tokens of an example at whose prediction it is held to the base, or to a teacher."""
+        if example.own is not None:
+            return [place - 1 for place in example.places] if example.own.teacher else ()
         if self._kl is None:
             return ()
         rows = range(example.num_inputs)
@@ -233,6 +266,10 @@ class Trainee:
             return rows if example.num_loss_tokens == 0 else ()
         predicting, in_prompts = {place - 1 for place in example.places}, self._kl.at == "prompts"
         return [row for row in rows if (row in predicting) != in_prompts]
+
+    def texts_read(self, nats: Mapping[int, Sequence[float]]) -> None:
+        """The losses of the tokens of its own texts, by their places in the step."""
+        self._read_nats = nats
 
     def finish_gradients(self) -> Float[Tensor, ""]:
         """Do what is left to do once a step's gradients are gathered; returns their norm."""
@@ -277,16 +314,29 @@ class Trainee:
         self.clear_gradients()
         self._weights_changed()
         before = self.metrics[-1].num_tokens if self.metrics else 0
+        num_tokens, texts = before + self.num_tokens, self._texts_used(step)
         metrics = StepMetrics(
             step=step,
-            num_tokens=before + self.num_tokens,
+            num_tokens=num_tokens,
             loss_nats=loss,
             learning_rate=rate,
             grad_norm=norm,
             kl_nats=kl,
+            texts=texts,
         )
         self.metrics.append(metrics)
         return metrics
+
+    def _texts_used(self, step: int) -> TextMetrics | None:
+        """What a step says of its texts, which go once enough steps are taken with them."""
+        if self.written is None:
+            return None
+        if not isinstance(self.own, GrpoConfig):
+            texts, self.written = self.written.metrics, None
+            return texts
+        aged, texts = self.written.read(self._read_nats, self.own)
+        self.written = aged if step % self.own.num_iterations else None
+        return texts
 
     def clear_gradients(self) -> None:
         """Discard the gradients gathered for the next step."""
@@ -309,6 +359,7 @@ class Trainee:
             "seconds": self.seconds,
             "weights": weights,
             "optimizer": self._optimizer.state_dict(),
+            "written": None if self.written is None else self.written.as_values(),
         }
         write(path, content)
 
@@ -336,7 +387,8 @@ class Trainee:
             raise UnusableStateError(f"it belongs to the run {run!s:.16}")
         try:
             metrics = [StepMetrics.model_validate(line) for line in state["metrics"]]
-            seconds = float(state["seconds"])
+            seconds, values = float(state["seconds"]), state["written"]
+            written = None if values is None else WrittenTexts.of_values(values)
             if not len(metrics) <= len(self.batches) or not math.isfinite(seconds):
                 raise ValueError("more steps than there are")
             saved = state["weights"]
@@ -358,7 +410,7 @@ class Trainee:
             if is_out_of_memory(error):
                 raise
             raise UnusableStateError("its content is none of this training") from error
-        self.metrics, self.seconds = metrics, seconds
+        self.metrics, self.seconds, self.written = metrics, seconds, written
         self._weights_changed()
 
 
@@ -489,6 +541,8 @@ def effective_batches(
         order = torch.randperm(len(examples), generator=generator).tolist()
         for start in range(0, len(order), size):
             batches.append([examples[index] for index in order[start : start + size]])
+    if isinstance(config.written, GrpoConfig):  # steps with the same texts follow each other
+        batches = [batch for batch in batches for _ in range(config.written.num_iterations)]
     replay, kl = (run.mitigation.replay, run.mitigation.kl) if run.mitigation else (None, None)
     if replay is not None:
         batches = _with_others(batches, beside.replayed, replay.share, seed_of(run.seed, "replay"))

@@ -7,6 +7,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
+from rankwise.records.config.objectives import (
+    DpoConfig,
+    ObjectiveConfig,
+    SdftConfig,
+    WrittenConfig,
+)
 from rankwise.records.config.own_rows import ColumnsConfig, Judges, data_name, writes_nothing
 from rankwise.records.fields import (
     ADDED,
@@ -84,34 +90,6 @@ class LearningRateConfig(Section):
             yield "tune: true searches around one rate; give one for lora, one for full"
 
 
-class DpoConfig(Section):
-    """DPO, as TRL's DPOTrainer has it: the chosen answer gets likelier against the rejected one.
-
-    A run is compared with the base, whose log-ratio of both answers is where it begins.
-    """
-
-    beta: Positive = 0.1
-    """How strongly a run is kept near the base: the reward is beta times the log-ratio to it."""
-    loss: Literal["sigmoid", "ipo"] = "sigmoid"
-    """The loss of a pair. ``ipo`` draws the margin of the log-ratios, per answer token, to 1 / (2
-    beta) (arXiv:2310.12036)."""
-    label_smoothing: Annotated[Number, Field(ge=0, lt=0.5)] = 0.0
-    """The share of pairs whose two answers may have been mistaken for each other, under
-    ``sigmoid``."""
-    sft_weight: NotNegative = 0.0
-    """The factor of the chosen answers' loss per token, which is added to the loss of pairs."""
-
-    def _problems(self) -> Iterator[str]:
-        if self.label_smoothing and self.loss == "ipo":
-            yield "label_smoothing is of the sigmoid loss; leave it out"
-
-
-class ObjectiveConfig(Section):
-    """An objective other than the next token's, by its name."""
-
-    dpo: DpoConfig
-
-
 class StopConfig(Section):
     """When a training ends before its last step."""
 
@@ -144,10 +122,11 @@ class TrainConfig(Section):
     """The columns of ``data`` by their roles; None: the names of the columns say it."""
     objective: Annotated[
         ObjectiveConfig | None,
-        BeforeValidator(lambda value: {"dpo": {}} if value == "dpo" else value),
+        BeforeValidator(lambda value: {value: {}} if isinstance(value, str) else value),
     ] = None
-    """What is minimised: the loss of the answers' tokens, or ``dpo``, alone or with its settings
-    (``{dpo: {beta: 0.1}}``), on rows with a chosen and a rejected answer."""
+    """What is minimised: the loss of the answers' tokens, or an objective, alone or with its
+    settings (``{dpo: {beta: 0.1}}``). ``dpo`` learns from a chosen and a rejected answer; ``sdft``
+    and ``grpo`` from texts that the model writes itself, by a teacher or by rewards."""
     held_out_fraction: Annotated[Number, Field(gt=0, lt=1)] = 0.1
     """The share of ``data`` that is scored and not trained on."""
     judged_by: Judges = ("loss",)
@@ -203,9 +182,9 @@ class TrainConfig(Section):
     @model_validator(mode="before")
     @classmethod
     def _pairs_by_preference(cls, data: Any) -> Any:
-        if isinstance(data, dict) and data.get("objective") is not None:
-            return {"judged_by": ("preference",), **data}
-        return data
+        objective = data.get("objective") if isinstance(data, dict) else None
+        is_dpo = objective == "dpo" or (isinstance(objective, dict) and "dpo" in objective)
+        return {"judged_by": ("preference",), **data} if is_dpo else data
 
     def _problems(self) -> Iterator[str]:
         yield from exactly_one(task=self.task or None, data=self.data)
@@ -219,7 +198,9 @@ class TrainConfig(Section):
         if self.stop is not None and not self.score_checkpoints:
             yield "stop needs score_checkpoints: the steps at which training may end"
         if self.objective is not None and self.data is None:
-            yield "objective: dpo learns from 'data' with chosen and rejected answers"
+            yield f"objective: {self.objective.name} learns from rows in 'data'"
+        if self.written is not None:
+            yield from self._written_problems()
         if self.judged_by != ("loss",) and self.data is None:
             yield "judged_by is for 'data'; a task brings its own metrics"
         yield from writes_nothing(self.judged_by, self.max_new_tokens)
@@ -243,10 +224,34 @@ class TrainConfig(Section):
         if self.columns is not None and (self.columns.rejected is not None) != is_dpo:
             yield "columns: 'rejected' goes with objective dpo; give both or neither"
 
+    def _written_problems(self) -> Iterator[str]:
+        """What does not go with texts that the model writes itself."""
+        assert self.objective is not None
+        name = self.objective.name
+        if self.loss_on == "all":
+            yield f"loss_on: {name} learns what the model writes; leave it at completion"
+        if self.turns == "all":
+            yield f"turns: {name} answers the last turn; leave it at last"
+        if self.objective.grpo is not None and self.judged_by == ("loss",):
+            yield (
+                "judged_by: grpo raises rewards, and the loss of the right answers is none; say "
+                "how held-out rows are scored (such as judged_by: json)"
+            )
+
     @property
     def dpo(self) -> DpoConfig | None:
         """The settings of DPO; None: the next token is learned."""
         return None if self.objective is None else self.objective.dpo
+
+    @property
+    def written(self) -> WrittenConfig | None:
+        """How a model writes the texts that it learns from; None: it learns from given ones."""
+        return None if self.objective is None else self.objective.written
+
+    @property
+    def template(self) -> str | None:
+        """Of what a teacher is asked; None: there is no teacher."""
+        return self.written.template if isinstance(self.written, SdftConfig) else None
 
     def split_of(self, task: str) -> str | None:
         """The split to train on; None: the task's own training split."""

@@ -117,7 +117,9 @@ def largest_step(config: StudyConfig) -> int:
         for share, _ in _besides(arm):
             factor /= 1.0 - share
         most = max(most, factor)
-    return math.ceil(config.train.batch_size * config.train.gradient_accumulation_steps * most)
+    train = config.train
+    texts = 1 if train.written is None else train.written.num_generations  # of each row
+    return math.ceil(train.batch_size * train.gradient_accumulation_steps * texts * most)
 
 
 def longest_other(config: StudyConfig, others: Others) -> int:

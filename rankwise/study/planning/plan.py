@@ -20,6 +20,7 @@ from rankwise.errors import DataError
 from rankwise.findings.stats.reference import MIN_SCORED
 from rankwise.records.config.methods import FullConfig
 from rankwise.records.config.mitigations import RowsConfig
+from rankwise.records.config.objectives import GrpoConfig
 from rankwise.records.config.study import StudyConfig
 from rankwise.records.files import unless_damaged
 from rankwise.records.fingerprints import fingerprint, study_fingerprint
@@ -65,6 +66,7 @@ from rankwise.tasks.item_order import in_random_order
 from rankwise.tasks.judgement import check_judging
 from rankwise.tasks.requests import PreparedTask
 from rankwise.tasks.resolution import GENERAL
+from rankwise.tasks.rewards import Rewards
 from rankwise.tasks.training_rows import Example, TrainingRow, tokenise_rows
 
 SCORING_REVISION = 4
@@ -95,6 +97,8 @@ class StudyPlan:
     """Every scored task by name, with its requests."""
     inputs: Mapping[str, Mapping[str, Any]]
     """Kind of stage -> trained task -> what the kind reads, by its ``Stage.inputs``."""
+    rewards: Mapping[str, Rewards] = field(default_factory=dict[str, "Rewards"])
+    """Trained task -> what the texts are worth that its runs learn from, where they write these."""
     others: Others = field(default_factory=dict[RowsConfig, tuple[Example, ...]])
     """The rows that arms against forgetting read beside those of the trained tasks."""
     planner: Planner | None = None
@@ -211,6 +215,7 @@ def plan_study(
     config = config.model_copy(update={"evaluation": evaluation})
     train = config.train
     lengths = {example.num_inputs for rows in parts.examples.values() for example in rows}
+    is_taught = train.written is not None and train.written.is_distilled
     setting = TrainingSetting(
         device=model.machine.device,
         precision=model.precision,
@@ -219,7 +224,7 @@ def plan_study(
         examples_per_step=largest_step(config),
         base_precision=train.base_precision,
         dropout=train.dropout,
-        is_held=any(arm.kl is not None for arm in config.mitigations),
+        is_held=any(arm.kl is not None for arm in config.mitigations) or is_taught,
         max_lanes=training_lanes(train, model.machine.device),
     )
     adapted = dict.fromkeys(name for to in parts.layers.values() for name in to.shapes)
@@ -246,6 +251,7 @@ class _Parts(NamedTuple):
     examples: dict[str, tuple[Example, ...]]
     layers: Mapping[tuple[str, ...], TargetLayers]
     others: Others
+    rewards: dict[str, Rewards]
 
 
 def _parts(
@@ -260,6 +266,7 @@ def _parts(
         train_task: _examples(train_task, rows, config, model, issues)
         for train_task, rows in tasks.rows.items()
     }
+    rewards = _rewards(config, model, examples, issues)
     others = {} if issues.problems else other_examples(config, model, tasks, issues)
     checks.check_tasks(config, tasks.prepared, tasks.scored, issues)
     # a metric that does not exist is a problem already
@@ -268,7 +275,27 @@ def _parts(
             check_judging(task, config.evaluation.scored_by(task.name))
     for train_task, task_examples in examples.items():
         checks.check_warmup(config, train_task, len(task_examples), issues)
-    return _Parts(tasks, examples, layers, others)
+    return _Parts(tasks, examples, layers, others, rewards)
+
+
+def _rewards(
+    config: StudyConfig,
+    model: StudyModel,
+    examples: Mapping[str, Sequence[Example]],
+    issues: Issues,
+) -> dict[str, Rewards]:
+    """Trained task -> what texts are worth; empty where nothing is rewarded."""
+    grpo = config.train.written
+    found: dict[str, Rewards] = {}
+    if not isinstance(grpo, GrpoConfig):
+        return found
+    for source, rows in examples.items():
+        asked = [example.asks for example in rows if example.asks is not None]
+        with issues.of("train.objective"):
+            allowed = config.allow_task_code
+            columns = config.train.columns
+            found[source] = Rewards(grpo.rewards, asked, columns=columns, allow_code=allowed)
+    return found
 
 
 @dataclass(frozen=True)
@@ -359,7 +386,9 @@ def _planner(
     """
     imported = tuple(_imported(config, base, parts.examples, issues))
     makers = {
-        source: RunMaker(config, base, source, rows, parts.tasks.order[source])
+        source: RunMaker(
+            config, base, source, rows, parts.tasks.order[source], parts.rewards.get(source)
+        )
         for source, rows in parts.examples.items()
     }
     runs = () if config.is_searched else plan_runs(config, makers.values())
@@ -433,6 +462,7 @@ def _unchosen(
             for kind, its in inputs.items()
         },
         others=parts.others,
+        rewards=parts.rewards,
     )
 
 

@@ -24,6 +24,7 @@ from rankwise.records.config.study import StudyConfig
 from rankwise.records.fingerprints import fingerprint, training_fingerprint
 from rankwise.records.study import Method, PlannedRun
 from rankwise.study.planning.model import StudyModel
+from rankwise.tasks.rewards import Rewards
 from rankwise.tasks.training_rows import Example
 
 
@@ -89,7 +90,12 @@ def first_rows(
 def examples_digest(examples: Sequence[Example]) -> str:
     """The digest of tokenised rows: what a training depends on."""
     sequences = itertools.chain.from_iterable(example.sequences for example in examples)
-    return fingerprint([(each.tokens, each.learned or each.num_loss_tokens) for each in sequences])
+    return fingerprint(
+        [
+            (each.tokens, each.learned or each.num_loss_tokens, *(each.asks or ()))
+            for each in sequences
+        ]
+    )
 
 
 def stopped(run: PlannedRun, step: int) -> PlannedRun:
@@ -142,6 +148,7 @@ class RunMaker:
         source: the trained task.
         examples: its rows, all that are trained on.
         order: their places; runs on fewer rows take the first.
+        rewards: what its own texts are worth; None: it does not learn from such by rewards.
     """
 
     def __init__(
@@ -151,7 +158,9 @@ class RunMaker:
         source: str,
         examples: Sequence[Example],
         order: Sequence[int],
+        rewards: Rewards | None,
     ) -> None:
+        self._rewards = None if rewards is None else rewards.content
         self._config, self._base, self._source = config, base, source
         self._rows = {len(examples): tuple(examples)}
         self._rows |= {
@@ -272,6 +281,7 @@ class RunMaker:
             base_model=self._base.model.base.fingerprint,
             precision=self._base.model.precision,
             examples=self._digests[number],
+            rewards=self._rewards,
             ends_within=num_steps if num_steps < epochs * of_epoch else None,
         )
         return run.model_copy(update={"name": run_name(run, digest), "fingerprint": digest})

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from rankwise.errors import ModelError
 from rankwise.records.axes import SETTING
+from rankwise.records.config.objectives import GrpoConfig
 from rankwise.records.files import require_room, writing
 from rankwise.records.folder import StudyFolder
 from rankwise.records.grouping import grouped
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
     from rankwise.engine.models.variants import Initialisation
     from rankwise.engine.training.trainees import AdapterTrainee, Trainee
+    from rankwise.engine.training.writing import Writer
     from rankwise.study.context import StudyContext
     from rankwise.tasks.training_rows import Example
 
@@ -181,7 +183,34 @@ def _train_adapters(context: StudyContext, trainings: Trainings, planned: Planne
 
     layers = dict.fromkeys(name for trainee in trainees for name in trainee.adapter.factors)
     with adapted(base, list(layers)) as bank:
-        TrainingPass(context, trainees, trainings, save).train(base, planned, bank)
+        training = TrainingPass(context, trainees, trainings, save)
+        training.train(base, planned, bank, _writer(context, trainings, base, planned))
+
+
+def _writer(
+    context: StudyContext, trainings: Trainings, model: Any, planned: PlannedPass
+) -> Writer | None:
+    """Writes what the runs of a pass learn from; None where that is given."""
+    from rankwise.engine.models.loading import load_frozen
+    from rankwise.engine.models.start import fetch_weights
+    from rankwise.engine.training.writing import Writer
+
+    plan, config = context.plan, context.study.config
+    written, (run, *_) = config.train.written, trainings
+    if written is None:
+        return None
+    other, is_base = None, run.method != "full"
+    if not is_base and (written.is_distilled or (isinstance(written, GrpoConfig) and written.beta)):
+        other = load_frozen(fetch_weights(plan.base), context.study.precision, plan.device)
+    return Writer(
+        model,
+        plan.tokenizer,
+        config.train,
+        plan.rewards.get(run.train_task),
+        other=other,
+        is_base=is_base,
+        max_tokens=planned.max_tokens,
+    )
 
 
 def _adapter_trainees(
@@ -312,7 +341,8 @@ def _train_full(context: StudyContext, trainings: Trainings, planned: PlannedPas
             plan.tokenizer.save_pretrained(str(weights))
         return {"weights_bytes": weights_bytes(weights), "update_is_zero": trainee.is_zero_update}
 
-    TrainingPass(context, [trainee], trainings, save).train(model, planned)
+    writer = _writer(context, trainings, model, planned)
+    TrainingPass(context, [trainee], trainings, save).train(model, planned, writer=writer)
 
 
 def _train_variant(context: StudyContext, trainings: Trainings, planned: PlannedPass) -> None:

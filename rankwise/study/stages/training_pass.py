@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from rankwise.engine.models.trained_adapters import AdapterBank
     from rankwise.engine.training.loop import TrainingResult
     from rankwise.engine.training.trainees import StepMetrics, Trainee
+    from rankwise.engine.training.writing import Writer
     from rankwise.study.context import StudyContext
 
 Trainings = Mapping[PlannedRun, Sequence[PlannedRun]]
@@ -28,6 +29,10 @@ Trainings = Mapping[PlannedRun, Sequence[PlannedRun]]
 Save = Callable[["Trainee", PlannedRun], dict[str, Any]]
 """Writes a trainee's weights as those of a run or a checkpoint of it; what ``RunRecord`` says of
 them."""
+
+
+_FIRST_STEPS = 5
+"""After so many steps a run is reported whose rewards never differ: it learns nothing."""
 
 
 class TrainingPass:
@@ -52,9 +57,13 @@ class TrainingPass:
         self.states = StateWriter()
 
     def train(
-        self, model: nn.Module, planned: PlannedPass, bank: AdapterBank | None = None
+        self,
+        model: nn.Module,
+        planned: PlannedPass,
+        bank: AdapterBank | None = None,
+        writer: Writer | None = None,
     ) -> None:
-        """Train the pass as it is planned; adapters go through a bank."""
+        """Train the pass as planned; adapters go through a bank, own texts come from a writer."""
         from rankwise.engine.training.loop import train_pass
         from rankwise.engine.training.micro_batches import training_lanes
         from rankwise.engine.training.trainees import VariantTrainee
@@ -77,6 +86,7 @@ class TrainingPass:
                     gradient_checkpointing=planned.gradient_checkpointing,
                     observer=self,
                     max_lanes=training_lanes(trained, context.plan.device),
+                    writer=writer,
                 )
             finally:
                 self.states.finish()  # however the pass ended
@@ -106,6 +116,8 @@ class TrainingPass:
     def stepped(self, trainee: Trainee, metrics: StepMetrics) -> None:
         if trainee.run.name not in self._finished:
             self._folder.append_metrics(trainee.run.name, metrics.model_dump())
+        if metrics.step == _FIRST_STEPS and (said := _learns_nothing(trainee.metrics)):
+            self._tell.noted(f"{trainee.run.name}: {said}")
         before = trainee.metrics[-2].num_tokens if len(trainee.metrics) > 1 else 0
         self._tell.advanced(_work(trainee, metrics.num_tokens - before))
         self._tell.stepped(
@@ -176,6 +188,21 @@ class TrainingPass:
         self._tell.noted(
             f"memory ran out: going on for now with micro-batches of {max_tokens} tokens at most"
         )
+
+
+def _learns_nothing(metrics: Sequence[StepMetrics]) -> str | None:
+    """What to say where no text of the first steps was worth more or less than the others."""
+    shares = [line.texts.no_spread_share for line in metrics if line.texts is not None]
+    if not shares or any(share != 1.0 for share in shares):
+        return None
+    texts = sum(line.texts.num_texts for line in metrics if line.texts is not None)
+    rewards = {line.texts.reward for line in metrics if line.texts is not None}
+    value = f", {rewards.pop():g}" if len(rewards) == 1 and None not in rewards else ""
+    return (
+        f"in its first {len(shares)} steps, all texts of a row had the same reward{value} "
+        f"({texts:,} texts): nothing is learned. Give a reward with partial credit, train on right "
+        "answers first (methods.lora.start), or raise temperature or num_generations"
+    )
 
 
 def _work(trainee: Trainee, num_tokens: int) -> float:

@@ -78,7 +78,7 @@ def test_chunks_give_what_all_logits_give(
             head,
             hidden,
             LearnedTokens(ROWS, targets, WEIGHTS),
-            HeldTokens(HELD, reference, HELD_WEIGHTS, left_out),
+            HeldTokens(HELD, reference, HELD_WEIGHTS, left_out, head),
         )
     assert found == pytest.approx(each.detach(), rel=1e-5)
     assert divergences == pytest.approx(kls.detach(), rel=1e-4)

@@ -7,9 +7,9 @@ prompts of rows that begin; when a row has ended, the next one takes its place.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -56,10 +56,25 @@ class ScoringWork:
         return self.rows / self.places if self.places else 1.0
 
 
+class Written(NamedTuple):
+    """A continuation as a model wrote it.
+
+    Attributes:
+        tokens: the new ones; the last may be an end token.
+        text: without special tokens, up to the first stop string.
+        is_finished: it ended by itself, and was not cut at the maximum length.
+    """
+
+    tokens: tuple[int, ...]
+    text: str
+    is_finished: bool
+
+
 class Decoder:
     """Continues prompts under the adapters of a base model.
 
     Attributes:
+        bank: of the layers that carry adapters.
         work: of all calls so far.
     """
 
@@ -87,7 +102,7 @@ class Decoder:
             ModelError: as ``refuse_unpackable``.
         """
         refuse_unpackable(base_model)
-        self._model, self._tokenizer, self._bank = base_model, tokenizer, bank
+        self._model, self._tokenizer, self.bank = base_model, tokenizer, bank
         self._device = next(base_model.parameters()).device
         self._cache_bytes = cache_bytes
         self._max_rows, self._max_read_tokens = max_rows, max_read_tokens
@@ -102,7 +117,6 @@ class Decoder:
         self._cache_bytes //= 2
         return True
 
-    @torch.inference_mode()
     def generate(
         self,
         adapters: Sequence[FrozenAdapter | None],
@@ -114,51 +128,78 @@ class Decoder:
         Raises:
             ModelError: attention or settings ask for something that is not supported here.
         """
-        if not prompts or not adapters:
-            return [[] for _ in adapters]
+        written = self.write(adapters, [prompts] * len(adapters), advance)
+        return [[Generation(each.text, each.is_finished) for each in of] for of in written]
+
+    @torch.inference_mode()
+    def write(
+        self,
+        adapters: Sequence[FrozenAdapter | None],
+        prompts: Sequence[Sequence[Prompt]],
+        advance: Advance = lambda _: None,
+    ) -> list[list[Written]]:
+        """Continue the prompts of each adapter, all adapters together.
+
+        Args:
+            adapters: None is the base.
+            prompts: of each of them, in the same order.
+            advance: receives the tokens of each prompt and ``max_new_tokens``.
+
+        Raises:
+            ModelError: as ``generate``.
+        """
         samplers = {
             settings: Sampler(self._model, self._tokenizer, settings)
-            for settings in dict.fromkeys(prompt.settings for prompt in prompts)
+            for settings in dict.fromkeys(prompt.settings for of in prompts for prompt in of)
         }
+        if not samplers:
+            return [[] for _ in prompts]
         # greedy texts of equal prompts are equal, whichever draw: each is written once
         wanted = [
-            prompt if samplers[prompt.settings].is_random else prompt._replace(draw=0)
-            for prompt in prompts
+            [
+                prompt if samplers[prompt.settings].is_random else prompt._replace(draw=0)
+                for prompt in of
+            ]
+            for of in prompts
         ]
-        counts = Counter(wanted)
-        texts: dict[tuple[int, Prompt], Generation] = {}
+        counts = Counter((model, prompt) for model, of in enumerate(wanted) for prompt in of)
+        texts: dict[tuple[int, Prompt], Written] = {}
         with attention_of(decoder_of(self._model), DECODE_ATTENTION):
-            batch = self._batch(len(adapters), list(counts), samplers)
+            batch = self._batch(counts, samplers)
             while batch.places:
                 for row in self._step(batch, adapters):
-                    prompt = row.prompt
+                    prompt, tokens = row.prompt, tuple(row.written)
                     # what lm-eval keeps: no special tokens, and cut where a stop string begins
-                    text: str = self._tokenizer.decode(row.written, skip_special_tokens=True)
+                    text: str = self._tokenizer.decode(tokens, skip_special_tokens=True)
                     kept = row.sampling.sampler.stops.kept(text)
                     is_finished = row.has_stopped or len(kept) < len(text)
-                    texts[row.model, prompt] = Generation(kept, is_finished)
-                    tokens = len(prompt.tokens) + prompt.settings.max_new_tokens
-                    advance(tokens * counts[prompt])
-        return [[texts[model, prompt] for prompt in wanted] for model in range(len(adapters))]
+                    texts[row.model, prompt] = Written(tokens, kept, is_finished)
+                    num_tokens = len(prompt.tokens) + prompt.settings.max_new_tokens
+                    advance(num_tokens * counts[row.model, prompt])
+        return [[texts[model, prompt] for prompt in of] for model, of in enumerate(wanted)]
 
     def _batch(
         self,
-        num_models: int,
-        prompts: Sequence[Prompt],
+        wanted: Collection[tuple[int, Prompt]],
         samplers: Mapping[GenerationSettings, Sampler],
     ) -> RowBatch:
-        """All rows: prompts that begin alike follow each other, each under all models at once."""
-        prompts = sorted(prompts, key=lambda prompt: (prompt.tokens, prompt.draw))
+        """All rows: prompts that begin alike follow each other, each under all its models."""
+        models: dict[Prompt, list[int]] = defaultdict(list)
+        for model, prompt in wanted:
+            models[prompt].append(model)
+        prompts = sorted(models, key=lambda prompt: (prompt.tokens, prompt.draw))
         chains = shared_prefixes([prompt.tokens for prompt in prompts])
         rows = [
             Row(model, index, prompt, chain, samplers[prompt.settings].begin(prompt))
             for index, (prompt, chain) in enumerate(zip(prompts, chains, strict=True))
-            for model in range(num_models)
+            for model in sorted(models[prompt])
         ]
         blocks = self._cache_bytes // (self._bytes_per_token() * BLOCK_TOKENS)
         limits = RowLimits(self._max_rows, blocks, self._max_read_tokens)
-        distinct = len(PrefixTree([prompt.tokens for prompt in prompts]))
-        self.work.distinct_tokens += num_models * distinct
+        by_model: dict[int, list[tuple[int, ...]]] = defaultdict(list)
+        for model, prompt in wanted:
+            by_model[model].append(prompt.tokens)
+        self.work.distinct_tokens += sum(len(PrefixTree(texts)) for texts in by_model.values())
         return RowBatch(rows, limits, self._device)
 
     def _bytes_per_token(self) -> int:
@@ -198,7 +239,7 @@ class Decoder:
             for model, start, stop in ranges
             if (adapter := adapters[model]) is not None
         ]
-        with self._bank.rows_of(pieces):
+        with self.bank.rows_of(pieces):
             logits = self._forward(layout)
         self.work.tokens_read += sum(read.length for read in layout.reads)
         self.work.steps += 1

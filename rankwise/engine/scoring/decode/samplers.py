@@ -212,6 +212,8 @@ class StopStrings:
 
     def are_in(self, new_tokens: Sequence[int]) -> bool:
         """Whether the newest token completes a stop string."""
+        if not self._stops:
+            return False
         newest = new_tokens[-1]
         if newest not in self._may_complete:  # in doubt, it can complete a string
             # Some tokenizers drop a leading space at the beginning of a text, and a part of a
