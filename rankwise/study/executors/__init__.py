@@ -11,8 +11,9 @@ context and the agenda that returns when nothing is left that could be done.
 
 A task of Ray is a worker: it is sent the plan, and does one unit after the other while there are
 any, with the base in memory. It copies what a unit reads into a folder, and does it there by
-``local``. Its events, and the names of files that were made or removed, go to the ``Desk``, an actor on the
-leader's node, which takes letters of the latest attempt at a unit only. The leader moves the files
-into the study, the record last, and only then tells the agenda. Where a node sees the study's
-folder, the attempt's folder is ``.tasks/<unit>/<attempt>/`` there and nothing is copied.
+``local``. Its events, and the names of files that were made or removed, go to the ``Desk``, an
+actor on the leader's node, which takes letters of the latest attempt at a unit only. The leader
+moves the files into the study, the record last, and only then tells the agenda. Where a node sees
+the study's folder, the attempt's folder is ``.tasks/<unit>/<attempt>/`` there and nothing is
+copied.
 """
