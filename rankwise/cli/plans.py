@@ -10,6 +10,8 @@ from rankwise.cli.terminal import pass_lines, plan_table
 from rankwise.records import quantities
 from rankwise.records.files import cache_folder, free_bytes, in_words
 from rankwise.records.own_data import OwnData
+from rankwise.study.agenda import units
+from rankwise.study.executors.desk import MOST_NODES
 from rankwise.study.forecast import Forecast
 from rankwise.tasks.resolution import GENERAL
 
@@ -47,6 +49,12 @@ def show(found: Forecast) -> None:
         say(
             f"cache: about {in_words(found.cache_bytes)} of decompositions in {cache}, "
             f"{in_words(free_bytes(cache))} free there; RANKWISE_CACHE moves it"
+        )
+    trained = [u for u in units(found.stages) if u.kind in ("pass", "full")]
+    if len(trained) > MOST_NODES:
+        say(
+            f"cluster: {len(trained)} units can be trained at a time; above {MOST_NODES} nodes the "
+            "study's folder must be on a disk that all of them see"
         )
     if found.seconds_left is not None:
         by_what = "if stages take as long as in this study, or in the last one of this base here"

@@ -356,6 +356,7 @@ class RayExecutor:
             leader=leader,
             place=Path.cwd(),
             accept_new_stack=self._accepts_new_stack,
+            cache=os.environ.get("RANKWISE_CACHE"),
         )
         self._job, self._is_settled, self._doing = self._ray.put(job), False, {}
         with context.signals.deferred():

@@ -53,6 +53,7 @@ class Job(NamedTuple):
         leader: what that process has written there: who sees it there sees the folder.
         place: the folder from which relative paths count.
         accept_new_stack: see ``run_study``.
+        cache: RANKWISE_CACHE of that process, for those that have none.
     """
 
     plan: bytes
@@ -60,6 +61,7 @@ class Job(NamedTuple):
     leader: str
     place: Path
     accept_new_stack: bool
+    cache: str | None
 
 
 def packed(plan: StudyPlan, pickle: Any) -> bytes:
@@ -107,6 +109,8 @@ def work(job: Job, worker: Worker, call: Callable[..., Any]) -> None:
     """
     if job.place.is_dir():
         os.chdir(job.place)
+    if job.cache is not None:
+        os.environ.setdefault("RANKWISE_CACHE", job.cache)
     from rankwise.engine.models.libraries import quiet_libraries
 
     quiet_libraries()
