@@ -59,7 +59,7 @@ class Section(NamedTuple):
 
     def is_usual(self, gigabytes: float | None) -> bool:
         """Whether it is done unasked on a card of this memory; None: on a CPU."""
-        return gigabytes is None or self.size == "8b" or gigabytes < OF_8B_GIGABYTES
+        return self.size == "8b" or (gigabytes is not None and gigabytes < OF_8B_GIGABYTES)
 
 
 OF_8B_GIGABYTES = 60
