@@ -471,7 +471,7 @@ class RayExecutor:
             self._is_settled = False
             context.folder.keep_states_of_tasks(unit)
             due = self._due_now(unit, agenda)
-            if due and self._due[unit] == {stage.id for stage in due}:
+            if due and self._due[unit] == frozenset(stage.id for stage in due):
                 self._fail(due, "it ended and had done nothing", agenda)
 
     def _due_now(self, unit: str, agenda: Agenda) -> list[Stage]:
@@ -513,7 +513,7 @@ class RayExecutor:
         context.folder.keep_states_of_tasks(unit)
         due = self._due_now(unit, agenda)
         has_advanced = before != [state_of(path) for path in states]
-        if has_advanced or self._due[unit] != {stage.id for stage in due}:
+        if has_advanced or self._due[unit] != frozenset(stage.id for stage in due):
             self._losses[unit] = 0
         else:
             self._losses[unit] += 1

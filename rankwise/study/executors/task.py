@@ -121,7 +121,8 @@ def work(job: Job, worker: Worker, call: Callable[..., Any]) -> None:
             time.sleep(_LOOK_SECONDS)
             continue
         plan = plan or _unpacked(job.plan)
-        models = _do(job, plan, models, *given, call)
+        attempt, offer = given
+        models = _do(job, plan, models, attempt, offer, call)
 
 
 def _do(
