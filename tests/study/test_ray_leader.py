@@ -58,6 +58,7 @@ class StubRay:
     does: Does
     names: list[str]
     placed: list[str] = field(default_factory=list[str])
+    lost: list[str] = field(default_factory=list[str])
     exceptions: ClassVar[Any] = SimpleNamespace(
         RayError=RayError,
         RayTaskError=RayTaskError,
@@ -77,22 +78,25 @@ class StubRay:
         return SimpleNamespace(remote=lambda _, name, *__: (name, node))
 
     def wait(self, refs: Sequence[Any], **_: Any) -> tuple[list[Any], list[Any]]:
-        return list(refs), []
+        """Each worker does a unit, or asks what is next; those that have ended, and none."""
+        return [ref for ref in refs if self._has_ended(*ref)], []
+
+    def _has_ended(self, name: str, node: str) -> bool:
+        given = self.desk.next(Worker(name, 7, "host", node, None))
+        if isinstance(given, bool):
+            return not given
+        attempt, _ = given
+        if self.does(attempt):
+            self.desk.put(Letter(attempt, (StageFinished(attempt.unit),)))
+            return False
+        self.lost.append(name)
+        return True
 
     def get(self, ref: Any) -> Any:
         if callable(ref):  # of the desk
             return ref()
-        name, node = ref
-        worker = Worker(name, 7, "host", node, None)
-        while (given := self.desk.next(worker)) is not False:
-            if given is True:
-                self.desk.exchange([])  # as if whoever leads had gone on
-                continue
-            attempt, _ = given
-            if not self.does(attempt):
-                raise RayError("The worker died unexpectedly")
-            self.desk.put(Letter(attempt, (StageFinished(attempt.unit),)))
-            return None  # a worker may end at any time
+        if ref[0] in self.lost:
+            raise RayError("The worker died unexpectedly")
         return None
 
     def cancel(self, _: Any) -> None: ...
