@@ -17,19 +17,23 @@ import torch
 from benchmarks.gpu import __main__ as benchmark
 from benchmarks.gpu import kernels, ratios, scoring, spectra, training
 from benchmarks.gpu.__main__ import SECTIONS, Section, failed, in_a_process, run_section
-from benchmarks.gpu.setting import CPU, Found, Setup
+from benchmarks.gpu.setting import CPU, Found, Setup, no_other_reads
 from rankwise.engine.models.frozen_adapters import FrozenBank
 from rankwise.engine.models.packed_kernels import grouped_attention
 from rankwise.engine.training import loop
 
 ROOT = Path(__file__).resolve().parents[1]
 TOY = Setup(CPU, is_tiny=True)
-OF_8B = {"memory", "train_ratio", "score_ratio"}  # they judge nothing on a CPU
+OF_8B = {name for name, section in SECTIONS.items() if section.gigabytes}  # no check on a CPU
 quiet = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
 
 
+# those of 3B and 1B have the parts of 8B's, and at toy size its model
+ALL_PARTS = [name for name, section in SECTIONS.items() if section.size == "8b"]
+
+
 @quiet
-@pytest.mark.parametrize("name", SECTIONS)
+@pytest.mark.parametrize("name", ALL_PARTS)
 def test_every_section_runs_at_toy_size_on_a_cpu(name: str) -> None:
     found = run_section(name, TOY)
     assert failed(found.checks) == []
@@ -73,6 +77,42 @@ def test_it_needs_neither_lm_eval_nor_datasets_to_begin() -> None:
         [sys.executable, "-c", asked], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "set()"
+
+
+def test_a_smaller_card_is_timed_with_smaller_models() -> None:
+    def usual(gigabytes: float | None) -> set[str]:
+        return {
+            name
+            for name, section in SECTIONS.items()
+            if section.is_usual(gigabytes) and section.gigabytes <= (gigabytes or 1e9)
+        }
+
+    assert usual(80.0) == {*ALL_PARTS}
+    of_24_gb = {
+        f"{kind}_{size}" for kind in ("train_ratio", "score_ratio") for size in ("1b", "3b")
+    }
+    assert usual(24.0) == {*ALL_PARTS} - OF_8B | of_24_gb | {"memory_3b"}
+    assert usual(None) == {*ALL_PARTS}
+    for name in of_24_gb:
+        assert SECTIONS[name].others == SECTIONS[name[:-3]].others
+
+
+def test_what_is_not_meant_to_be_read_from_the_card_is_an_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    modes: list[str] = []
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", modes.append)
+    with no_other_reads(Setup(torch.device("cuda", 0))) as read:
+        assert torch.ones(2).tolist() == [1.0, 1.0]
+        assert modes == ["error", "default", "error"]
+    assert modes[-1] == "default"
+    assert read == []  # it was not on the card
+    with no_other_reads(TOY) as read:
+        torch.ones(2).cpu()
+        torch.ones(2).tolist()
+    assert read == ["cpu", "tolist"]
+    assert torch.ones(1).tolist() == [1.0]
+    assert len(read) == 2
 
 
 # what goes wrong

@@ -4,8 +4,9 @@
 
 Needs torch, transformers, peft, accelerate and what rankwise's engine imports; no network and no
 lm-eval. Every section is a process with a time limit, so a crash costs one section. Models have
-random weights; of the ratios' 8B they are made on the card. A check has a value, a limit and the
-reason for it; what means nothing on this device is skipped with the reason. Timings never fail.
+random weights; of the ratios' 8B, 3B or 1B they are made on the card. A check has a value, a limit
+and the reason for it; what means nothing on this device is skipped with the reason. Timings never
+fail.
 
 ``--quick`` does the checks that find most, meant for 90 seconds. On a CPU sizes are always tiny:
 this is for the tests. Progress goes to stderr. The last line of output is one JSON object, which is
@@ -31,7 +32,7 @@ import torch
 import transformers
 
 from benchmarks.gpu import kernels, ratios, scoring, spectra, training
-from benchmarks.gpu.setting import Found, Setup
+from benchmarks.gpu.setting import Found, Setup, card_bytes
 from rankwise.engine.models.devices import choose_device, device_name, give_back_memory
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -46,12 +47,24 @@ class Section(NamedTuple):
         quick: parts that ``--quick`` does.
         others: that it does not.
         gigabytes: of a card's memory; a smaller one skips the section.
+        size: of its random model, see ``setting.SHAPES``. What is not of 8B is done where 8B does
+            not fit, or by name.
     """
 
     seconds: int
     quick: tuple[Part, ...] = ()
     others: tuple[Part, ...] = ()
     gigabytes: int = 0
+    size: str = "8b"
+
+    def is_usual(self, gigabytes: float | None) -> bool:
+        """Whether it is done unasked on a card of this memory; None: on a CPU."""
+        return self.size == "8b" or (gigabytes is not None and gigabytes < OF_8B_GIGABYTES)
+
+
+OF_8B_GIGABYTES = 60
+_TRAINING = (ratios.roofline, ratios.training, ratios.all_linear_training, ratios.profile)
+_SCORING = (ratios.log_likelihoods, ratios.texts)
 
 
 # Few: each is a process that imports torch and transformers anew.
@@ -73,14 +86,15 @@ SECTIONS: dict[str, Section] = {
         (training.out_of_optimizer_memory, scoring.out_of_memory, scoring.host_reads),
     ),
     "spectra": Section(180, (), (spectra.decompositions, spectra.records, spectra.seconds)),
-    "memory": Section(240, (), (training.memory, training.full_memory), 60),
-    "train_ratio": Section(
-        300,
-        (),
-        (ratios.roofline, ratios.training, ratios.wide_training, ratios.liger_training),
-        60,
-    ),
-    "score_ratio": Section(240, (), (ratios.log_likelihoods, ratios.texts), 60),
+    "memory": Section(240, (), (training.memory, training.full_memory), OF_8B_GIGABYTES),
+    "train_ratio": Section(300, (), _TRAINING, OF_8B_GIGABYTES),
+    "more_ratios": Section(300, (), (ratios.wide_training, ratios.liger_training), OF_8B_GIGABYTES),
+    "score_ratio": Section(300, (), _SCORING, OF_8B_GIGABYTES),
+    "memory_3b": Section(180, (), (training.memory,), 22, "3b"),
+    "train_ratio_3b": Section(300, (), _TRAINING, 22, "3b"),
+    "score_ratio_3b": Section(240, (), _SCORING, 22, "3b"),
+    "train_ratio_1b": Section(240, (), _TRAINING, 14, "1b"),
+    "score_ratio_1b": Section(180, (), _SCORING, 14, "1b"),
 }
 
 
@@ -109,8 +123,9 @@ def environment(device: torch.device) -> dict[str, Any]:
 def run_section(name: str, setup: Setup) -> Found:
     """All parts of a section in this process; one that raises is a check that fails."""
     found, section = Found(), SECTIONS[name]
+    setup = setup._replace(size=section.size)
     if setup.is_cuda and not setup.is_tiny:
-        total = torch.cuda.get_device_properties(setup.device).total_memory / 1e9
+        total = card_bytes(setup) / 1e9
         if total < section.gigabytes:
             found.skip(name, f"it needs {section.gigabytes} GB, and the card has {total:.0f}")
             return found
@@ -178,8 +193,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     started = time.monotonic()
     passed_on = [f"--device={device.type}"]
     passed_on += ["--tiny"] * setup.is_tiny + ["--quick"] * setup.is_quick
+    gigabytes = card_bytes(setup) / 1e9 if setup.is_cuda else None
     names = options.section or [
-        name for name, section in SECTIONS.items() if section.quick or not setup.is_quick
+        name
+        for name, section in SECTIONS.items()
+        if section.quick or (not setup.is_quick and section.is_usual(gigabytes))
     ]
     checks: dict[str, Any] = {}
     timings: dict[str, Any] = {}

@@ -44,15 +44,22 @@ class Case(NamedTuple):
         return self.softcap is None and not self.sinks
 
     @property
+    def is_flash(self) -> bool:
+        """Whether flash attention has it: no softcap, no sinks, and no wider heads than 256."""
+        return self.is_plain and self.width <= 256
+
+    @property
     def name(self) -> str:
         terms = [f"window{self.window}"] * (self.window is not None)
         terms += ["softcap"] * (self.softcap is not None) + ["sinks"] * self.sinks
         return "-".join([f"{self.heads}x{self.kv_heads}x{self.width}", *terms])
 
 
-QUICK = (Case(32, 8, 128), Case(28, 4, 128))  # Llama-3.1-8B, Qwen2.5-7B
+LLAMA, WIDE, WIDEST = Case(32, 8, 128), Case(4, 1, 256), Case(16, 2, 512)
+QUICK = (LLAMA, WIDE, WIDEST)  # Llama-3.1-8B, Gemma 3, the global layers of Gemma 4
 CASES = (
     *QUICK,
+    Case(28, 4, 128),  # Qwen2.5-7B
     Case(8, 8, 64),
     Case(9, 3, 64),  # SmolLM2
     Case(32, 8, 128, window=100),
@@ -75,8 +82,8 @@ def attention(setup: Setup, found: Found) -> None:
                 sdpa = _error(_sdpa(case, lengths, setup.device, dtype), expected)
             for name, kernel in KERNELS.items():
                 key = f"attention.{name}.{str(dtype).removeprefix('torch.')}.{case.name}"
-                if name == "varlen" and (dtype != torch.bfloat16 or not case.is_plain):
-                    continue  # flash attention has no float32, no softcap and no sinks
+                if name == "varlen" and (dtype != torch.bfloat16 or not case.is_flash):
+                    continue
                 if name != "grouped" and not setup.is_cuda:
                     found.skip(key, "it has no gradients on a CPU")
                     continue
@@ -97,7 +104,7 @@ def recompilations(setup: Setup, found: Found) -> None:
         return
     from torch._dynamo.utils import counters
 
-    case, generator = QUICK[0], torch.Generator().manual_seed(0)
+    case, generator = LLAMA, torch.Generator().manual_seed(0)
     counters.clear()
     for number in range(61):
         lengths = tuple(torch.randint(1, 400, (5,), generator=generator).tolist())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import random
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 from unittest import mock
@@ -19,6 +18,7 @@ from benchmarks.gpu.setting import (
     frozen_adapter,
     largest,
     no_long_passes,
+    no_other_reads,
     questions,
     random_tokens,
     short_of_memory,
@@ -234,26 +234,33 @@ def out_of_memory(setup: Setup, found: Found) -> None:
 
 
 def host_reads(setup: Setup, found: Found) -> None:
-    """How often the host waits for the card, by what it does; counted, not judged."""
-    if not setup.is_cuda:
-        found.skip("host_reads", "a CPU has no host to wait")
-        return
+    """Three steps of each loop in which the host waits for the card only where it is meant to."""
     model = small_model(setup)
-    items, adapter = items_of(setup), frozen_adapter(model, 4, 0)
-    scorer = scorer_of(model, {"a": adapter})
-    prompts = [Prompt(item.context, GenerationSettings(8)) for item in items[:16]]
-    trainees = [new_trainee(model, rank, num_steps=1) for rank in (4, 8)]
-    work: dict[str, Callable[[], Any]] = {
-        "train_step": lambda: train(model, trainees),
-        "tree": lambda: scorer.log_likelihoods([None, "a"], items),
-        "texts": lambda: scorer.generate([None, "a"], prompts),
+    items = items_of(setup)
+    adapters = {f"a{n}": frozen_adapter(model, 4, n) for n in range(3)}
+    scorer, who = scorer_of(model, adapters), [None, *adapters]
+    prompts = [Prompt(item.context, GenerationSettings(3)) for item in items[:16]]
+
+    def training() -> Callable[[], Any]:
+        trainees = [new_trainee(model, rank, num_steps=3) for rank in (4, 8)]
+        return lambda: train(model, trainees)
+
+    work: dict[str, tuple[Callable[[], Callable[[], Any]], int]] = {
+        "train": (training, 6),
+        "tree": (lambda: lambda: scorer.log_likelihoods(who, items), 4),
+        "texts": (lambda: lambda: scorer.generate(who, prompts), 12),
     }
-    for name, do in work.items():
-        with warnings.catch_warnings(record=True) as told:
-            warnings.simplefilter("always")
-            torch.cuda.set_sync_debug_mode("warn")
-            try:
+    for name, (prepared, limit) in work.items():
+        prepared()()  # what is made once may wait
+        do = prepared()
+        try:
+            with no_other_reads(setup) as read:
                 do()
-            finally:
-                torch.cuda.set_sync_debug_mode("default")
-        found.timings[f"host_reads_{name}"] = sum("synchronizing" in str(w.message) for w in told)
+        except RuntimeError as error:
+            found.failed(f"host_reads.{name}", error)
+            continue
+        if not setup.is_cuda:
+            found.skip(f"host_reads.{name}", f"{len(read)} reads, and a CPU has no host to wait")
+            continue
+        why = "two reads in a training step, and few in a scoring call and a step of texts"
+        found.check(f"host_reads.{name}", len(read), limit, why)

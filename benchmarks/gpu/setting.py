@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import gc
 import math
@@ -12,6 +11,7 @@ import time
 from collections.abc import Callable, Generator, Sequence
 from functools import cache
 from typing import Any, NamedTuple
+from unittest import mock
 
 import torch
 
@@ -34,6 +34,28 @@ SMALL: dict[str, Any] = {
     "vocab_size": 400,
     "initializer_range": 0.05,
 }
+# What differs from Llama-3.1-8B: Llama-3.2-3B and -1B.
+SHAPES: dict[str, dict[str, Any]] = {
+    "8b": {},
+    "3b": {
+        "hidden_size": 3072,
+        "intermediate_size": 8192,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 24,
+        "tie_word_embeddings": True,
+    },
+    "1b": {
+        "hidden_size": 2048,
+        "intermediate_size": 8192,
+        "num_hidden_layers": 16,
+        "head_dim": 64,
+        "tie_word_embeddings": True,
+    },
+}
+# Tokens of a micro-batch: what the planner likes best; on a card of less than 60 GB what fits
+# beside five adapters on all linear layers, by arithmetic: 1.7 and 3.4 MB a token, and 3 and 7 GB.
+MICRO_BATCH = 8192
+SMALL_MICRO_BATCH = {"8b": 512, "3b": 2048, "1b": 4096}
 TINY: dict[str, Any] = {"vocab_size": 400, "max_position_embeddings": 512}
 
 
@@ -44,11 +66,13 @@ class Setup(NamedTuple):
         device: that is checked.
         is_tiny: toy sizes, so that everything runs on a CPU in seconds.
         is_quick: fewer cases.
+        size: of the random model that is timed, see ``SHAPES``.
     """
 
     device: torch.device
     is_tiny: bool = False
     is_quick: bool = False
+    size: str = "8b"
 
     @property
     def is_cuda(self) -> bool:
@@ -112,20 +136,32 @@ def small_model(
 
 
 def big_model(setup: Setup) -> Any:
-    """Random weights of Llama-3.1-8B's shape, made on the card; a small model in a tiny setup.
+    """Random weights of a Llama's shape, made on the card; a small model in a tiny setup.
 
     The parts of a section share it, as making it takes as long as some of them.
     """
-    return small_model(setup) if setup.is_tiny else random_8b(setup.device)
+    return small_model(setup) if setup.is_tiny else _random_llama(setup.size, setup.device)
 
 
 @cache
-def random_8b(device: torch.device) -> Any:
-    """See ``big_model``; ``random_8b.cache_clear`` frees it."""
-    from benchmarks.training_peer import load_model  # which imports transformers' Trainer
+def _random_llama(size: str, device: torch.device) -> Any:
+    from transformers import AutoModelForCausalLM, LlamaConfig
 
-    options = argparse.Namespace(random_8b=True, dtype="bfloat16")
-    return load_model(options, device, "sdpa")
+    from benchmarks.training_peer import LLAMA_8B  # which imports transformers' Trainer
+
+    torch.manual_seed(0)
+    with device:
+        config = LlamaConfig(**(LLAMA_8B | SHAPES[size]))
+        model: Any = AutoModelForCausalLM.from_config(
+            config, dtype=torch.bfloat16, attn_implementation="sdpa"
+        )
+    return model.requires_grad_(False).eval()
+
+
+def micro_batch(setup: Setup) -> int:
+    """Tokens of a micro-batch of training that is timed."""
+    is_small = setup.is_cuda and card_bytes(setup) < 60e9
+    return SMALL_MICRO_BATCH[setup.size] if is_small else MICRO_BATCH
 
 
 def card_bytes(setup: Setup) -> int:
@@ -224,3 +260,38 @@ def allocated_bytes(setup: Setup, *, peak: bool = False) -> int:
 def largest(differences: Sequence[float]) -> float:
     """The largest; NaN if there is any, which ``max`` may lose."""
     return math.nan if any(map(math.isnan, differences)) else max(differences, default=0.0)
+
+
+@contextlib.contextmanager
+def no_other_reads(setup: Setup) -> Generator[list[str]]:
+    """Within the block, what makes the host wait for the card is an error, except what is meant.
+
+    Meant are ``tolist`` and ``cpu`` of a whole tensor: the yielded list gets a name for each. On a
+    CPU they are counted only.
+    """
+    read: list[str] = []
+
+    def mode(name: str) -> None:
+        if setup.is_cuda:
+            torch.cuda.set_sync_debug_mode(name)
+
+    def meant(name: str) -> Callable[..., Any]:
+        plain = getattr(torch.Tensor, name)
+
+        def wrapped(tensor: torch.Tensor, *given: Any) -> Any:
+            if tensor.device.type == setup.device.type:
+                read.append(name)
+            mode("default")
+            try:
+                return plain(tensor, *given)
+            finally:
+                mode("error")
+
+        return wrapped
+
+    with contextlib.ExitStack() as stack:
+        for name in ("tolist", "cpu"):
+            stack.enter_context(mock.patch.object(torch.Tensor, name, meant(name)))
+        stack.callback(mode, "default")
+        mode("error")
+        yield read

@@ -286,7 +286,7 @@ def no_memory_for(name: str) -> contextlib.AbstractContextManager[Any]:
 
 
 def memory(setup: Setup, found: Found) -> None:
-    """Planned, allocated and reserved memory of passes over 8B, in ragged micro-batches."""
+    """Planned, allocated and reserved memory of passes over a base, in ragged micro-batches."""
     longest, ranks, num_steps = (40, (2, 4), 2) if setup.is_tiny else (440, (8, 16, 32, 64, 128), 6)
     model = big_model(setup)
     shapes = shapes_of(model)
@@ -303,7 +303,7 @@ def memory(setup: Setup, found: Found) -> None:
         with _held(setup) as held:
             train(model, trainees, max_tokens=max_tokens, gradient_checkpointing=again)
         del trainees
-        name = f"memory.lora.{max_tokens}{'.checkpointing' if again else ''}"
+        name = f"memory.lora.{setup.size}.{max_tokens}{'.checkpointing' if again else ''}"
         estimate = planner.lora_bytes(sizes, max_tokens, again)
         compare(setup, found, name, estimate, held)
 

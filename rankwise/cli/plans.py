@@ -8,8 +8,10 @@ from collections.abc import Iterator
 from rankwise.cli.application import say, stdout
 from rankwise.cli.terminal import pass_lines, plan_table
 from rankwise.records import quantities
-from rankwise.records.files import in_words
+from rankwise.records.files import cache_folder, free_bytes, in_words
 from rankwise.records.own_data import OwnData
+from rankwise.study.agenda import units
+from rankwise.study.executors.desk import MOST_NODES
 from rankwise.study.forecast import Forecast
 from rankwise.tasks.resolution import GENERAL
 
@@ -42,15 +44,33 @@ def show(found: Forecast) -> None:
     for line in _margin_lines(found):
         say(line)
     say(f"disk: about {in_words(found.disk_bytes)}, {in_words(found.free_bytes)} free here")
+    if found.cache_bytes:
+        cache = cache_folder()
+        say(
+            f"cache: about {in_words(found.cache_bytes)} of decompositions in {cache}, "
+            f"{in_words(free_bytes(cache))} free there; RANKWISE_CACHE moves it"
+        )
+    trained = [u for u in units(found.stages) if u.kind in ("pass", "full")]
+    if len(trained) > MOST_NODES:
+        say(
+            f"cluster: {len(trained)} units can be trained at a time; above {MOST_NODES} nodes the "
+            "study's folder must be on a disk that all of them see"
+        )
     if found.seconds_left is not None:
         by_what = "if stages take as long as in this study, or in the last one of this base here"
         if found.rate is not None:
             by_what = (
-                "of training and scoring, without the analysis of weights, if LoRA training "
-                f"reads {quantities.count(round(found.rate))} tokens per second"
+                f"of training and scoring{_decomposing(found)}, if LoRA training reads "
+                f"{quantities.count(round(found.rate))} tokens per second"
                 + (_ASSUMED_RATE if found.is_rate_assumed else "")
             )
         say(f"time: about {quantities.seconds(found.seconds_left)} {by_what}")
+
+
+def _decomposing(found: Forecast) -> str:
+    """What the analysis of weights takes, in words."""
+    seconds = sum(found.seconds.get(stage.id, 0.0) for stage in found.analyses)
+    return f" and {quantities.seconds(seconds)} of decomposing weights" if seconds >= 1.0 else ""
 
 
 def _learned_line(own: OwnData) -> str:

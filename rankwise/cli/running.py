@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rankwise.cli import application as cli
+from rankwise.cli.cards import idle_cards, unseen_card
 from rankwise.engine.models.libraries import quiet_libraries
 from rankwise.errors import ConfigError, RecordError, StorageError
 from rankwise.records.config.study import StudyConfig
@@ -112,6 +113,10 @@ def run_and_report(
                 shown = TerminalObserver(cli.stderr, folder, is_open=config.is_open)
             places = None if cluster is None else stack.enter_context(cluster())
             machine, number = (None, 1) if places is None else (places.machine, places.num_workers)
+            if places is None:
+                cli.warn(filter(None, [unseen_card()]))
+                if (idle := idle_cards(place)) is not None:
+                    report(idle)
             with followed(shown, folder, config) as (observer, concluded):
                 outcome = run_to_verdict(
                     config,

@@ -112,7 +112,7 @@ def weight_findings(source: OptionGains) -> TrainTaskWeights | None:
         return None
     runs = tuple(_run_weights(source, *each) for each in looked if each[1].matrices)
     trends = tuple(_norm_trends(source))
-    top_k = results.study.config.analysis.top_k
+    top_k = results.study.top_k
     associations: list[Association] = []
     for name, _, unit in _FORGETTING:
         having = [run for run in runs if name in run.forgetting]

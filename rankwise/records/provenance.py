@@ -66,6 +66,8 @@ class AcceptedStack(Record):
     """The largest change of a log-likelihood."""
     num_changed: int
     """Items whose best option, or whose text, is another."""
+    moved_tasks: tuple[str, ...] = ()
+    """Tasks whose score moved by more than twice the standard error of its change."""
     accepted_at: str
     """When: an ISO 8601 date and time with its zone."""
 
@@ -75,11 +77,20 @@ class AcceptedStack(Record):
         return f"{differences(self.before, self.stack)}: {self.shift}"
 
     @property
+    def is_other_device(self) -> bool:
+        """Whether nothing but the device, or how it multiplies, is another."""
+        names = {*self.before, *self.stack} - {"device", "products"}
+        return all(self.before.get(name) == self.stack.get(name) for name in names)
+
+    @property
     def shift(self) -> str:
         """How far the base's scores moved, in words."""
+        tasks = ", ".join(self.moved_tasks)
+        noise = f"the score of {tasks}" if tasks else "no task's score"
         return (
             f"on {self.num_items} items the base's log-likelihoods moved by up to "
-            f"{self.largest_shift_nats:.2g} nats, and {self.num_changed} answers changed"
+            f"{self.largest_shift_nats:.2g} nats, {self.num_changed} answers changed, and "
+            f"{noise} moved by more than its noise"
         )
 
 

@@ -355,6 +355,19 @@ class StageInputs(Record):
     """Distinct tokens (shared prefixes count once); only the time left is estimated from them."""
 
 
+class Decompositions(Record):
+    """What the analysis of weights decomposes, and how fast: times are arithmetic, not measured."""
+
+    shapes: tuple[tuple[int, int, int], ...] = ()
+    """Rows, columns and number of the matrices that any run adapts."""
+    flops: float = 1.0
+    """Multiplications and additions in a second that the device is assumed to do."""
+    tokens_per_second: float = 1.0
+    """Tokens that it is assumed to score in a second, to compare."""
+    kept_bytes: int = 0
+    """Bytes of the base's decompositions that the cache folder keeps."""
+
+
 class FirstItems(Record):
     """The first items of a task in its random order, which most runs answer."""
 
@@ -427,6 +440,8 @@ class StudyRecord(StudyTasks, FileRecord, has_texts=False):
     left out, and so is a trained task that has nothing to read."""
     num_parameters: int
     """Weights of the base model."""
+    decompositions: Decompositions = Decompositions()
+    """Empty where weights are not analysed."""
     scored_tokens: dict[str, int] = Field(default_factory=dict)
     """Scored task -> its distinct tokens (shared prefixes count once), and those generated; only
     the time left is estimated from them."""
@@ -550,6 +565,16 @@ class StudyRecord(StudyTasks, FileRecord, has_texts=False):
             and (other.train_task, other.seed) == (run.train_task, run.seed)
         )
         return min(alike, key=lambda other: other.epochs != run.epochs, default=None)
+
+    @property
+    def top_k(self) -> int:
+        """The number of leading singular vectors that are compared with the base's."""
+        return self.config.analysis.top_k_of(self.num_parameters)
+
+    @property
+    def null_draws(self) -> int:
+        """The number of random updates of each kind to compare with."""
+        return self.config.analysis.null_draws_of(self.num_parameters)
 
     @property
     def weights_bytes(self) -> int:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from rankwise.errors import RankwiseError
 from rankwise.records.fingerprints import fingerprint
 from rankwise.records.folder import StudyFolder
-from rankwise.records.study import StageFailure
+from rankwise.records.study import PlannedRun, StageFailure
 from rankwise.study.observer import StageLeftOut
 from rankwise.study.speeds import remembered_speeds
 from rankwise.study.stages.graph import stages, study_outline
@@ -43,6 +43,11 @@ class Unit:
     def work(self) -> float:
         """The work in scored tokens."""
         return sum(stage.work for stage in self.stages)
+
+    @property
+    def runs(self) -> tuple[PlannedRun, ...]:
+        """The models of its stages that are runs."""
+        return tuple({run.name: run for stage in self.stages for run in stage.runs}.values())
 
     @property
     def memory_bytes(self) -> int:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
+from typing import Any
 
 from rankwise.engine.models.devices import provenance_on
 from rankwise.errors import StudyChangedError
@@ -24,12 +26,16 @@ ROUNDING_NATS = 1e-4
 """Below this a log-likelihood is the same: batches of other items move one in float32 by as much
 (docs/PERFORMANCE.md, "Scores equal lm-eval's")."""
 
+NOISE = 2.0
+"""A score has moved if it is another by more standard errors of its change, item by item."""
+
 
 def check_stack(context: StudyContext, graph: Sequence[Stage], *, is_accepted: bool) -> None:
     """Before anything is scored, compare this stack with that of the scores which are there.
 
     Where it is another one, some tasks are scored again with the base. If its answers are the same,
-    and its log-likelihoods but for rounding, the study goes on.
+    and its log-likelihoods but for rounding, the study goes on; on another device also where no
+    task's score has moved by more than its own noise.
 
     Raises:
         StudyChangedError: they moved, and ``is_accepted`` is False.
@@ -54,7 +60,8 @@ def check_stack(context: StudyContext, graph: Sequence[Stage], *, is_accepted: b
     entry = _measured(context, _cheapest(context, scored), stacks[0], now)
     context.tell.noted(entry.shift)
     is_same = entry.largest_shift_nats <= ROUNDING_NATS and entry.num_changed == 0
-    if not (is_same or is_accepted):
+    is_noise = entry.is_other_device and not entry.moved_tasks
+    if not (is_same or is_noise or is_accepted):
         raise StudyChangedError(
             f"{folder.root} was scored on another stack: {entry.statement}. Give "
             "--accept-new-stack to put new scores beside the old ones, or choose another "
@@ -83,10 +90,11 @@ def _cheapest(context: StudyContext, scored: Sequence[TaskEvaluation]) -> list[s
 def _measured(
     context: StudyContext, tasks: Sequence[str], before: Stack, now: Stack
 ) -> AcceptedStack:
-    largest, num_changed, num_items = 0.0, 0, 0
+    largest, num_changed, num_items, moved = 0.0, 0, 0, list[str]()
     for name in tasks:
         task = context.plan.tasks[name]
-        old = responses_of(context.folder.read_samples(BASE, name))
+        lines = context.folder.read_samples(BASE, name)
+        old = responses_of(lines)
         model = ScoredModel(BASE, context.plan.base.fingerprint)
         metric = context.study.config.evaluation.scored_by(name)
         (scoring,) = context.models.session().score([model], task, metric=metric)
@@ -95,14 +103,37 @@ def _measured(
             shift, is_changed = _moved(before_it, new[doc_id])
             largest, num_changed = max(largest, shift), num_changed + is_changed
         num_items += len(old)
+        if _is_beyond_noise(
+            _values(lines, scoring.record), _values(scoring.samples, scoring.record)
+        ):
+            moved.append(name)
     return AcceptedStack(
         stack=now,
         before=before,
         num_items=num_items,
         largest_shift_nats=largest,
         num_changed=num_changed,
+        moved_tasks=tuple(moved),
         accepted_at=datetime.now(UTC).isoformat(timespec="seconds"),
     )
+
+
+def _values(lines: Iterable[Mapping[str, Any]], record: TaskEvaluation) -> dict[int, float]:
+    """Item -> its number under the metric that decides."""
+    return {
+        line["doc_id"]: float(line[record.decision_metric])
+        for line in lines
+        if line["filter"] == record.decision_filter and line.get(record.decision_metric) is not None
+    }
+
+
+def _is_beyond_noise(before: Mapping[int, float], now: Mapping[int, float]) -> bool:
+    """Whether a score has moved: items that move to both sides are rounding."""
+    changes = [now[item] - value for item, value in before.items() if item in now]
+    if len(changes) < 2:
+        return before != now
+    error = statistics.stdev(changes) / len(changes) ** 0.5
+    return abs(statistics.fmean(changes)) > NOISE * error + ROUNDING_NATS
 
 
 def _moved(old: Sequence[Responses], new: Sequence[Responses]) -> tuple[float, bool]:

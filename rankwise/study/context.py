@@ -66,6 +66,11 @@ class ResidentModels:
             self.release(base=True)
         self._plan = plan
 
+    def go_to(self, folder: StudyFolder, tell: Teller) -> None:
+        """Go on with another unit, whose files are in another folder; the base stays."""
+        self.release()
+        self._folder, self._tell = folder, tell
+
     def base(self) -> nn.Module:
         """The base model, with nothing on it that PEFT has put there."""
         self._let_go_of_alone()
@@ -231,10 +236,14 @@ class StudyContext:
         folder: StudyFolder,
         observer: Observer,
         state_saved: Callable[[Path], None] | None = None,
+        models: ResidentModels | None = None,
     ) -> StudyContext:
-        """A context with no model in memory yet."""
+        """A context with no model in memory yet, or with what an earlier unit has left there."""
         tell = Teller(observer, PeakMemory(plan.device).so_far)
-        models = ResidentModels(plan, folder, tell)
+        if models is None:
+            models = ResidentModels(plan, folder, tell)
+        else:
+            models.go_to(folder, tell)
         return cls(plan, folder, tell, models, StopSignals(), state_saved)
 
     def replanned(self, plan: StudyPlan) -> StudyContext:

@@ -7,7 +7,7 @@ from dataclasses import replace as changed
 from typing import Any, NamedTuple
 
 from rankwise.engine.models.devices import Machine
-from rankwise.records.files import free_bytes
+from rankwise.records.files import cache_folder, free_bytes
 from rankwise.records.folder import StudyFolder
 from rankwise.records.study import COMPARED, PlannedRun, StudyRecord
 from rankwise.study.able import with_able_tasks
@@ -22,6 +22,7 @@ from rankwise.study.speeds import remembered_speeds
 from rankwise.study.stages.form import work_after_verdict, work_of_forms
 from rankwise.study.stages.graph import finished_work, stages, study_outline
 from rankwise.study.stages.scoring import Score
+from rankwise.study.stages.spectra import AnalyseWeights
 from rankwise.study.stages.stage import Stage
 from rankwise.study.times import TRAINING_WORK, assumed_rate, seconds_left
 
@@ -94,6 +95,20 @@ class Forecast(NamedTuple):
         """The free bytes of the folder's disk."""
         return free_bytes(self.folder.root)
 
+    @property
+    def analyses(self) -> list[AnalyseWeights]:
+        """The analyses of weights that are left."""
+        return [
+            stage
+            for stage in self.stages
+            if isinstance(stage, AnalyseWeights) and not stage.is_finished(self.folder)
+        ]
+
+    @property
+    def cache_bytes(self) -> int:
+        """Bytes of decompositions that the cache folder keeps, as far as its limit allows."""
+        return sum(stage.cache_bytes for stage in self.analyses)
+
     def content(self) -> dict[str, Any]:
         """The content for a program: with each unit, how long what is left of it takes."""
         record, seconds, all_units = self.record, self.seconds, units(self.stages)
@@ -124,6 +139,8 @@ class Forecast(NamedTuple):
             "unscored_tokens": self.unscored_tokens,
             "disk_bytes": self.disk_bytes,
             "free_disk_bytes": self.free_bytes,
+            "cache_bytes": self.cache_bytes,
+            "free_cache_bytes": free_bytes(cache_folder()),
             "tokens_per_second": self.rate,
             "is_rate_assumed": self.is_rate_assumed,
             "seconds": self.seconds_left,

@@ -28,6 +28,8 @@ class StageOutline(NamedTuple):
         slowness: how many times longer than scoring it takes for the same work.
         remembered: seconds per unit of work of its kind in the last study of this base on this
             machine; None where there was none.
+        by_arithmetic: seconds that all of its work is expected to take before its kind was seen, by
+            what it computes and by the device; None: as ``slowness`` has it.
     """
 
     id: str
@@ -42,6 +44,7 @@ class StageOutline(NamedTuple):
     records: tuple[str, ...] = ()
     slowness: float = 1.0
     remembered: float | None = None
+    by_arithmetic: float | None = None
 
     @classmethod
     def of_run(cls, name: str, kind: str, run: PlannedRun, work: float) -> StageOutline:

@@ -1,9 +1,10 @@
 """How long work takes: what there is to do, and seconds per unit of it.
 
 Work is counted in scored tokens. Each kind of stage takes so many seconds per unit of work: as it
-took in this study, else as it took in the last study of this base on this machine, else as much
-longer than the kinds that are known as ``slowness`` says. A rate that is given, assumed for a card,
-or measured beforehand takes the place of all of these.
+took in this study, else as it took in the last study of this base on this machine, else by
+arithmetic from what it computes (decompositions of weights), else as much longer than the kinds
+that are known as ``slowness`` says. A rate that is given, assumed for a card, or measured
+beforehand takes the place of all of these but the arithmetic.
 """
 
 from __future__ import annotations
@@ -59,8 +60,8 @@ def seconds_left(
 
     Args:
         stages: of a study, as they are in its folder.
-        scored_per_second: tokens; stages that read no tokens are left out. None: as what is
-            finished took, or the last study of this base here.
+        scored_per_second: tokens; of stages that read none, only those count that are known by
+            arithmetic. None: as what is finished took, or the last study of this base here.
         later_work: scored tokens of what is planned once there is a verdict.
     """
     if later_work:
@@ -70,11 +71,13 @@ def seconds_left(
         rates = Rates()
         rates.planned(stages)
         return rates.seconds_left({}, 0.0)
-    return {
-        stage.id: stage.work_left * stage.slowness / scored_per_second
-        for stage in stages
-        if not stage.is_finished and stage.num_tokens is not None
-    }
+    left: dict[str, float] = {}
+    for stage in (each for each in stages if not each.is_finished):
+        if stage.by_arithmetic is not None:
+            left[stage.id] = stage.by_arithmetic * stage.work_left / stage.work
+        elif stage.num_tokens is not None:
+            left[stage.id] = stage.work_left * stage.slowness / scored_per_second
+    return left
 
 
 class Spent(NamedTuple):
@@ -190,6 +193,8 @@ class Rates:
         stage = self._of_kind[kind]
         if stage.remembered is not None:
             return stage.remembered
+        if stage.by_arithmetic is not None:
+            return stage.by_arithmetic / stage.work
         others = {k: s for k, s in spent.items() if k != kind} or {
             k: Spent(each.remembered, 1.0)
             for k, each in self._of_kind.items()

@@ -15,6 +15,8 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
+import time
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -210,17 +212,29 @@ _MIN_FREE_BYTES = 10 * 10**9
 # Smaller matrices are decomposed in less time than a file is read.
 _MIN_SIZE = 128
 
+MOST_BYTES = 40 * 10**9
+"""Bytes that are kept at most, about those of a base of 8 billion weights."""
+
+
+def kept_bytes(rows: int, columns: int) -> int:
+    """The bytes of the file of a matrix's decomposition, float32, without its header."""
+    values = min(rows, columns)
+    return 4 * values * (rows + columns + 1) if values >= _MIN_SIZE else 0
+
 
 class SpectralCache:
     """Thin singular value decompositions in a folder, shared by ranks, runs and studies.
 
     What cannot be read, or has another checksum or shape, is computed again. Nothing is kept where
-    it would leave less than 10 GB of the disk free, nor of small matrices.
+    it would leave less than 10 GB of the disk free, nor of small matrices. Where the folder would
+    hold more than ``MOST_BYTES``, what was not used for the longest time goes first; never what was
+    used since this object was made.
     """
 
     def __init__(self, folder: Path | None = None) -> None:
         """Keep them in ``folder``; the default is ``svd`` in the user's cache."""
         self.folder = cache_folder() / "svd" if folder is None else folder
+        self._since_ns = time.time_ns()
 
     def svd(self, weight: Float[Tensor, "out_features in_features"]) -> Svd:
         """The decomposition of ``refined_svd``, on the weight's device.
@@ -235,16 +249,29 @@ class SpectralCache:
         digest.update(content.view(torch.uint8).numpy().data)
         path = self.folder / f"{digest.hexdigest()}.safetensors"
         if (svd := _read(path, weight)) is not None:
+            with contextlib.suppress(OSError):
+                os.utime(path)  # it was used now
             return svd
         svd = refined_svd(weight)
         size = sum(part.nbytes for part in svd)
         with contextlib.suppress(StorageError, OSError):
             self.folder.mkdir(parents=True, exist_ok=True)
-            if free_bytes(self.folder) - size > _MIN_FREE_BYTES:
+            if self._has_room(size) and free_bytes(self.folder) - size > _MIN_FREE_BYTES:
                 tensors = {name: part.contiguous().cpu() for name, part in svd._asdict().items()}
                 with replacing(path) as temporary, writing(path):
                     save_file(tensors, temporary, metadata={"crc32": _checksum(path.stem, tensors)})
         return svd
+
+    def _has_room(self, size: int) -> bool:
+        """Remove files that are over the limit with a new one; whether they are enough."""
+        files = [(path.stat(), path) for path in self.folder.glob("*.safetensors")]
+        over = sum(stat.st_size for stat, _ in files) + size - MOST_BYTES
+        for stat, path in sorted(files, key=lambda file: file[0].st_mtime_ns):
+            if over <= 0 or stat.st_mtime_ns >= self._since_ns:
+                break
+            path.unlink(missing_ok=True)
+            over -= stat.st_size
+        return over <= 0
 
 
 def _checksum(weight: str, tensors: Mapping[str, Tensor]) -> str:

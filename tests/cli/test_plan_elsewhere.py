@@ -43,11 +43,13 @@ def test_plan_for_a_card_elsewhere(
 def test_plan_says_how_long_the_study_takes(study_file: Path, sentence: Sentences) -> None:
     study = (study_file, "--study-dir", study_file.parent / "timed", "--tokens-per-second", "100")
     plan = json.loads(rankwise("plan", *study, "--json").stdout)
-    slower = {"heads": 3.5, "spectra": 0.0}  # weights are left out
+    slower = {"heads": 3.5, "spectra": 0.0}  # which is known by arithmetic
     work = [stage["work"] * slower.get(stage["kind"], 1.0) for stage in plan["stages"]]
     assert work.count(0.0) == 1
     # a token of training is 2.5 scored
-    assert plan["seconds"] == pytest.approx(sum(work) / 250, rel=1e-5)
+    (weights,) = (unit["seconds"] for unit in plan["units"] if unit["kind"] == "spectra")
+    assert plan["seconds"] == pytest.approx(sum(work) / 250 + weights, rel=1e-6)
+    assert 0 < weights < 1
     stay = sum(stage["disk_bytes"] for stage in plan["stages"])
     trained = max(
         sum(run["num_trainable_parameters"] for run in plan["runs"] if run["name"] in each["runs"])

@@ -45,7 +45,7 @@ def test_units_share_the_processors(
     assert places.count([*nodes, {"CPU": 2 * cpus}]) == count + 2  # a node that came late
     unit: Any = Unit
     # a node never has more memory than the largest: the task would wait for ever
-    assert places.options(unit) == {"num_cpus": cpus, "memory": round(2 * GB)}
+    assert places.options(places.held_by(unit)) == {"num_cpus": cpus, "memory": round(2 * GB)}
 
 
 def test_units_have_a_card_each_or_all_of_a_node() -> None:
@@ -53,10 +53,10 @@ def test_units_have_a_card_each_or_all_of_a_node() -> None:
     places = Places.of(CARDS, None)
     assert places == Places(True, 4.0, 1, round(500 * GB))
     assert places.count(CARDS) == 10
-    assert places.options(unit) == {"num_cpus": 4.0, "num_gpus": 1}
+    assert places.options(places.held_by(unit)) == {"num_cpus": 4.0, "num_gpus": 1}
     together = Places.of(CARDS, 1)
     assert together.count(CARDS) == 1
-    assert together.options(unit) == {"num_cpus": 32.0, "num_gpus": 8}
+    assert together.options(together.held_by(unit)) == {"num_cpus": 32.0, "num_gpus": 8}
 
 
 class OneCard:

@@ -216,6 +216,63 @@ def test_scores_that_moved_are_not_mixed_unasked(study: Study, sentence: Sentenc
     assert "torch 1.0.0" in words(page.read_text())
 
 
+def of_card(study: Study, value: float | None = None) -> None:
+    """As if it had been scored on a card; ``value``: of each of the base's items there."""
+    for path in study.folder.root.rglob("eval/*.json"):
+        provenance = content_of(path)["provenance"] | {"device": "NVIDIA L4"}
+        change(path, provenance=provenance)
+    for task in () if value is None else study.folder.read_study().scored_tasks():
+        path = study.folder.samples_file(BASE, task)
+        lines = [json.loads(line) for line in path.read_text().split("\n") if line]
+        metric = content_of(study.folder.evaluation_file(BASE, task))["decision_metric"]
+        lines = [line | {metric: value} for line in lines]
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        items_as_they_are(study.folder, BASE, task)
+
+
+def test_scores_that_moved_by_their_noise_go_on_on_another_kind_of_card(study: Study) -> None:
+    of_card(study)
+    moved(study, by=0.25)  # answers, and so scores, are the same
+    run_study(planned(study, "seeds=[0,1]"), study.folder, Recorder())
+    (entry,) = study.folder.accepted_stacks().stacks
+    assert (entry.is_other_device, entry.moved_tasks, entry.num_changed) == (True, (), 0)
+    assert entry.largest_shift_nats == pytest.approx(0.25, abs=1e-6)
+
+
+def test_a_score_that_moved_is_refused_on_another_kind_of_card(
+    study: Study, sentence: Sentences
+) -> None:
+    of_card(study, value=5.0)
+    moved(study, by=0.25)  # else its log-likelihoods would be the same
+    with pytest.raises(StudyChangedError) as caught:
+        run_study(planned(study, "seeds=[0,1]"), study.folder, Recorder())
+    sentence(
+        caught.value,
+        names=("NVIDIA L4", "noise"),
+        part=True,
+        DEVICE=r"(?<=L4 -> )[^:]+",
+        NATS=r"[\d.e-]+(?= nats)",
+    )
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "is_moved"),
+    [
+        ([0, 1] * 20, [1, 0] * 20, False),  # as many to one side as to the other
+        ([0] * 40, [0] * 38 + [1] * 2, False),
+        ([0] * 40, [0] * 30 + [1] * 10, True),
+        ([0.5] * 40, [0.50005] * 40, False),  # rounding
+        ([0.5] * 40, [0.6] * 40, True),  # all by the same
+        ([0.5], [0.6], True),  # no spread is known
+    ],
+)
+def test_a_score_has_moved_where_its_items_moved_to_one_side(
+    before: list[float], now: list[float], is_moved: bool
+) -> None:
+    found = canary._is_beyond_noise(dict(enumerate(before)), dict(enumerate(now)))
+    assert found == is_moved
+
+
 def test_a_finished_study_is_not_scored_again_on_another_stack(
     study: Study, monkeypatch: pytest.MonkeyPatch
 ) -> None:

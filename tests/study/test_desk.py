@@ -14,7 +14,9 @@ from rankwise.study.executors.desk import (
     Attempt,
     Desk,
     Letter,
+    Offer,
     SupersededError,
+    Worker,
     take_in,
 )
 from rankwise.study.executors.task import StudyCopy, heard_of
@@ -237,3 +239,60 @@ def test_what_is_taken_in_is_whole_or_not_there(root: Path) -> None:
     with pytest.raises(OSError, match=r"run\.json"):
         take_in(root, letter)
     assert kept.read_text() == "before"
+
+
+# --- who does what
+
+
+def offer(unit: str, memory_bytes: int = 1, not_on: frozenset[str] = frozenset()) -> Offer:
+    return Offer(unit, (RUN,), (), memory_bytes, not_on)
+
+
+A, B = (Worker(name, number, "here", f"node-{name}", 10) for name, number in (("a", 11), ("b", 12)))
+OTHER = "pass-fedcba987654"
+
+
+def test_a_worker_goes_on_with_what_is_offered_once_its_last_unit_is_taken_in(root: Path) -> None:
+    desk = Desk(root, "the leader")
+    assert desk.next(A) is False  # there is nothing
+    desk.exchange([offer(UNIT), offer(OTHER)])
+    given: Any = desk.next(A)
+    first, what = given
+    assert (first.unit, what.models) == (UNIT, (RUN,))
+    assert (first.process, first.node, first.id[:3]) == ("11 on here", "node-a", "11-")
+    desk.put(Letter(first, (Advanced("t", 1.0, 0),)))
+    told = desk.exchange([offer(UNIT), offer(OTHER)])  # it is not offered while it is done
+    assert (told.doing, told.ended, len(told.letters)) == ({"a": first}, [], 1)
+    assert desk.next(A) is True  # its end is to be told, and what may follow to be offered
+    assert desk.exchange([offer(UNIT), offer(OTHER)]).ended == [UNIT]
+    assert desk.next(A) is True
+    desk.exchange([offer(UNIT), offer(OTHER)])  # made after that: more of it may be done
+    again: Any = desk.next(A)
+    assert again[0].unit == UNIT
+    assert again[0].id != first.id
+    assert desk.next(B)[0].unit == OTHER  # pyright: ignore[reportIndexIssue]
+    with pytest.raises(SupersededError):
+        desk.put(Letter(first, ()))
+
+
+def test_a_worker_takes_what_fits_and_what_its_node_has_not_lost(root: Path) -> None:
+    desk = Desk(root, "the leader")
+    offers = [offer("large", 11), offer("lost", 1, frozenset({"node-a"}))]
+    desk.exchange(offers)
+    assert desk.next(A) is False
+    given: Any = desk.next(B)
+    assert given[0].unit == "lost"
+    given = desk.next(Worker("card", 13, "here", "node-a", None))
+    assert given[0].unit == "large"
+
+
+def test_what_a_lost_worker_did_is_offered_again(root: Path) -> None:
+    desk = Desk(root, "the leader")
+    desk.exchange([offer(UNIT)])
+    desk.next(A)
+    assert desk.next(A._replace(number=14)) is False  # Ray has begun it again by itself
+    assert desk.exchange([offer(UNIT)]).doing.keys() == {"a"}
+    assert desk.next(B) is False
+    assert desk.exchange([offer(UNIT)], ["a"]).doing == {}
+    given: Any = desk.next(B)
+    assert given[0].unit == UNIT

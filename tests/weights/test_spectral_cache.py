@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from rankwise.weights import decomposition
-from rankwise.weights.decomposition import SpectralCache, refined_svd
+from rankwise.weights.decomposition import SpectralCache, kept_bytes, refined_svd
 from rankwise.weights.spectra import Svd
 
 ENOUGH_FREE = 10**12
@@ -210,3 +211,33 @@ def test_weights_that_are_not_finite_are_refused_and_not_kept(tmp_path: Path) ->
 def test_the_default_is_in_the_user_s_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decomposition, "cache_folder", lambda: Path("/somewhere"))
     assert SpectralCache().folder == Path("/somewhere/svd")
+
+
+def test_what_was_not_used_for_the_longest_time_goes_first(
+    tmp_path: Path, decomposed: list[torch.Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    SpectralCache(tmp_path).svd(weight(0))
+    (first,) = files(tmp_path)
+    size = first.stat().st_size
+    SpectralCache(tmp_path).svd(weight(1))
+    (second,) = [path for path in files(tmp_path) if path != first]
+    for path, seconds in ((first, 1e9), (second, 1.1e9)):
+        os.utime(path, (seconds, seconds))
+    monkeypatch.setattr(decomposition, "MOST_BYTES", 5 * size // 2)
+    SpectralCache(tmp_path).svd(weight(0))  # it is read, and so used
+    cache = SpectralCache(tmp_path)
+    cache.svd(weight(2))
+    assert first in files(tmp_path)
+    assert second not in files(tmp_path)
+    os.utime(first)
+    cache.svd(weight(3))  # what this study has used or made does not go
+    assert len(files(tmp_path)) == 2
+    assert first in files(tmp_path)
+    assert len(decomposed) == 4
+
+
+def test_the_bytes_of_a_file_are_known_beforehand(tmp_path: Path) -> None:
+    SpectralCache(tmp_path).svd(weight())
+    (path,) = files(tmp_path)
+    assert 0 <= path.stat().st_size - kept_bytes(130, 136) < 1000  # the header
+    assert kept_bytes(127, 400) == 0

@@ -172,15 +172,21 @@ class EvaluationConfig(Section):
         return None if is_wanted(metric) else metric
 
 
+LARGE_BASE = 10**9
+"""A base of more weights than this is analysed less closely, unless a study says otherwise."""
+
+
 class AnalysisConfig(Section):
     """How the weights and attention heads of every run are analysed."""
 
     spectra: Switch = True
     """Analyse the weights."""
-    top_k: Count = 500
-    """The number of leading singular vectors that are compared with the base's."""
-    null_draws: Annotated[Natural, Field(le=1000)] = 2  # each is decomposed like an update
-    """The number of random updates of each kind to compare with."""
+    top_k: Count | None = None
+    """The number of leading singular vectors that are compared with the base's.
+
+    None: 500, or 128 for a base of more than a billion weights, which would take hours."""
+    null_draws: Annotated[Natural, Field(le=1000)] | None = None  # each is decomposed too
+    """The number of random updates of each kind to compare with; None: 2, or 0 for the same."""
     heads: Switch = True
     """Compare attention heads with the base's."""
     head_prompts: Annotated[int, Field(ge=2, le=10_000, strict=True)] = 32  # minutes are 1,000
@@ -189,6 +195,16 @@ class AnalysisConfig(Section):
     """Compare the next-token distributions of every model with the base's."""
     divergence: Annotated[Switch, ADDED] = False
     """Compare the next-token distributions of every LoRA run with those of full fine-tuning."""
+
+    def top_k_of(self, num_parameters: int) -> int:
+        """``top_k`` for a base of this size."""
+        return self.top_k or (128 if num_parameters > LARGE_BASE else 500)
+
+    def null_draws_of(self, num_parameters: int) -> int:
+        """``null_draws`` for a base of this size."""
+        if self.null_draws is None:
+            return 0 if num_parameters > LARGE_BASE else 2
+        return self.null_draws
 
 
 MARGIN_POINTS, MARGIN_P_RIGHT_POINTS = 5.0, 3.0

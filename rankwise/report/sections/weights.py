@@ -61,15 +61,15 @@ def weight_section(found: Sequence[TrainTaskWeights], results: StudyResults) -> 
         found: at least one.
         results: of the study, for what single matrices say.
     """
-    settings = results.study.config.analysis
+    study = results.study
     about = [
         "Norms and ranks of an update are exact, from its factors. "
-        f"{_compared_with(settings.null_draws, 'analysis.null_draws: 0')} Exploratory: the "
+        f"{_compared_with(study.null_draws, 'analysis.null_draws: 0')} Exploratory: the "
         "recommendation does not rest on it.",
         *cells.of_one_seed(found[0].num_seeds),
     ]
     models = {model.name: model for model in results.runs}
-    num_leading = min(INTRUDER_K, settings.top_k)
+    num_leading = min(INTRUDER_K, study.top_k)
 
     def shown(part: TrainTaskWeights) -> Iterator[Shown]:
         yield from (f"{run} was not analysed: {why}" for run, why in part.not_analysed.items())

@@ -8,6 +8,7 @@ other. So an attempt that was believed lost and comes back writes over nothing.
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -22,6 +23,10 @@ from rankwise.study.observer import Event
 PIECE_BYTES = 64 * 2**20
 """Files travel in pieces of this size: some of them are larger than memory."""
 
+MOST_NODES = 20
+"""Nodes without a common disk whose files, such as 13 GB of states of five adapters of 8B every 15
+minutes, one process can write; by arithmetic, not measured."""
+
 _OF_STUDY = ("study.json", "study.yaml", "own_texts.json", "stacks.json")
 
 State = tuple[int, int]
@@ -29,11 +34,62 @@ State = tuple[int, int]
 
 
 class Attempt(NamedTuple):
-    """One process's attempt at a unit, by the unit's id, and its own."""
+    """One process's attempt at a unit, by the unit's id, the process, its own id, and its node."""
 
     unit: str
     process: str
     id: str
+    node: str = ""
+
+
+class Worker(NamedTuple):
+    """A process of the cluster that does units, one after the other.
+
+    Attributes:
+        name: by which whoever leads knows it.
+        number: the process's.
+        host: on which it runs.
+        node: the same, as Ray names it.
+        memory_bytes: that it may hold; None: all of a card.
+    """
+
+    name: str
+    number: int
+    host: str
+    node: str
+    memory_bytes: int | None
+
+
+class Offer(NamedTuple):
+    """A unit that can be begun.
+
+    Attributes:
+        unit: its id.
+        models: the names of those that it reads or makes.
+        failed: the ids of stages that have failed so far.
+        memory_bytes: that it holds at once.
+        not_on: the nodes that have lost it, where there are others.
+    """
+
+    unit: str
+    models: tuple[str, ...]
+    failed: tuple[str, ...]
+    memory_bytes: int
+    not_on: frozenset[str] = frozenset()
+
+
+class Exchanged(NamedTuple):
+    """What whoever leads hears at a time.
+
+    Attributes:
+        letters: see ``Desk.take``.
+        ended: the ids of units that are done as far as they could be.
+        doing: a worker's name -> its attempt.
+    """
+
+    letters: list[Letter]
+    ended: list[str]
+    doing: dict[str, Attempt]
 
 
 class Letter(NamedTuple):
@@ -71,6 +127,55 @@ class Desk:
         self._current: dict[str, Attempt] = {}
         self._letters: list[Letter] = []
         self._given: list[Letter] = []
+        self._offers: list[Offer] = []
+        self._doing: dict[str, Attempt] = {}
+        self._ended: list[str] = []
+        self._num_exchanges = 0
+        self._waits_for: dict[str, int] = {}
+
+    def next(self, worker: Worker) -> tuple[Attempt, Offer] | bool:
+        """What a worker does next, once it has done what it was given before.
+
+        True: that is not settled yet. False: nothing; its process may end.
+
+        Raises:
+            SupersededError: another process leads by now.
+        """
+        self._require()
+        if (done := self._doing.get(worker.name)) is not None:
+            if not done.id.startswith(f"{worker.number}-"):
+                return False  # Ray has begun it again, and its unit was lost
+            self._ended.append(self._doing.pop(worker.name).unit)
+            # one exchange tells of it, and offers that are made after that come by the next
+            self._waits_for[worker.name] = self._num_exchanges + 2
+        if self._num_exchanges < self._waits_for.get(worker.name, 0):
+            return True
+        most = worker.memory_bytes
+        for offer in self._offers:
+            fits = most is None or offer.memory_bytes <= most
+            if fits and worker.node not in offer.not_on:
+                self._offers.remove(offer)
+                process, own = f"{worker.number} on {worker.host}", secrets.token_hex(4)
+                attempt = Attempt(offer.unit, process, f"{worker.number}-{own}", worker.node)
+                self._doing[worker.name] = attempt
+                self.begin(attempt)
+                return attempt, offer
+        return False
+
+    def exchange(self, offers: Sequence[Offer], lost: Sequence[str] = ()) -> Exchanged:
+        """Whoever leads offers units, and hears what has happened since the last time.
+
+        Args:
+            offers: in the order in which they are to be begun; they replace those before.
+            lost: the names of workers that do nothing any more.
+        """
+        self._num_exchanges += 1
+        for name in lost:
+            self._doing.pop(name, None)
+        ended, self._ended = self._ended, []
+        taken = {*ended, *(attempt.unit for attempt in self._doing.values())}
+        self._offers = [offer for offer in offers if offer.unit not in taken]
+        return Exchanged(self.take(), ended, dict(self._doing))
 
     def begin(self, attempt: Attempt) -> None:
         """Hear this attempt at a unit from now on, and no earlier one.

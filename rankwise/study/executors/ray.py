@@ -1,8 +1,8 @@
-"""Has the units of a study done as tasks of a Ray cluster. No other module names Ray.
+"""Has the units of a study done by workers, tasks of a Ray cluster. No other module names Ray.
 
-Ray places tasks, begins those again whose process was lost, and waits for nodes. This process says
-which units may be begun, those with the longest chain of work behind them first, and moves into the
-study what they make.
+Ray places workers and waits for nodes. This process says which units may be begun, those with the
+longest chain of work behind them first, offers those again whose worker was lost, elsewhere if it
+can, and moves into the study what they make.
 """
 
 from __future__ import annotations
@@ -11,8 +11,10 @@ import contextlib
 import importlib
 import logging
 import os
+import random
 import socket
 import time
+from collections import Counter, defaultdict
 from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
@@ -21,26 +23,40 @@ from rankwise.engine.models.libraries import before_torch
 from rankwise.errors import ConfigError, RankwiseError, WorkerLostError, to_install
 from rankwise.records.locking import leader_in
 from rankwise.study.agenda import Agenda, Unit, longest_chains
-from rankwise.study.executors.desk import Attempt, Desk, Letter, SupersededError, take_in
-from rankwise.study.executors.task import Job, do_task
+from rankwise.study.executors.desk import (
+    Attempt,
+    Desk,
+    Exchanged,
+    Offer,
+    SupersededError,
+    Worker,
+    state_of,
+    take_in,
+)
+from rankwise.study.executors.task import Job, packed, work
 from rankwise.study.observer import Noted, StageFailed, StageFinished
 
 if TYPE_CHECKING:
     from rankwise.engine.models.devices import Machine
     from rankwise.study.context import StudyContext
+    from rankwise.study.stages.stage import Stage
 
 MOST_RESTARTS = 3
-"""A unit whose process was lost more often than this has failed: it would be lost again."""
+"""A unit whose process was lost more often than this, and nothing was saved or finished in between,
+has failed: it would be lost again."""
 
 _LOOK_SECONDS = 0.2
 """So often the tasks are asked what they have done."""
+
+_COUNT_SECONDS = 5.0
+"""So often nodes are counted that have come or gone."""
 
 _PATIENCE_SECONDS = 60.0
 """Tasks that are told to stop save at the end of a step; who has not by then is left behind."""
 
 _WAITING_SHARE = 2
-"""Units that Ray has at a time, for each place: one at work, and one for when a place is free or a
-node joins."""
+"""Workers that Ray has at a time, for each card: one at work, and one for when a node joins, which
+an autoscaler adds for what waits. Not of CPUs: a worker that waits for the desk lends its own."""
 
 _CONNECT_SECONDS = 10.0
 
@@ -97,11 +113,20 @@ class Places(NamedTuple):
         kind, each = ("GPU", self.num_cards) if self.has_cards else ("CPU", self.num_cpus)
         return max(sum(int(node.get(kind, 0.0) / each) for node in nodes), 1)
 
-    def options(self, unit: Unit) -> dict[str, Any]:
-        """What the task of a unit asks for. The memory of a card is asked for with the card."""
+    def fits(self, node: Mapping[str, float]) -> bool:
+        """Whether a node has a place."""
+        kind, each = ("GPU", self.num_cards) if self.has_cards else ("CPU", self.num_cpus)
+        return node.get(kind, 0.0) >= each
+
+    def held_by(self, unit: Unit) -> int:
+        """The memory that a unit needs, of no more than a node has."""
+        return min(unit.memory_bytes, self.memory_bytes)
+
+    def options(self, memory_bytes: int) -> dict[str, Any]:
+        """What a worker asks for. The memory of a card is asked for with the card."""
         if self.has_cards:
             return {"num_cpus": self.num_cpus, "num_gpus": self.num_cards}
-        return {"num_cpus": self.num_cpus, "memory": min(unit.memory_bytes, self.memory_bytes)}
+        return {"num_cpus": self.num_cpus, "memory": memory_bytes}
 
 
 def _whole(cpus: float) -> float:
@@ -151,8 +176,8 @@ class Cluster:
     def _start(self) -> None:
         quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
         if self._address is None:
-            # a task for which memory never suffices is not tried for ever
-            os.environ.setdefault("RAY_task_oom_retries", str(MOST_RESTARTS))
+            # whoever leads begins again what was lost, also for want of memory
+            os.environ.setdefault("RAY_task_oom_retries", "0")
             try:
                 self.ray.init(
                     "local",
@@ -179,12 +204,21 @@ class Cluster:
 
     def nodes(self) -> list[Mapping[str, float]]:
         """What each node has that is there now."""
-        return [node["Resources"] for node in self.ray.nodes() if node["Alive"]]
+        return list(self.nodes_by_id().values())
+
+    def nodes_by_id(self) -> dict[str, Mapping[str, float]]:
+        """The same, by the name that Ray has given the node."""
+        return {node["NodeID"]: node["Resources"] for node in self.ray.nodes() if node["Alive"]}
+
+    def on_node(self, node: str, *, soft: bool) -> Any:
+        """Places a task on a node; ``soft``: on another if that one is gone."""
+        strategies = importlib.import_module("ray.util.scheduling_strategies")
+        return strategies.NodeAffinitySchedulingStrategy(node, soft=soft)
 
     def machine(self, places: Places) -> Machine:
         """The machine to plan for: a card, as one of them is, or a CPU.
 
-        Its memory is given, so that tasks plan the same however much others leave them.
+        Its memory is given, so that a study is planned the same however much others leave of it.
         """
         import torch
 
@@ -199,9 +233,7 @@ class Cluster:
 
     def desk(self, root: Path, leader: str) -> Any:
         """The desk of a study; it ends with this process, on its node."""
-        strategies = importlib.import_module("ray.util.scheduling_strategies")
-        node = self.ray.get_runtime_context().get_node_id()
-        here = strategies.NodeAffinitySchedulingStrategy(node, soft=False)
+        here = self.on_node(self.ray.get_runtime_context().get_node_id(), soft=False)
         actor = self.ray.remote(Desk).options(num_cpus=0, scheduling_strategy=here)
         return actor.remote(root, leader)
 
@@ -213,15 +245,13 @@ def _card_bytes() -> int:
     return Machine.here().available_bytes()
 
 
-def _done_by_ray(
-    job: Job, unit: str, models: Sequence[str], failed: Sequence[str], desk: Any
-) -> None:
-    """See ``do_task``: the task, in a process of Ray."""
+def _work_for_ray(job: Job, name: str, memory_bytes: int | None, desk: Any) -> None:
+    """See ``work``: the worker, in a process of Ray."""
     before_torch()
     ray: Any = importlib.import_module("ray")
-    do_task(
-        job, unit, models, failed, lambda name, *given: ray.get(getattr(desk, name).remote(*given))
-    )
+    node = ray.get_runtime_context().get_node_id()
+    worker = Worker(name, os.getpid(), socket.gethostname(), node, memory_bytes)
+    work(job, worker, lambda name, *given: ray.get(getattr(desk, name).remote(*given)))
 
 
 @contextlib.contextmanager
@@ -273,20 +303,6 @@ def _cards(text: str) -> list[str]:
     return list(dict.fromkeys(wanted))
 
 
-class _Task(NamedTuple):
-    """A unit that Ray has.
-
-    Attributes:
-        unit: the unit.
-        ref: to what its task returns.
-        due: the ids of the stages that could be done when it was begun.
-    """
-
-    unit: Unit
-    ref: Any
-    due: frozenset[str]
-
-
 class RayExecutor:
     """Has the units of a study done as tasks; an ``Executor`` of ``rankwise.study.run``.
 
@@ -311,8 +327,16 @@ class RayExecutor:
         self.machine = cluster.machine(self._places)
         self.num_workers = num_workers or self._places.count(nodes)
         self.seen_at: Path | None = None
-        self._tasks: dict[str, _Task] = {}
-        self._attempts: dict[str, Attempt] = {}
+        self._workers: dict[str, Any] = {}  # name -> what Ray gives back once it has ended
+        self._num_hired = 0
+        self._offers: list[Offer] = []
+        self._due: dict[str, frozenset[str]] = {}  # unit -> stages that could be done when offered
+        self._doing: dict[str, Attempt] = {}
+        self._lost: list[str] = []  # workers, until the desk is told
+        self._losses = Counter[str]()
+        self._not_on = defaultdict[str, set[str]](set)
+        self._is_settled = False  # whether the offers are made of all that is known
+        self._settled_at = 0.0
         self._desk: Any = None
         self._job: Any = None
 
@@ -320,125 +344,196 @@ class RayExecutor:
         """Return when nothing is left that could be done.
 
         Raises:
-            RankwiseError: a task met what ends the study, such as a full disk.
+            RankwiseError: a worker met what ends the study, such as a full disk.
             Stopped: a signal came; what was trained is saved.
         """
         root = context.folder.root.resolve()
         leader = leader_in(root) or ""
         self._desk = self._cluster.desk(root, leader)
         job = Job(
-            study=context.study,
+            plan=packed(context.plan, importlib.import_module("ray.cloudpickle")),
             root=self.seen_at or root,
             leader=leader,
             place=Path.cwd(),
-            machine=self.machine,
-            num_workers=self.num_workers,
             accept_new_stack=self._accepts_new_stack,
+            cache=os.environ.get("RANKWISE_CACHE"),
         )
-        self._job = self._ray.put(job)
+        self._job, self._is_settled, self._doing = self._ray.put(job), False, {}
         with context.signals.deferred():
             try:
-                while not context.signals.is_pending and self._submit(agenda):
+                while not context.signals.is_pending:
+                    if not self._is_settled:
+                        self._offer(agenda)
+                    self._exchange(context, agenda)
+                    if self._is_settled:
+                        self._hire()
+                        if not self._workers:
+                            return
                     self._wait(context, agenda)
             finally:
                 self._stop(context, agenda)
 
-    def _submit(self, agenda: Agenda) -> bool:
-        """Give Ray the units with the longest chains of work; False: it has none."""
-        idle = [unit for unit in agenda.units if unit.id not in self._tasks]
-        due = {unit.id: agenda.due(unit) for unit in idle}
-        left = [unit for unit in agenda.units if agenda.is_left(unit)]
-        chains = longest_chains(left)
-        room = _WAITING_SHARE * self._places.count(self._cluster.nodes()) - len(self._tasks)
-        waiting = [unit for unit in idle if due[unit.id]]
-        failed = [failure.stage for failure in agenda.failures]
-        for unit in sorted(waiting, key=lambda unit: -chains[unit.id])[: max(room, 0)]:
-            task = self._ray.remote(_done_by_ray).options(
-                name=unit.id, max_retries=MOST_RESTARTS, **self._places.options(unit)
+    def _offer(self, agenda: Agenda) -> None:
+        """Find what can be begun, units with the longest chains of work first."""
+        busy = {attempt.unit for attempt in self._doing.values()}
+        due = {unit.id: agenda.due(unit) for unit in agenda.units if unit.id not in busy}
+        chains = longest_chains([unit for unit in agenda.units if agenda.is_left(unit)])
+        failed = tuple(failure.stage for failure in agenda.failures)
+        waiting = [unit for unit in agenda.units if due.get(unit.id)]
+        self._offers = [
+            Offer(
+                unit.id,
+                tuple(agenda.models_of(unit)),
+                failed,
+                self._places.held_by(unit),
+                self._avoided(unit.id),
             )
-            ref = task.remote(self._job, unit.id, agenda.models_of(unit), failed, self._desk)
-            self._tasks[unit.id] = _Task(unit, ref, frozenset(each.id for each in due[unit.id]))
-        return bool(self._tasks)
+            for unit in sorted(waiting, key=lambda unit: -chains[unit.id])
+        ]
+        self._due |= {unit.id: frozenset(each.id for each in due[unit.id]) for unit in waiting}
+        self._is_settled, self._settled_at = True, time.monotonic()
+
+    def _avoided(self, unit: str) -> frozenset[str]:
+        """The nodes that have lost a unit, where another one could do it."""
+        avoided = frozenset(self._not_on[unit])
+        others = [node for node in self._cluster.nodes_by_id() if node not in avoided]
+        return avoided if avoided and any(self._has_place(node) for node in others) else frozenset()
+
+    def _has_place(self, node: str) -> bool:
+        return self._places.fits(self._cluster.nodes_by_id().get(node, {}))
+
+    def _hire(self) -> None:
+        """Give Ray a worker for each unit that waits for one, as far as there are places."""
+        share = _WAITING_SHARE if self._places.has_cards else 1
+        most = share * self._places.count(self._cluster.nodes())
+        number = min(most, len(self._doing) + len(self._offers)) - len(self._workers)
+        memory = max((offer.memory_bytes for offer in self._offers), default=0)
+        for offer in self._offers[: max(number, 0)]:
+            self._num_hired += 1
+            name = f"{offer.unit}:{self._num_hired}"
+            options = self._places.options(memory) | self._place_for(offer)
+            # a process would keep its card, and Ray gives the next one another
+            remote = self._ray.remote(max_calls=int(self._places.has_cards))(_work_for_ray)
+            held = None if self._places.has_cards else memory
+            self._workers[name] = remote.options(name=offer.unit, max_retries=0, **options).remote(
+                self._job, name, held, self._desk
+            )
+
+    def _place_for(self, offer: Offer) -> dict[str, Any]:
+        """Where a worker is placed that is needed because a node has lost a unit."""
+        if not offer.not_on:
+            return {}
+        names = [name for name in self._cluster.nodes_by_id() if self._has_place(name)]
+        node = random.choice([name for name in names if name not in offer.not_on])
+        return {"scheduling_strategy": self._cluster.on_node(node, soft=True)}
 
     def _wait(self, context: StudyContext, agenda: Agenda) -> None:
-        """Until a task has ended or a stage is done, a signal has come, or a node may have."""
-        refs, until = [task.ref for task in self._tasks.values()], time.monotonic() + 5.0
-        while not context.signals.is_pending and time.monotonic() < until:
+        """For a moment, or until all workers have ended; say what became of those that have."""
+        refs = list(self._workers.values())
+        ended: list[Any] = []
+        if refs:
             ended, _ = self._ray.wait(refs, num_returns=len(refs), timeout=_LOOK_SECONDS)
-            has_more = self._read(context, agenda)
-            for task in [task for task in self._tasks.values() if task.ref in ended]:
-                self._end(task, context, agenda)
-            if ended or has_more:
-                return
+        names = [name for name, ref in self._workers.items() if ref in ended]
+        if names:
+            self._exchange(context, agenda)  # what they told before they ended
+        for name in names:
+            self._end(name, context, agenda)
+        if time.monotonic() - self._settled_at > _COUNT_SECONDS:
+            self._is_settled = False  # a node may have come or gone
 
-    def _read(self, context: StudyContext, agenda: Agenda) -> bool:
-        """Take in what the tasks have told; whether a stage has ended."""
+    def _exchange(self, context: StudyContext, agenda: Agenda) -> None:
+        """Tell the desk what can be begun, and take in what the workers have told and made."""
+        lost, self._lost = self._lost, []
         try:
-            letters: list[Letter] = self._ray.get(self._desk.take.remote())
+            told: Exchanged = self._ray.get(self._desk.exchange.remote(self._offers, lost))
         except self._ray.exceptions.RayActorError as error:
             raise WorkerLostError(
                 "the process at which tasks leave what they make has ended. Run again: finished "
                 "work is kept."
             ) from error
-        has_ended = False
-        for letter in letters:
+        self._doing = told.doing
+        taken = {attempt.unit for attempt in told.doing.values()}
+        self._offers = [offer for offer in self._offers if offer.unit not in taken]
+        for letter in told.letters:
             take_in(context.folder.root, letter)
-            before = self._attempts.get(letter.attempt.unit, letter.attempt)
-            self._attempts[letter.attempt.unit] = letter.attempt
-            if before != letter.attempt:
-                text = f"the process {before.process} was lost; its unit is restarted"
-                context.tell.event(Noted(text))
             for event in letter.events:
                 match event:
                     case StageFinished(stage):
                         agenda.finished(stage)
                         context.tell.event(event)
-                        has_ended = True
+                        self._is_settled = False
                     case StageFailed(failure):
                         agenda.failed_elsewhere(failure)
-                        has_ended = True
+                        self._is_settled = False
                     case _:
                         context.tell.event(event)
-        return has_ended
+        for unit in told.ended:
+            self._is_settled = False
+            context.folder.keep_states_of_tasks(unit)
+            due = self._due_now(unit, agenda)
+            if due and self._due[unit] == frozenset(stage.id for stage in due):
+                self._fail(due, "it ended and had done nothing", agenda)
 
-    def _end(self, task: _Task, context: StudyContext, agenda: Agenda) -> None:
-        errors = self._ray.exceptions
-        context.folder.keep_states_of_tasks(task.unit.id)
-        del self._tasks[task.unit.id]
-        self._attempts.pop(task.unit.id, None)
-        problem = "it ended and had done nothing"
+    def _due_now(self, unit: str, agenda: Agenda) -> list[Stage]:
+        (found,) = (each for each in agenda.units if each.id == unit)
+        return agenda.due(found)
+
+    def _fail(self, due: Sequence[Stage], problem: str, agenda: Agenda) -> None:
+        for stage in due:
+            text = f"the process that did it: {problem}. Run again: finished work is kept."
+            agenda.failed(stage, WorkerLostError(text))
+
+    def _end(self, name: str, context: StudyContext, agenda: Agenda) -> None:
+        """A worker has ended; what it did is offered again where it was lost.
+
+        A unit has failed once it was lost too often without anything saved or finished in between.
+        """
+        errors, problem = self._ray.exceptions, "it ended"
         try:
-            self._ray.get(task.ref)
+            self._ray.get(self._workers.pop(name))
         except errors.TaskCancelledError:
-            return  # its process was told to end, and has saved what it trained
+            return  # it was told to end, and has saved what it trained
         except errors.RayTaskError as error:
-            if isinstance(error.cause, SupersededError):
-                return  # Ray had begun it twice; what is left of it is begun again
             if isinstance(error.cause, RankwiseError):
                 raise error.cause from None
-            raise
+            if not isinstance(error.cause, SupersededError):
+                raise
         except errors.RayError as error:
-            first = next(iter(str(error).splitlines()), type(error).__name__)
-            problem = f"it was lost {MOST_RESTARTS + 1} times ({first})"
-        due = agenda.due(task.unit)
-        if problem.startswith("it was lost") or task.due == frozenset(stage.id for stage in due):
-            for stage in due:
-                agenda.failed(
-                    stage,
-                    WorkerLostError(
-                        f"the process that did it: {problem}. Run again: finished work is kept."
-                    ),
-                )
+            problem = next(iter(str(error).splitlines()), type(error).__name__)
+        else:
+            if name not in self._doing:
+                return
+        self._is_settled = False
+        self._lost.append(name)
+        attempt = self._doing.pop(name, None)
+        unit = attempt.unit if attempt is not None else name.rpartition(":")[0]
+        (runs,) = (each.runs for each in agenda.units if each.id == unit)
+        states = [context.folder.training_state_file(run.whole) for run in runs]
+        before = [state_of(path) for path in states]
+        context.folder.keep_states_of_tasks(unit)
+        due = self._due_now(unit, agenda)
+        has_advanced = before != [state_of(path) for path in states]
+        if has_advanced or self._due[unit] != frozenset(stage.id for stage in due):
+            self._losses[unit] = 0
+        else:
+            self._losses[unit] += 1
+        if self._losses[unit] > MOST_RESTARTS:
+            problem = f"it was lost {self._losses[unit]} times without progress ({problem})"
+            self._fail(due, problem, agenda)
+        elif attempt is not None:
+            self._not_on[unit].add(attempt.node)
+            text = f"the process {attempt.process} was lost; its unit is restarted"
+            context.tell.event(Noted(text))
 
     def _stop(self, context: StudyContext, agenda: Agenda) -> None:
         """Let those that still run save what they train, and keep it."""
-        refs = [task.ref for task in self._tasks.values()]
+        refs = list(self._workers.values())
         for ref in refs:
             self._ray.cancel(ref)
         if refs:
             self._ray.wait(refs, num_returns=len(refs), timeout=_PATIENCE_SECONDS)
-            self._read(context, agenda)
-        self._tasks.clear()
-        self._attempts.clear()
+            self._offers = []
+            self._exchange(context, agenda)
+        self._workers.clear()
         self._ray.kill(self._desk)
         context.folder.keep_states_of_tasks()

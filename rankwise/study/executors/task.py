@@ -1,11 +1,13 @@
-"""A unit of a study as the task of a cluster: it works in a folder of its own, and hands over."""
+"""A worker of a cluster: it does each unit in a folder of its own, and hands over what it made."""
 
 from __future__ import annotations
 
 import contextlib
+import io
 import os
-import secrets
-import socket
+import pickle
+import re
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Generator, Sequence
@@ -21,94 +23,152 @@ from rankwise.study.executors.desk import (
     PIECE_BYTES,
     Attempt,
     Letter,
+    Offer,
     State,
+    Worker,
     files_in,
     link_or_copy,
 )
-from rankwise.study.observer import Event, Planned, StageFailed, StageFinished, StageLeftOut
+from rankwise.study.observer import Event, Noted, Planned, StageFailed, StageFinished, StageLeftOut
 
 if TYPE_CHECKING:
-    from rankwise.engine.models.devices import Machine
-    from rankwise.records.study import StudyRecord
+    from rankwise.study.context import ResidentModels
+    from rankwise.study.planning.plan import StudyPlan
 
 _LOOK_SECONDS = 0.1
 _LETTER_SECONDS = 0.2
 """Events of small models come by the thousand a second: they are sent together."""
 
 
+_LOST_CARD = re.compile(r"cuda (driver )?error|cudnn error|triton error \[cuda\]", re.IGNORECASE)
+"""Begin messages of a card or driver that fails: of CUDA and cuBLAS, cuDNN, and Triton."""
+
+
 class Job(NamedTuple):
-    """What every task of a study is given.
+    """What every worker of a study is given.
 
     Attributes:
-        study: as the process that leads has planned it.
-        root: its folder, on the machine of that process.
+        plan: as the process that leads has made it; see ``packed``.
+        root: the study's folder, on the machine of that process.
         leader: what that process has written there: who sees it there sees the folder.
         place: the folder from which relative paths count.
-        machine: that the study is planned for.
-        num_workers: that the study is planned for.
         accept_new_stack: see ``run_study``.
+        cache: RANKWISE_CACHE of that process, for those that have none.
     """
 
-    study: StudyRecord
+    plan: bytes
     root: Path
     leader: str
     place: Path
-    machine: Machine
-    num_workers: int
     accept_new_stack: bool
+    cache: str | None
 
 
-def do_task(
-    job: Job, unit: str, models: Sequence[str], failed: Sequence[str], call: Callable[..., Any]
-) -> None:
-    """Do what can be done of a unit by now.
+def packed(plan: StudyPlan, pickle: Any) -> bytes:
+    """A plan for other processes, without the documents of its tasks: they are requests by now.
+
+    Functions of a task's own files are sent as code: no module of that name can be imported.
+
+    Args:
+        plan: of a study.
+        pickle: Ray's cloudpickle.
+    """
+    import datasets
+
+    class Pickler(pickle.Pickler):
+        def reducer_override(self, obj: Any) -> Any:
+            if isinstance(obj, datasets.Dataset | datasets.DatasetDict):
+                return type(None), ()
+            return super().reducer_override(obj)
+
+    for name, module in list(sys.modules.items()):
+        if os.sep in name:  # as lm-eval names what it loads from a file
+            pickle.register_pickle_by_value(module)
+    content = io.BytesIO()
+    Pickler(content).dump(changed(plan, planner=None))
+    return content.getvalue()
+
+
+def _unpacked(content: bytes) -> StudyPlan:
+    """The plan, with the base where this machine has it."""
+    from rankwise.study.planning.model import found_base
+
+    plan: StudyPlan = pickle.loads(content)  # noqa: S301  of whoever leads
+    if plan.base.folder.is_dir():
+        return plan
+    return changed(plan, base=found_base(plan.record.config, lambda _: None)[0])
+
+
+def work(job: Job, worker: Worker, call: Callable[..., Any]) -> None:
+    """Do what the desk has for this process, until there is nothing; the base stays in memory.
 
     Args:
         job: of the study.
-        unit: its id.
-        models: the names of those that it reads or makes.
-        failed: the ids of stages that have failed so far.
+        worker: this process.
         call: calls a method of the study's ``Desk`` by its name, and waits for the answer.
     """
     if job.place.is_dir():
         os.chdir(job.place)
+    if job.cache is not None:
+        os.environ.setdefault("RANKWISE_CACHE", job.cache)
     from rankwise.engine.models.libraries import quiet_libraries
+
+    quiet_libraries()
+    plan: StudyPlan | None = None
+    models: ResidentModels | None = None
+    while (given := call("next", worker)) is not False:
+        if given is True:
+            time.sleep(_LOOK_SECONDS)
+            continue
+        plan = plan or _unpacked(job.plan)
+        attempt, offer = given
+        models = _do(job, plan, models, attempt, offer, call)
+
+
+def _do(
+    job: Job,
+    plan: StudyPlan,
+    models: ResidentModels | None,
+    attempt: Attempt,
+    offer: Offer,
+    call: Callable[..., Any],
+) -> ResidentModels:
+    """Do what can be done of a unit by now; returns what stays in memory.
+
+    A card that fails ends the process, without which nothing else would run on it: the unit is
+    begun again, on another node where there is one.
+    """
+    from rankwise.engine.models.devices import is_out_of_memory
     from rankwise.study.agenda import Agenda
     from rankwise.study.canary import check_stack
     from rankwise.study.context import StudyContext
     from rankwise.study.executors.local import do_unit
-    from rankwise.study.planning.plan import plan_study
 
-    quiet_libraries()
-    process = os.getpid()
-    where, own = f"{process} on {socket.gethostname()}", f"{process}-{secrets.token_hex(4)}"
-    attempt = Attempt(unit, where, own)
-    call("begin", attempt)
-    while not call("is_ready", unit):
+    while not call("is_ready", attempt.unit):
         time.sleep(_LOOK_SECONDS)
     with _place(job, attempt) as (root, is_shared), heard_of(attempt, call):
-        copy = StudyCopy(root, job.root if is_shared else None, attempt, models, call)
+        copy = StudyCopy(root, job.root if is_shared else None, attempt, offer.models, call)
         copy.bring()
-        folder = StudyFolder(root)
-        plan = plan_study(
-            job.study.config, folder=folder, machine=job.machine, num_workers=job.num_workers
-        )
         relay = Relay(copy)
-        context = StudyContext.of(
-            changed(plan.in_part(job.study.share), record=job.study),
-            folder,
-            relay,
-            state_saved=None if is_shared else copy.send_state,
-        )
-        agenda = Agenda(context, failed)
+        saved = None if is_shared else copy.send_state
+        context = StudyContext.of(plan, StudyFolder(root), relay, saved, models)
+        agenda = Agenda(context, offer.failed)
         with context.signals.listening():
             try:
                 check_stack(context, agenda.graph, is_accepted=job.accept_new_stack)
-                (own,) = (each for each in agenda.units if each.id == unit)
+                (own,) = (each for each in agenda.units if each.id == attempt.unit)
                 do_unit(context, agenda, own)
+            except RuntimeError as error:
+                if _LOST_CARD.search(str(error)) is None or is_out_of_memory(error):
+                    raise
+                first = str(error).splitlines()[0]
+                relay(Noted(f"the process {attempt.process} ends, because its card fails: {first}"))
+                relay.send()
+                os._exit(1)
             finally:
                 context.models.release()
                 relay.send()
+        return context.models
 
 
 @contextlib.contextmanager
@@ -150,7 +210,7 @@ class StudyCopy:
         study: the study's folder, where the task can see it; None: files come from the desk.
         attempt: at the unit that is done.
         models: those whose files are needed.
-        call: see ``do_task``.
+        call: see ``work``.
     """
 
     def __init__(

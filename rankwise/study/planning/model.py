@@ -81,6 +81,23 @@ def study_model(
         PlanError: the model cannot be had.
         ModelError: its tokenizer or config cannot be used.
     """
+    base, start = found_base(config, report)
+    tokenizer = load_tokenizer(base.folder)
+    skeleton: Any = model_skeleton(base.folder)
+    max_length = context_length(skeleton.config, tokenizer)
+    machine = machine or Machine.here()
+    precision = machine.precision(config.train.precision)
+    return StudyModel(base, tokenizer, skeleton, max_length, machine, precision, start)
+
+
+def found_base(
+    config: StudyConfig, report: Callable[[str], None]
+) -> tuple[BaseModel, AdapterFolder | None]:
+    """A study's base model on this machine, and the adapter that it starts with, if it does.
+
+    Raises:
+        PlanError: they cannot be had.
+    """
     name, place, start = config.methods.start, "", None
     try:
         base = find_base_model(config.base_model, report, weights=False)
@@ -92,9 +109,4 @@ def study_model(
             base = with_start(base, str(name), start)
     except ModelError as error:
         raise PlanError(config.name, config.base_model.name, [f"{place}{error}"]) from error
-    tokenizer = load_tokenizer(base.folder)
-    skeleton: Any = model_skeleton(base.folder)
-    max_length = context_length(skeleton.config, tokenizer)
-    machine = machine or Machine.here()
-    precision = machine.precision(config.train.precision)
-    return StudyModel(base, tokenizer, skeleton, max_length, machine, precision, start)
+    return base, start

@@ -27,6 +27,7 @@ from rankwise.records.fingerprints import fingerprint, study_fingerprint
 from rankwise.records.folder import StudyFolder
 from rankwise.records.results import MIN_ITEMS
 from rankwise.records.study import (
+    Decompositions,
     FirstItems,
     PlannedRun,
     References,
@@ -60,6 +61,7 @@ from rankwise.study.planning.tasks import TaskFinder, TaskPlan
 from rankwise.study.references import num_answered, with_references
 from rankwise.study.searches.policy import Decision, Measures
 from rankwise.study.stages.graph import KINDS
+from rankwise.study.stages.spectra import decompositions
 from rankwise.study.stages.stage import PlannedTasks
 from rankwise.study.times import training_work
 from rankwise.tasks.item_order import in_random_order
@@ -439,6 +441,7 @@ def _unchosen(
             for kind, its in inputs.items()
         },
         num_parameters=model.num_parameters,
+        decompositions=_decompositions(config, model, parts.layers),
         scored_tokens={name: task.num_distinct_tokens for name, task in prepared.items()},
         references=References(
             parts=_answered_in_part(config, model.precision, tasks.scored, prepared)
@@ -464,6 +467,16 @@ def _unchosen(
         others=parts.others,
         rewards=parts.rewards,
     )
+
+
+def _decompositions(
+    config: StudyConfig, model: StudyModel, layers: Mapping[tuple[str, ...], TargetLayers]
+) -> Decompositions:
+    """Of every matrix that any run adapts; empty where weights are not analysed."""
+    if not config.analysis.spectra:
+        return Decompositions()
+    shapes = {name: shape for each in layers.values() for name, shape in each.shapes.items()}
+    return decompositions(model.machine, shapes.values(), model.num_parameters)
 
 
 def _answered_in_part(

@@ -82,6 +82,7 @@ def study_outline(
             records=tuple(model_name(model) for model in stage.models),
             slowness=stage.slowness,
             remembered=(remembered or {}).get(stage.kind),
+            by_arithmetic=stage.seconds_by_arithmetic,
         )
         for stage in graph
     )

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
@@ -12,12 +13,14 @@ from typing import TYPE_CHECKING, NamedTuple
 from rankwise.errors import BeyondLoraError, ModelError
 from rankwise.records.fingerprints import fingerprint
 from rankwise.records.spectra import EPSILONS, MatrixSpectrum, SpectraRecord
-from rankwise.records.study import PlannedRun, StudyRecord
+from rankwise.records.study import Decompositions, PlannedRun, StudyRecord
 from rankwise.study.stages.stage import Graph, Model, OneRecord, Stage, is_usable
+from rankwise.study.times import TRAINING_WORK, assumed_rate
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from rankwise.engine.models.devices import Machine
     from rankwise.engine.models.structure import LinearShape
     from rankwise.study.context import StudyContext
     from rankwise.weights.decomposition import SpectralCache
@@ -27,9 +30,24 @@ if TYPE_CHECKING:
 SPECTRA_REVISION = 2
 """A revision, as those in ``records.fingerprints``."""
 
-ANALYSIS_WORK = 1500.0
-"""Work of decomposing all adapted matrices of a run once, in scored tokens: measured on small
-models. Only the time left is estimated from it."""
+CORE_FLOPS = 50e9
+"""Multiplications and additions in a second of one core in LAPACK's float32 decompositions: 40e9
+and 54e9 were measured for 1,536 and 2,048 columns on an EPYC with AVX-512. Only the time left is
+estimated from it, as from the next."""
+
+CORES_SHARE = 1 / 4
+"""The share of several cores that one decomposition uses; assumed, as half of it waits for memory.
+"""
+
+CARD_FLOPS = 1e12
+"""The same of a card that multiplies float64 fast, in float64; assumed, not measured."""
+
+DESCRIBED_CORES = 16
+"""Cores that are assumed beside a card that is described and multiplies float64 slowly."""
+
+FAST_FLOAT64_BYTES = 60 * 10**9
+"""A card that is described multiplies float64 fast if it has this much memory: others than those
+for data centres have less."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +58,9 @@ class AnalyseWeights(OneRecord):
     """
 
     train_task: str
+    decomposing_seconds: float
+    cache_bytes: int
+    """That it leaves in the cache folder, about."""
 
     kind = "spectra"
     record = SpectraRecord
@@ -52,17 +73,26 @@ class AnalyseWeights(OneRecord):
     @classmethod
     def planned(cls, graph: Graph) -> Iterator[Stage]:
         study = graph.study
-        # the update, and the base with each of the random updates of both kinds
-        decompositions = 1 + 2 * study.config.analysis.null_draws
         if study.config.analysis.spectra:
-            for train_task, runs in graph.by_train_task().items():
-                work = ANALYSIS_WORK * decompositions * len(runs)
-                yield cls.of(graph, "weights", runs, work, train_task=train_task)
+            for number, (train_task, runs) in enumerate(graph.by_train_task().items()):
+                flops = sum(_flops_of(study, run) for run in runs)
+                flops += 0 if number else _flops_of_base(study)  # later ones find it on the disk
+                seconds = flops / study.decompositions.flops
+                work = max(seconds * study.decompositions.tokens_per_second, 1.0)
+                cache = 0 if number else study.decompositions.kept_bytes
+                yield cls.of(
+                    graph, "weights", runs, work, train_task=train_task,
+                    decomposing_seconds=seconds, cache_bytes=cache,
+                )  # fmt: skip
+
+    @property
+    def seconds_by_arithmetic(self) -> float:
+        return self.decomposing_seconds
 
     @classmethod
     def wanted(cls, study: StudyRecord, model: Model) -> str:
         assert model is not None
-        full, settings = study.full_run_of(model), study.config.analysis
+        full = study.full_run_of(model)
         return fingerprint(
             {
                 "revision": SPECTRA_REVISION,
@@ -70,14 +100,65 @@ class AnalyseWeights(OneRecord):
                 "run": model.fingerprint,
                 "full": None if full is None else full.fingerprint,
                 "modules": study.adapted_modules if model.method == "full" else None,
-                "top_k": settings.top_k,
-                "null_draws": settings.null_draws,
+                "top_k": study.top_k,
+                "null_draws": study.null_draws,
             }
         )
 
     def do(self, context: StudyContext, models: Sequence[Model]) -> None:
         context.models.release(base=True)  # matrices are read one by one
         analyse_weights(context, self, [model for model in models if model is not None])
+
+
+def decompositions(
+    machine: Machine, shapes: Iterable[LinearShape], num_parameters: int
+) -> Decompositions:
+    """What is decomposed of a base whose matrices have these shapes, and where."""
+    import torch
+
+    from rankwise.engine.models.devices import float64_device
+    from rankwise.weights.decomposition import MOST_BYTES, kept_bytes
+
+    has_card, cores = machine.device.type == "cuda", torch.get_num_threads()
+    if machine.is_elsewhere:
+        is_fast, cores = machine.available_bytes() >= FAST_FLOAT64_BYTES, DESCRIBED_CORES
+    else:
+        is_fast = has_card and float64_device(machine.device).type == "cuda"
+    cpu_flops = CORE_FLOPS * max(1.0, cores * CORES_SHARE)
+    matrices = [(shape.out_features, shape.in_features) for shape in shapes]
+    counted = Counter(matrices)
+    tokens = cpu_flops / (2 * num_parameters)
+    if has_card:
+        tokens = assumed_rate(num_parameters) * TRAINING_WORK["lora"]
+    return Decompositions(
+        shapes=tuple((*shape, number) for shape, number in sorted(counted.items())),
+        flops=CARD_FLOPS if is_fast else cpu_flops,
+        tokens_per_second=tokens,
+        kept_bytes=min(sum(itertools.starmap(kept_bytes, matrices)), MOST_BYTES),
+    )
+
+
+def _flops_of_base(study: StudyRecord) -> float:
+    """Of one thin decomposition of each matrix: bidiagonal, and by divide and conquer.
+
+    Golub and Van Loan, "Matrix Computations", 4th edition, figure 8.6.1, R-bidiagonalisation.
+    """
+    return sum(
+        number * (6 * max(shape) * min(shape) ** 2 + 20 * min(shape) ** 3)
+        for *shape, number in study.decompositions.shapes
+    )
+
+
+def _flops_of(study: StudyRecord, run: PlannedRun) -> float:
+    """Of what one run did to each matrix, beside random updates: as measured, within twice."""
+    num_sums = 1 + 2 * study.null_draws
+    if run.rank is None:
+        return _flops_of_base(study) * (1 + num_sums)
+    flops = 0.0
+    for *shape, number in study.decompositions.shapes:
+        least = min(shape)
+        flops += number * 20 * least * min(study.top_k + 8 * run.rank, least) ** 2
+    return flops * num_sums
 
 
 # On a CPU matrices whose smaller side is up to this are analysed side by side, each by one thread.
@@ -170,7 +251,7 @@ def _write(context: StudyContext, stage: Stage, subject: _Subject, seconds: floa
         model=subject.run.name,
         fingerprint=stage.fingerprint_of(subject.run),
         epsilons=EPSILONS,
-        null_draws=context.study.config.analysis.null_draws,
+        null_draws=context.study.null_draws,
         matrices=tuple(subject.matrices),
         not_analysed=subject.not_analysed,
         analysis_seconds=seconds,
@@ -237,9 +318,8 @@ def _spectrum(
     """What a run did to a layer, if it adapted it."""
     from rankwise.weights.matrix import NullDraws, matrix_spectrum
 
-    settings = study.config.analysis
-    nulls = NullDraws(settings.null_draws, seed=0)
-    spectrum = partial(matrix_spectrum, layer, base, top_k=settings.top_k, nulls=nulls)
+    nulls = NullDraws(study.null_draws, seed=0)
+    spectrum = partial(matrix_spectrum, layer, base, top_k=study.top_k, nulls=nulls)
     if subject.run.method == "full":
         assert full_update is not None
         return spectrum(full_update, rank=None)

@@ -161,6 +161,11 @@ class Stage(ABC):
         return round(self.work) if self.reads_tokens else None
 
     @property
+    def seconds_by_arithmetic(self) -> float | None:
+        """What it takes on the device that is planned for; None: as its work has it."""
+        return None
+
+    @property
     def runs(self) -> tuple[PlannedRun, ...]:
         """The models that are runs."""
         return tuple(run for run in self.models if run is not None)
