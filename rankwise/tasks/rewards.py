@@ -103,6 +103,31 @@ class Rewards:
         """
         return [judge(rows, texts, tokens) for judge in self._judges]
 
+    def judged(
+        self,
+        rows: Sequence[Asked],
+        texts: Sequence[str],
+        tokens: Sequence[Sequence[int]],
+        *,
+        group_size: int,
+        scale: Scale,
+    ) -> tuple[list[float], dict[str, Any]]:
+        """The advantage of each text of a step, and the fields of ``StepRewards``.
+
+        Args:
+            rows: the row that each text answers; those to one row stand together.
+            texts: without their end.
+            tokens: of each text.
+            group_size: texts to a row.
+            scale: of what the standard deviation is taken; see ``advantages``.
+
+        Raises:
+            RewardError: as a call.
+        """
+        rewards = self(rows, texts, tokens)
+        totals, values = advantages(rewards, self.weights, group_size, scale)
+        return values, StepRewards.of(totals, rewards, self.names, group_size)._asdict()
+
 
 def _right(row: Asked) -> str:
     return row.completion.strip()

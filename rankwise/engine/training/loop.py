@@ -11,7 +11,7 @@ A trainee may be held to the base: the mean of KL(base || adapted) at some token
 its loss. The base reads these in the same pass, with no adapter on their rows.
 
 Where trainees learn from their own texts, each step begins with these: all trainees write together
-(``writing``), and what each has written is then an example like others, with a weight for each
+(``TextWriter``), and what each has written is then an example like others, with a weight for each
 token, or with a teacher that it is held to.
 """
 
@@ -54,9 +54,8 @@ from rankwise.engine.training.trainees import (
     StepMetrics,
     Trainee,
 )
-from rankwise.engine.training.writing import Writer
 from rankwise.errors import DivergedError
-from rankwise.records.config.objectives import GrpoConfig
+from rankwise.records.config.objectives import GrpoConfig, WrittenConfig
 from rankwise.records.config.training import TrainConfig
 
 # Good steps after which a larger micro-batch is tried again: where that fails, a step is taken
@@ -104,6 +103,25 @@ class PassObserver(Protocol):
         ...
 
 
+class TextWriter(Protocol):
+    """Writes what trainees learn from, at the beginning of a step.
+
+    Attributes:
+        settings: how texts are written.
+        other: the model that trainees are held to and its head, where it is not the base without
+            adapters.
+        is_reverse: KL(model || other) is taken.
+    """
+
+    settings: WrittenConfig
+    other: tuple[Any, CompletionHead] | None
+    is_reverse: bool
+
+    def write(self, trainees: Sequence[Trainee]) -> Mapping[Trainee, DivergedError]:
+        """Give ``written`` to those that have none; those that cannot have any, and why."""
+        ...
+
+
 def num_optimizer_steps(num_examples: int, config: TrainConfig, epochs: int) -> int:
     """Steps over all epochs; the last step of an epoch may have fewer examples."""
     per_step = config.batch_size * config.gradient_accumulation_steps
@@ -121,7 +139,7 @@ def train_pass(
     gradient_checkpointing: bool,
     observer: PassObserver,
     max_lanes: int = 1,
-    writer: Writer | None = None,
+    writer: TextWriter | None = None,
 ) -> None:
     """Take all remaining steps of every trainee, until its last mark.
 
@@ -211,7 +229,7 @@ class _RunningPass:
     kernels: str | None
     memory: PeakMemory
     device: torch.device
-    writer: Writer | None
+    writer: TextWriter | None
 
     def run(self) -> None:
         active: dict[int, Trainee] = {}
@@ -418,7 +436,7 @@ class _Lane:
         bank: AdapterBank | None,
         autocast: bool,
         twins_of: Sequence[Adapter],
-        writer: Writer | None,
+        writer: TextWriter | None,
     ) -> None:
         temperature = 1.0 if writer is None else writer.settings.temperature
         self._decoder, self.head = model.base_model, CompletionHead(model, temperature)

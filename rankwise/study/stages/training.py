@@ -6,6 +6,7 @@ import itertools
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
     from rankwise.engine.models.variants import Initialisation
     from rankwise.engine.training.trainees import AdapterTrainee, Trainee
-    from rankwise.engine.training.writing import Writer
+    from rankwise.engine.writing import Writer
     from rankwise.study.context import StudyContext
     from rankwise.tasks.training_rows import Example
 
@@ -193,7 +194,7 @@ def _writer(
     """Writes what the runs of a pass learn from; None where that is given."""
     from rankwise.engine.models.loading import load_frozen
     from rankwise.engine.models.start import fetch_weights
-    from rankwise.engine.training.writing import Writer
+    from rankwise.engine.writing import Writer
 
     plan, config = context.plan, context.study.config
     written, (run, *_) = config.train.written, trainings
@@ -202,11 +203,15 @@ def _writer(
     other, is_base = None, run.method != "full"
     if not is_base and (written.is_distilled or (isinstance(written, GrpoConfig) and written.beta)):
         other = load_frozen(fetch_weights(plan.base), context.study.precision, plan.device)
+    judge = None
+    if isinstance(written, GrpoConfig):
+        rewards, size = plan.rewards[run.train_task], written.num_generations
+        judge = partial(rewards.judged, group_size=size, scale=written.scale_rewards)
     return Writer(
         model,
         plan.tokenizer,
         config.train,
-        plan.rewards.get(run.train_task),
+        judge,
         other=other,
         is_base=is_base,
         max_tokens=planned.max_tokens,

@@ -18,9 +18,8 @@ if TYPE_CHECKING:
     from torch import nn
 
     from rankwise.engine.models.trained_adapters import AdapterBank
-    from rankwise.engine.training.loop import TrainingResult
+    from rankwise.engine.training.loop import TextWriter, TrainingResult
     from rankwise.engine.training.trainees import StepMetrics, Trainee
-    from rankwise.engine.training.writing import Writer
     from rankwise.study.context import StudyContext
 
 Trainings = Mapping[PlannedRun, Sequence[PlannedRun]]
@@ -61,7 +60,7 @@ class TrainingPass:
         model: nn.Module,
         planned: PlannedPass,
         bank: AdapterBank | None = None,
-        writer: Writer | None = None,
+        writer: TextWriter | None = None,
     ) -> None:
         """Train the pass as planned; adapters go through a bank, own texts come from a writer."""
         from rankwise.engine.training.loop import train_pass

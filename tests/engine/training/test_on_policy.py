@@ -6,6 +6,7 @@ Against the same alone, against PyTorch written out, and against what a kill lea
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 import torch
 
 from rankwise.engine.training.trainees import AdapterTrainee
-from rankwise.engine.training.writing import Writer
+from rankwise.engine.writing import Writer
 from rankwise.records.config.training import TrainConfig
 from rankwise.tasks.rewards import Rewards
 from rankwise.tasks.training_rows import TrainingRow
@@ -56,11 +57,13 @@ def own_texts(objective: dict[str, Any], **options: Any) -> TrainConfig:
 
 def writer(setting: Setting, train: TrainConfig) -> Callable[[Any], Writer]:
     assert train.objective is not None
-    rewards = None
+    judge = None
     if (grpo := train.objective.grpo) is not None:
         asked = [example.asks for example in setting.examples(train, ROWS)]
         rewards = Rewards(grpo.rewards, [each for each in asked if each is not None])
-    return lambda model: Writer(model, setting.tokenizer, train, rewards, max_tokens=128)
+        settings: dict[str, Any] = {"group_size": grpo.num_generations, "scale": "group"}
+        judge = partial(rewards.judged, **settings)
+    return lambda model: Writer(model, setting.tokenizer, train, judge, max_tokens=128)
 
 
 def trained(

@@ -22,8 +22,8 @@ from rankwise.engine.models.trained_adapters import Adapter, adapted
 from rankwise.engine.scoring.decode.decoder import Decoder, Written
 from rankwise.engine.training import loop as training
 from rankwise.engine.training.trainees import AdapterTrainee
-from rankwise.engine.training.writing import Writer
-from rankwise.tasks.rewards import Rewards
+from rankwise.engine.writing import Judge, Writer
+from rankwise.tasks.rewards import advantages
 from rankwise.tasks.training_rows import Asked, Example
 from tests.support.passes import CPU, Heard, config, planned
 from tests.support.tiny_models import tiny
@@ -82,14 +82,14 @@ def written(_: Decoder, __: Any, prompts: Any, ___: Any) -> list[list[Written]]:
     return [[Written(text, "", text[-1] == END) for text in of] for of in texts]
 
 
-class FixedRewards(Rewards):
-    def __init__(self) -> None:
-        self.names, self.weights, self.content = ("worth",), (1.0,), "worth"
+def judge(scale: str) -> Judge:
+    def judged(
+        _: Sequence[Asked], __: Sequence[str], tokens: Sequence[Sequence[int]]
+    ) -> tuple[list[float], dict[str, Any]]:
+        totals, values = advantages([[worth(x) for x in tokens]], (1.0,), GENERATIONS, scale)
+        return values, {"reward": sum(x for x in totals if x is not None) / len(totals)}
 
-    def __call__(
-        self, rows: Sequence[Asked], texts: Sequence[str], tokens: Sequence[Sequence[int]]
-    ) -> list[list[float | None]]:
-        return [[worth(each) for each in tokens]]
+    return judged
 
 
 def rows(number: int) -> list[Example]:
@@ -200,7 +200,7 @@ def test_ranks_in_one_pass_train_as_trl_trains_each(
         trainee.run.name: {name: pair[0].clone() for name, pair in trainee.adapter.factors.items()}
         for trainee in trainees
     }
-    heard = Heard()
+    heard, scale = Heard(), settings.get("scale_rewards", "group")
     with adapted(base, list(shapes)) as bank:
         training.train_pass(
             base,
@@ -210,7 +210,9 @@ def test_ranks_in_one_pass_train_as_trl_trains_each(
             precision="float32",
             gradient_checkpointing=False,
             observer=heard,
-            writer=Writer(base, None, train, FixedRewards(), max_tokens=60),
+            writer=Writer(
+                base, None, train, judge(settings.get("scale_rewards", "group")), max_tokens=60
+            ),
         )
     for rank, trainee in zip(RANKS, trainees, strict=True):
         modules = sorted({name.rpartition(".")[2] for name in shapes})

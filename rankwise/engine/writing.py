@@ -9,7 +9,7 @@ in the pass.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -29,7 +29,6 @@ from rankwise.errors import DivergedError, RewardError
 from rankwise.records.config.objectives import GrpoConfig, SdftConfig
 from rankwise.records.config.training import TrainConfig
 from rankwise.tasks.questions import GenerationSettings, Prompt
-from rankwise.tasks.rewards import Rewards, StepRewards, advantages
 from rankwise.tasks.training_rows import Asked, Example, OwnText
 
 # Of the free memory, for the keys and values of texts that are being written: it is given back
@@ -37,8 +36,16 @@ from rankwise.tasks.training_rows import Asked, Example, OwnText
 _CACHE_SHARE = 0.25
 
 
+Judge = Callable[
+    [Sequence[Asked], Sequence[str], Sequence[Sequence[int]]],
+    tuple[Sequence[float], Mapping[str, Any]],
+]
+"""From the row that each text answers, the texts, and their tokens, to the advantage of each, and
+the fields of ``TextMetrics`` on rewards; raises RewardError."""
+
+
 class Writer:
-    """Writes the texts of a step for the trainees of a pass.
+    """Writes the texts of a step for the trainees of a pass: a ``TextWriter``.
 
     Attributes:
         settings: how texts are written.
@@ -52,7 +59,7 @@ class Writer:
         model: Any,
         tokenizer: Any,
         config: TrainConfig,
-        rewards: Rewards | None = None,
+        judge: Judge | None = None,
         *,
         other: Any = None,
         is_base: bool = True,
@@ -65,14 +72,14 @@ class Writer:
             model: the frozen base that carries adapters, or the model whose weights are trained.
             tokenizer: its own.
             config: whose objective is one of its own texts.
-            rewards: what texts are worth; None: a teacher reads them.
+            judge: says what texts are worth; None: a teacher reads them.
             other: the base or a teacher, where it is not ``model`` without adapters.
             is_base: ``model`` without adapters is the base.
             max_tokens: that the base reads at once.
             cache_bytes: for keys and values; None: a quarter of what is free.
         """
         assert config.written is not None
-        self.settings, self._config, self._rewards = config.written, config, rewards
+        self.settings, self._config, self._judge = config.written, config, judge
         temperature = self.settings.temperature
         self.other = None if other is None else (other, CompletionHead(other, temperature))
         self._base = self.other
@@ -161,16 +168,11 @@ class Writer:
         lengths = [len(text.tokens) for text in written]
         size = self.settings.num_generations
         weights = token_weights(lengths, size * self._config.batch_size, self.settings)
-        values, more = [0.0] * len(written), dict[str, Any]()
-        if self._rewards is not None:
-            assert isinstance(self.settings, GrpoConfig)
-            rewards = self._rewards(
-                asked, [text.text for text in written], [text.tokens for text in written]
-            )
-            totals, values = advantages(
-                rewards, self._rewards.weights, size, self.settings.scale_rewards
-            )
-            more |= StepRewards.of(totals, rewards, self._rewards.names, size)._asdict()
+        values: Sequence[float] = [0.0] * len(written)
+        rewards: Mapping[str, Any] = {}
+        if self._judge is not None:
+            texts, tokens = [each.text for each in written], [each.tokens for each in written]
+            values, rewards = self._judge(asked, texts, tokens)
         examples = tuple(
             Example(
                 (*prompt, *text.tokens),
@@ -186,7 +188,7 @@ class Writer:
             num_texts=len(written),
             num_tokens=sum(lengths),
             cut_share=sum(not text.is_finished for text in written) / len(written),
-            **more,
+            **rewards,
         )
         return WrittenTexts(examples, metrics)
 
