@@ -12,7 +12,6 @@ from safetensors.torch import load_file
 from rankwise.cli.terminal import pass_lines, plan_table
 from rankwise.engine.models.adapter_folder import WEIGHTS_FILE
 from rankwise.errors import ConfigError
-from rankwise.findings.study import finding_tables
 from rankwise.records.folder import StudyFolder
 from rankwise.records.study import PlannedRun, StudyRecord
 from rankwise.records.study_file import load_config
@@ -22,6 +21,7 @@ from tests.support.observers import Recorder
 from tests.support.sentences import Sentences
 from tests.support.small_studies import write_study
 from tests.support.studies import run
+from tests.support.tables import csv_rows
 
 SETTINGS = """
 train:
@@ -233,4 +233,5 @@ def test_rows_are_an_axis_of_the_page(finished: Finished) -> None:
     page = study_page(results, recommendation, findings, {})
     (section,) = [each for each in page.sections if each.name == "axes"]
     assert [figure.name for figure in section.figures] == ["axis-rows-gain", "axis-rows-retention"]
-    assert len([row for row in finding_tables(findings, results)["axes"] if "value" in row]) == 3
+    rows = csv_rows("axes", results, axes=findings.axes)
+    assert len([row for row in rows if row["value"]]) == 3
