@@ -92,7 +92,7 @@ def test_few_rows_are_among_many_and_all_are_trained_in_one_pass(
     (only_pass,) = study.passes
     assert {*only_pass.runs} == {each.name for each in study.models}
     sentence(pass_lines(study)[0], "pass", SIZE=r"(?<=~)[\d.]+ [MG]iB")
-    names = [*plan_table(study, set()).columns[0].cells]
+    names = [str(cell) for cell in plan_table(study, set()).columns[0].cells]
     rows = ["", "", ", 6 rows", ", 6 rows", ", 12 rows", ", 12 rows"]
     models = zip(study.models, rows, strict=True)
     assert names == ["base", *(f"{model.name}{its}" for model, its in models)]
