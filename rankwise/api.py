@@ -26,10 +26,10 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
     from rankwise.engine.models.devices import Machine
-    from rankwise.findings.rows import Row
     from rankwise.records.audits import AuditRecord
     from rankwise.records.config.study import StudyConfig
     from rankwise.records.recommendation import StudyRecommendation
+    from rankwise.report.rows import Row
     from rankwise.study.conclusion import StudyOutcome
     from rankwise.study.forecast import Forecast
     from rankwise.study.planning.plan import StudyPlan
@@ -215,8 +215,8 @@ class Study:
         """One row for the base and each run: settings, means with bounds, cost.
 
         Returns:
-            The columns of the report's ``runs.csv``, behind ``train_task``. Scores are in points,
-            losses in nats per token; ``gain_lower`` and ``gain_upper`` bound ``gain``, and so on.
+            The columns of the report's ``runs.csv``. Scores are in points, losses in nats per
+            token; ``gain_lower`` and ``gain_upper`` bound ``gain``, and so on.
 
         Raises:
             RecordError: as ``recommendation``.
@@ -230,8 +230,8 @@ class Study:
         """One row for each model, task and metric, as defined by lm-evaluation-harness.
 
         Returns:
-            The columns of the report's ``scores.csv``, behind ``train_task``; ``value`` is in
-            lm-eval's own unit, and ``decides`` marks the metric of the verdict.
+            The columns of the report's ``scores.csv``; ``value`` is in lm-eval's own unit, and
+            ``decides`` marks the metric of the verdict.
 
         Raises:
             RecordError: as ``recommendation``.
@@ -246,8 +246,7 @@ class Study:
         """Every table of the report, by name: runs, scores, transfer, and so on.
 
         Returns:
-            The columns of the report's CSV files of these names; those of a trained task stand
-            behind ``train_task``.
+            The columns of the report's CSV files of these names.
 
         Raises:
             RecordError: as ``recommendation``.
@@ -432,7 +431,7 @@ class Study:
         return plan
 
     def _tables(self) -> dict[str, list[Row]]:
-        from rankwise.findings.study import study_tables
+        from rankwise.report.page import study_tables
 
         return study_tables(*self._concluded())
 

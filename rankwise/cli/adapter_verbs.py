@@ -338,10 +338,11 @@ def check(
     if as_json:
         cli.emit(record)
     else:
-        from rankwise.cli.terminal import deployment_table
+        from rankwise.cli.terminal import as_shown
+        from rankwise.report.sections.deployment import check_table
 
         cli.warn(record.warnings)
-        cli.stdout.print(deployment_table(record))
+        cli.stdout.print(as_shown(check_table(record)))
         for form in record.forms:
             cli.say(f"- {form.statement}")
     return EXIT_CODES[record.verdict]

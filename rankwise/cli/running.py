@@ -140,11 +140,12 @@ def _reported(folder: StudyFolder, events: Events | None, outcome: StudyOutcome)
     if events is None:
         return report_on(folder, outcome)
     from rankwise.api import written_report
+    from rankwise.findings.statements import in_commands
 
     path, code = written_report(folder, outcome), _exit_code(outcome)
     fields = {"train_task", "outcome", "rank", "statement"}
     parts = outcome.recommendation.by_train_task
-    said = [_of_folder(part.model_dump(include=fields), folder.root) for part in parts]
+    said = [in_commands(part.model_dump(include=fields), folder.root) for part in parts]
     events.ended("incomplete" if code else "done", code, recommendations=said, report=path)
     return code
 
@@ -177,7 +178,7 @@ def verdict_content(outcome: StudyOutcome, root: Path | None) -> dict[str, Any]:
 
     Commands name the study's folder, if there is one.
     """
-    from pydantic_core import to_jsonable_python
+    from rankwise.findings.statements import in_commands
 
     content = {
         **outcome.recommendation.model_dump(mode="json"),
@@ -185,18 +186,7 @@ def verdict_content(outcome: StudyOutcome, root: Path | None) -> dict[str, Any]:
         "left_out": outcome.results.left_out,
         "failures": outcome.failures,
     }
-    return content if root is None else _of_folder(to_jsonable_python(content), root)
-
-
-def _of_folder(value: Any, root: Path) -> Any:
-    """The same content, with the study's folder in the commands of its sentences."""
-    from rankwise.findings.statements import with_folder
-
-    if isinstance(value, str):
-        return with_folder(value, root)
-    if isinstance(value, dict):
-        return {key: _of_folder(part, root) for key, part in value.items()}
-    return [_of_folder(part, root) for part in value] if isinstance(value, list) else value
+    return content if root is None else in_commands(content, root)
 
 
 def _exit_code(outcome: StudyOutcome) -> int:

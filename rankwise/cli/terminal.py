@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence, Set
+from collections.abc import Callable, Iterator, Sequence, Set
 from itertools import groupby
 from pathlib import Path
 
@@ -15,12 +15,11 @@ from rankwise.findings.models import seeded_labels
 from rankwise.findings.statements import time_of_next, with_folder
 from rankwise.findings.study import StudyFindings
 from rankwise.records import quantities
-from rankwise.records.deployment import DeploymentCheck
-from rankwise.records.files import in_words
-from rankwise.records.quantities import NOT_MEASURED, count, memory, parameters, percent
+from rankwise.records.quantities import count, memory, parameters
 from rankwise.records.recommendation import StudyRecommendation
 from rankwise.records.results import StudyResults
-from rankwise.records.study import PlannedPass, StudyRecord
+from rankwise.records.study import PlannedPass, PlannedRun, StudyRecord
+from rankwise.report.parts import Column
 from rankwise.report.parts import Table as ReportTable
 from rankwise.study.status import ModelStatus
 
@@ -31,12 +30,6 @@ _MOST_MODELS = 10
 """The most models in the table of a status; ``--json`` has all."""
 
 
-def _add_columns(table: Table, names: Iterable[str], words: Set[str]) -> None:
-    """Columns of numbers, which end at the right, and of ``words``."""
-    for name in names:
-        table.add_column(Text(name), justify="left" if name in words else "right", overflow="fold")
-
-
 def plan_table(study: StudyRecord, done: Done) -> Table:
     """What a study will do: one row per model.
 
@@ -45,24 +38,38 @@ def plan_table(study: StudyRecord, done: Done) -> Table:
         done: finished (model, task) pairs; task None is the training.
     """
     config = study.config
-    table = Table(title=f"{config.name} on {config.base_model.name}{config.start_in_words}")
-    names = ("run", "steps", "tokens", "trainable", "of full", "memory", "trained", "scored")
-    _add_columns(table, names, words={"run"})
-    table.add_row("base", *[""] * 6, _scored("base", study.scored_tasks(), done))
-    for run in study.models:
-        is_here = run.role == "imported"
+
+    def name(run: PlannedRun | None) -> str:
+        if run is None:
+            return "base"
         rows = f", {quantities.counted(run.num_examples, 'row')}"
-        table.add_row(
-            f"{run.name}{rows if run.role == 'fewer_rows' else ''}",
-            "imported" if is_here else str(run.num_steps),
-            "" if is_here else count(run.num_tokens),
-            parameters(run.num_trainable_parameters),
-            f"{run.trainable_share:.2%}",
-            "" if is_here else f"~{memory(run.estimated_memory_bytes)}",
-            "yes" if (run.name, None) in done else "no",
-            _scored(run.name, study.tasks_of(run), done),
-        )
-    return table
+        return f"{run.name}{rows if run.role == 'fewer_rows' else ''}"
+
+    def trained(write: Callable[[PlannedRun], str]) -> Callable[[PlannedRun | None], str | None]:
+        return lambda run: None if run is None or run.role == "imported" else write(run)
+
+    def steps(run: PlannedRun | None) -> str | None:
+        return run and ("imported" if run.role == "imported" else str(run.num_steps))
+
+    def scored(run: PlannedRun | None) -> str:
+        model, tasks = "base", study.scored_tasks()
+        if run is not None:
+            model, tasks = run.name, study.tasks_of(run)
+        return f"{sum((model, task) in done for task in tasks)}/{len(tasks)}"
+
+    of_runs = ReportTable.of(
+        "",
+        (None, *study.models),
+        Column(name, "run"),
+        Column(steps, "steps"),
+        Column(trained(lambda run: count(run.num_tokens)), "tokens"),
+        Column("num_trainable_parameters", "trainable", write=parameters),
+        Column("trainable_share", "of full", write=".2%"),
+        Column(trained(lambda run: f"~{memory(run.estimated_memory_bytes)}"), "memory"),
+        Column(lambda run: run and (run.name, None) in done, "trained"),
+        Column(scored, "scored"),
+    )
+    return as_shown(of_runs, f"{config.name} on {config.base_model.name}{config.start_in_words}")
 
 
 def pass_lines(study: StudyRecord) -> list[str]:
@@ -106,31 +113,32 @@ def pass_lines(study: StudyRecord) -> list[str]:
     return lines
 
 
-def _scored(model: str, tasks: Sequence[str], done: Done) -> str:
-    return f"{sum((model, task) in done for task in tasks)}/{len(tasks)}"
-
-
 def status_table(lines: Sequence[ModelStatus], study: StudyRecord) -> Table:
     """Progress of a study: a row for each model; of many models, those with something left."""
-    table = Table(box=None, pad_edge=False)
-    columns = ("model", "training", "steps", "scored on", "left")
-    _add_columns(table, columns, words={*columns})
     names = short_names(study)
-    shown = sorted(lines, key=is_done)[:_MOST_MODELS]
-    for line in (line for line in lines if line in shown):
+    first = sorted(lines, key=is_done)[:_MOST_MODELS]
+    hidden = [line for line in lines if line not in first]
+
+    def steps(line: ModelStatus) -> str:
+        return f"{line.num_steps_done}/{line.num_steps}" if line.num_steps else ""
+
+    def scored(line: ModelStatus) -> str:
         num_tasks = len(line.tasks_scored) + len(line.tasks_left)
-        table.add_row(
-            names.get(line.model, line.model),
-            line.training,
-            f"{line.num_steps_done}/{line.num_steps}" if line.num_steps else "",
-            f"{len(line.tasks_scored)} of {num_tasks} tasks",
-            ", ".join(line.left) or "nothing",
-        )
-    hidden = [line for line in lines if line not in shown]
+        return f"{len(line.tasks_scored)} of {num_tasks} tasks"
+
+    shown = ReportTable.of(
+        "",
+        [line for line in lines if line in first],
+        Column(lambda line: names.get(line.model, line.model), "model"),
+        Column("training", "training"),
+        Column(steps, "steps", is_text=True),
+        Column(scored, "scored on", is_text=True),
+        Column(lambda line: ", ".join(line.left) or "nothing", "left", is_text=True),
+    )
     if hidden:
         num_left = sum(not is_done(line) for line in hidden)
-        table.add_row(f"and {len(hidden)} more", "", "", "", f"something in {num_left}")
-    return table
+        shown = shown.and_more(len(hidden), f"something in {num_left}")
+    return as_shown(shown, is_plain=True)
 
 
 def is_done(line: ModelStatus) -> bool:
@@ -197,63 +205,15 @@ def verdict_cards(
             yield Text(f"Next: {with_folder(card.command, folder)}{about}")
 
 
-def as_shown(shown: ReportTable, title: str | None = None) -> Table:
-    """A table of the report without groups, for the terminal."""
+def as_shown(shown: ReportTable, title: str | None = None, *, is_plain: bool = False) -> Table:
+    """A table of the report without groups, for the terminal; a plain one has no frame."""
     table = Table(title=title, caption=Text(shown.caption))
-    for heading in shown.headings:
-        table.add_column(Text(f"{heading.title}\n{heading.detail}".strip()), overflow="fold")
-    for row in shown.groups[0].rows:
+    if is_plain:
+        table.box, table.pad_edge = None, False
+    for place, (heading, detail) in enumerate(shown.headings):
+        justify = "left" if place in shown.texts else "right"
+        table.add_column(Text(f"{heading}\n{detail}".strip()), justify=justify, overflow="fold")
+    for row in (row for group in shown.groups for row in group.rows):
         texts = [Text("\n".join(part for part in cell[:3] if part)) for cell in row]
         table.add_row(*texts, style="bold" if row[0].is_marked else None)
-    return table
-
-
-def deployment_table(record: DeploymentCheck) -> Table:
-    """A row for each form and task, below the base's and the reference's."""
-    confidence = percent(record.confidence)
-    table = Table(
-        caption=Text(
-            f"against the {'adapter as trained' if record.reference == 'adapter' else 'base'}, "
-            f"paired over the same items, with intervals of {confidence}; positive is better; "
-            f"scored in {record.precision}"
-        )
-    )
-    merged = record.reference == "adapter"
-    weights = ("rounding\n/ delta", "entries\nunchanged", "delta\nkept") if merged else ()
-    names = ("form", "on disk", "task", "score", "difference", "gained\nlost", *weights, "verdict")
-    _add_columns(table, names, words={"form", "task", "verdict"})
-    first = record.forms[0]
-    blank = [""] * (3 + len(weights))
-    for score in first.scores if merged else ():
-        base = quantities.score(record.base_scores[score.task], score.unit)
-        table.add_row("base", "", score.task, base, *blank)
-    for place, score in enumerate(first.scores):
-        size = in_words(record.reference_bytes) if place == 0 else ""
-        name = ("as trained" if merged else "base") if place == 0 else ""
-        own = quantities.score(score.reference_score, score.unit)
-        table.add_row(name, size, score.task, own, *blank)
-    for form in record.forms:
-        verdicts = {mean.tasks[0]: mean.verdict for mean in form.means}
-        for place, score in enumerate(form.scores):
-            is_first, unit = place == 0, score.unit
-            change = score.difference
-            bounds = quantities.change_interval(change.lower, change.upper, unit)
-            flipped = [
-                NOT_MEASURED if n is None else count(len(n)) for n in (score.gained, score.lost)
-            ]
-            cells, delta = ["" for _ in weights], form.delta if is_first else None
-            if merged and delta is not None:
-                kept = quantities.share(max(delta.kept_share, 0.0))
-                unchanged = quantities.share(delta.unchanged_share)
-                cells = [quantities.ratio(delta.relative_error), unchanged, kept]
-            table.add_row(
-                form.form if is_first else "",
-                in_words(form.num_bytes) if is_first else "",
-                score.task,
-                quantities.score(score.form_score, unit),
-                f"{quantities.change(change.estimate, unit)} ({bounds})",
-                "\n".join(flipped),
-                *cells,
-                verdicts.get(score.task, "").replace("_", " "),
-            )
     return table

@@ -24,7 +24,6 @@ from rankwise.findings.pairs import (
     pair_scores,
     paired_test,
 )
-from rankwise.findings.rows import Row, flat
 from rankwise.findings.stats.estimates import mean_over_tasks
 from rankwise.records import quantities
 from rankwise.records.base import Record
@@ -417,11 +416,3 @@ def _margin(
     if unit == "nats":
         return results.study.config.recommendation.delta_nats
     return POINTS_WITHOUT_MARGIN if part.epsilon_points is None else part.epsilon_points
-
-
-def deployment_rows(found: Sequence[DeployedRun], _: object) -> Iterator[Row]:
-    """Every form of every run on every task."""
-    for each in found:
-        for form in each.forms:
-            before = {"run": each.run, "form": form.form, "verdict": form.verdict}
-            yield from (flat(score, **before) for score in form.scores)

@@ -77,7 +77,7 @@ class TrainTaskGauges(TrainTaskFinding):
     """Median over the models; None where no held-out text was read."""
 
 
-def gauges(source: OptionGains) -> TrainTaskGauges | None:
+def gauges(source: OptionGains, *_: object) -> TrainTaskGauges | None:
     """The gauges of one trained task; None where no model was compared with the base.
 
     Raises:

@@ -6,11 +6,10 @@ import itertools
 import statistics
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import Literal, get_args
+from typing import Literal
 
 from rankwise.findings.options import OptionGains, OptionName, TrainTaskFinding
 from rankwise.findings.pairs import run_record
-from rankwise.findings.rows import Row, flat
 from rankwise.findings.stats.correlation import MIN_PAIRS
 from rankwise.findings.trends import correlated, correlation, in_words, mean_of_options
 from rankwise.records import quantities
@@ -21,10 +20,9 @@ from rankwise.records.heads import (
     HeadChanges,
     HeadMap,
     HeadMode,
-    ShareOf,
     TaskHeadEffects,
 )
-from rankwise.records.results import ModelResults, StudyResults
+from rankwise.records.results import ModelResults
 from rankwise.records.study import Interval
 
 HeadMeasure = Literal["entropy", "divergence", "first_token_mass", "output", "share"]
@@ -133,7 +131,7 @@ def _by_head(values: HeadMap) -> list[float]:
     return list(itertools.chain.from_iterable(values))
 
 
-def head_findings(source: OptionGains) -> TrainTaskHeads | None:
+def head_findings(source: OptionGains, *_: object) -> TrainTaskHeads | None:
     """The heads of one trained task's runs; None where none were analysed."""
     results, confidence = source.results, source.confidence
     looked = [model for model in results.runs if model.head_changes or model.head_effects]
@@ -307,37 +305,3 @@ def _change_statement(run: HeadsOfRun) -> str:
         rho = quantities.correlation(output.like_full)
         text += f", and full fine-tuning does with ρ {rho}"
     return f"{text}."
-
-
-def head_rows(_: object, results: StudyResults) -> Iterator[Row]:
-    """One row for each run and head."""
-    for model in results.runs:
-        changes = model.head_changes
-        if changes is None or not changes.changes:
-            continue
-        maps: dict[str, HeadMap | None] = {
-            "base_entropy_nats": changes.base_entropy,
-            "base_first_token_mass": changes.base_first_token_mass,
-        }
-        for change in changes.changes:
-            name = f"{change.measure}_change"
-            maps |= {name: change.values, f"{name}_half_1": change.halves[0]}
-            maps[f"{name}_half_2"] = change.halves[1]
-        for of in get_args(ShareOf):
-            share = changes.share(of)
-            maps[f"delta_share_{of}"] = share and share.values
-        for layer, heads in enumerate(changes.base_entropy):
-            for head in range(len(heads)):
-                values = {name: its and its[layer][head] for name, its in maps.items()}
-                yield {"run": model.name, "layer": layer, "head": head, **values}
-
-
-def effect_rows(_: object, results: StudyResults) -> Iterator[Row]:
-    """One row for each run, mode, task, head and measure."""
-    for model in results.runs:
-        for effects in model.head_effects:
-            before = {"run": model.name, "mode": effects.mode, "task": effects.task}
-            for head in effects.scores:
-                yield flat(head, **before, unit=effects.unit)
-            for head in effects.answers:
-                yield flat(head, **before, unit="answer_nats")

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 from rankwise.findings.agreement import AgreementWithFull, agreement_with_full
 from rankwise.findings.options import Option, OptionGains, OptionName, TaskMean, TrainTaskFinding
 from rankwise.findings.pairs import interval_of
-from rankwise.findings.rows import Row, flat
 from rankwise.findings.stats.estimates import mean_over_tasks
 from rankwise.findings.trends import Answer, Measured, RankTrend, TrendOf, answer_of, rank_trend
 from rankwise.records import quantities
@@ -207,10 +206,3 @@ def _trend_words(trends: Sequence[RankTrend]) -> str:
     ]
     first = trends[0]
     return f"from rank {first.smallest_rank} to rank {first.largest_rank} " + "; ".join(parts)
-
-
-def agreement_rows(found: Sequence[TrainTaskMechanisms], _: object) -> Iterator[Row]:
-    """Every model beside full fine-tuning."""
-    for part in found:
-        for row in part.agreement:
-            yield flat(row, train_task=part.train_task) | {"option": row.label}

@@ -8,13 +8,12 @@ it: so none of them needs a correction for the others, and only the number of ki
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import NamedTuple
 
 from rankwise.errors import RecordError
 from rankwise.findings.options import DecidingTasks
 from rankwise.findings.pairs import Pair, interval_of, pair_items
-from rankwise.findings.rows import Row, flat
 from rankwise.findings.stats.estimates import mean_over_tasks
 from rankwise.findings.stats.items import Floats, Items, item_size, num_clusters
 from rankwise.records import quantities
@@ -239,10 +238,3 @@ def ranks_statement(record: AdapterRepair) -> str | None:
         f"The {quantities.counted(len(ranks), 'layer')} that are adapted keep ranks of {span}, "
         f"{statistics.fmean(ranks):.1f} on average; rank_pattern in adapter_config.json has each."
     )
-
-
-def repair_rows(found: Sequence[AdapterRepair], _: object) -> Iterator[Row]:
-    """Every repair of every run, with what it gains and loses."""
-    for each in found:
-        for point in each.choice.curve:
-            yield flat(point, run=each.model, label=point.repair.label)

@@ -40,7 +40,7 @@ class TrainTaskRetention(TrainTaskFinding):
     subjects: tuple[RetentionLine, ...]
 
 
-def retention_groups(source: OptionGains) -> TrainTaskRetention | None:
+def retention_groups(source: OptionGains, *_: object) -> TrainTaskRetention | None:
     """All groups with at least two of the retention tasks; None with fewer than two tasks."""
     tasks = source.tasks("retention")
     if len(tasks) < 2 or not source.options:

@@ -70,7 +70,7 @@ class TrainTaskSlices(TrainTaskFinding):
     rows: tuple[SliceChange, ...]
 
 
-def slices(source: OptionGains) -> TrainTaskSlices | None:
+def slices(source: OptionGains, *_: object) -> TrainTaskSlices | None:
     """The changes by kind of item; None where the study names no field and no answer has any.
 
     Kinds of fewer than two items are left out. Exploratory: no recommendation rests on it.

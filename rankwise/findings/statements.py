@@ -6,15 +6,19 @@ import re
 import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from rankwise.findings.costs import StudyCost
 from rankwise.findings.stats.detectable import Detectable
 from rankwise.records import quantities
 from rankwise.records.grouping import grouped
 from rankwise.records.judgement import Prospect
+from rankwise.records.places import each_text
 from rankwise.records.quantities import amount, score
 from rankwise.records.recommendation import RankVerdict, Recommendation
 from rankwise.records.study import Interval, Unit
+
+T = TypeVar("T")
 
 _MLP = re.compile(r"mlp|gate|up_|down_|fc|ffn|_4h|4h_|^w\d|experts")
 """Parts of the names of adapted layers: LoRA was not left to attention alone."""
@@ -522,6 +526,15 @@ def with_folder(text: str, folder: str | Path | None) -> str:
         return text
     place = shlex.quote(str(folder))
     return _FOLDER.sub(lambda found: f"{found[1]}{place}", text)
+
+
+def in_commands(value: T, folder: str | Path) -> T:
+    """A record, or part of one, whose commands name the study's folder; see ``with_folder``."""
+
+    def named(text: str | Path, _: bool) -> str | Path:
+        return with_folder(text, folder) if isinstance(text, str) else text
+
+    return each_text(value, named)
 
 
 def _percent(share: float) -> str:

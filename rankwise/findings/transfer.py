@@ -7,7 +7,6 @@ from itertools import chain, product
 from typing import TypeVar
 
 from rankwise.findings.options import OptionGains, OptionName, TaskMean
-from rankwise.findings.rows import Row, flat
 from rankwise.findings.statements import TRANSFER_ALARM_SHARE
 from rankwise.records.base import Record
 from rankwise.records.grouping import grouped
@@ -187,14 +186,3 @@ def _domain_means(source: OptionGains, columns: Sequence[TransferColumn]) -> Ite
                 tasks=away,
                 change=source.change(option.runs, away),
             )
-
-
-def transfer_rows(found: Transfer, _: object) -> Iterator[Row]:
-    """Every option of every trained task on every column, means of domains included."""
-    columns = {column.tasks: (column.name, column.domain) for column in found.columns}
-    for cell in (*found.cells, *found.domain_means):
-        is_mean = isinstance(cell, DomainMean)
-        test, domain = ("mean", cell.domain) if is_mean else columns[cell.tasks]
-        row = flat(cell, train_task=cell.train_task, option=cell.label, test=test, domain=domain)
-        del row["label"]
-        yield row

@@ -7,9 +7,8 @@ every rank is still there: validation items, a part of the training, one seed.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
-from rankwise.findings.rows import Row, flat
 from rankwise.records import quantities
 from rankwise.records.base import Record
 from rankwise.records.results import StudyResults
@@ -156,11 +155,3 @@ def _range(points: Sequence[RatePoint]) -> float:
     """Largest less smallest."""
     gains = [point.gain.estimate for point in points]
     return max(gains) - min(gains)
-
-
-def search_rows(_: object, results: StudyResults) -> Iterator[Row]:
-    """What trainings showed, at every decision of the searches."""
-    for part in () if results.search is None else results.search.by_train_task:
-        for number, decision in enumerate(part.decisions):
-            before = {"train_task": part.train_task, "decision": number, "unit": part.unit}
-            yield from (flat(shown, **before) for shown in decision.shown)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 from rankwise.findings.audits import (
     NullPair,
@@ -14,19 +14,17 @@ from rankwise.findings.audits import (
     subject,
 )
 from rankwise.findings.options import OptionGains, OptionName, TrainTaskFinding, ladders
-from rankwise.findings.rows import Row
 from rankwise.findings.stats.growth import norm_growth
 from rankwise.findings.trends import correlated, in_words, mean_of_options
 from rankwise.records import quantities
 from rankwise.records.audits import AuditRecord
 from rankwise.records.base import Record
-from rankwise.records.results import ModelResults, StudyResults
+from rankwise.records.results import ModelResults
 from rankwise.records.spectra import (
     INTRUDER_EPSILON,
     INTRUDER_K,
     MatrixSpectrum,
     SpectraRecord,
-    intruders_of,
 )
 from rankwise.records.study import Interval, Relation, Unit
 
@@ -104,7 +102,7 @@ class TrainTaskWeights(TrainTaskFinding):
     not_analysed: dict[str, str]
 
 
-def weight_findings(source: OptionGains) -> TrainTaskWeights | None:
+def weight_findings(source: OptionGains, *_read: object) -> TrainTaskWeights | None:
     """The weights of one trained task's runs; None where none were analysed."""
     results = source.results
     looked = [(model, model.spectra) for model in results.runs if model.spectra is not None]
@@ -270,36 +268,3 @@ def _statements(
             f"No run has an intruder dimension among its {k} leading directions at "
             f"ε = {INTRUDER_EPSILON}."
         )
-
-
-_MATRIX = ("module", "layer", "kind", "out_features", "in_features", "base_frobenius_norm",
-           "base_spectral_norm")  # fmt: skip
-
-
-def spectrum_rows(_: object, results: StudyResults) -> Iterator[Row]:
-    """One row for each run and matrix."""
-    for model in results.runs:
-        if model.spectra is None:
-            continue
-        for matrix in model.spectra.matrices:
-            overlap = matrix.full_overlap
-            row: dict[str, Any] = {"run": model.name}
-            row |= {name: getattr(matrix, name) for name in _MATRIX} | dict(matrix.update)
-            for name, change in (
-                ("trained", matrix.change),
-                ("gaussian", matrix.gaussian_null),
-                ("haar", matrix.haar_null),
-            ):  # over all vectors that were compared, at the grid's one entry
-                intruders = change and intruders_of(change, matrix.leading, model.spectra.epsilons)
-                row |= {
-                    f"{name}_vectors": matrix.leading[-1],
-                    f"{name}_left_index": change and change.left.index_matched[-1],
-                    f"{name}_right_index": change and change.right.index_matched[-1],
-                    f"{name}_left_best": change and change.left.best_matched[-1],
-                    f"{name}_left_overlap": change and change.left.overlap[-1],
-                    f"{name}_value_shift": change and change.value_shift[-1],
-                    f"{name}_intruders": intruders,
-                }
-            row["full_overlap_left"] = overlap and overlap.left
-            row["full_overlap_right"] = overlap and overlap.right
-            yield row

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 
-from rankwise.findings.statements import with_folder
+from rankwise.findings.statements import in_commands
 from rankwise.records.files import cache_folder
 from rankwise.records.folder import StudyFolder
 from rankwise.records.places import LocalFolders, paths_in
@@ -32,15 +31,11 @@ def shared(folder: StudyFolder, outcome: StudyOutcome, *, with_texts: bool) -> S
     if not with_texts:
         findings = outcome.findings.model_copy(update={"slices": ()})
         outcome = outcome._replace(findings=findings)
-    named = partial(with_folder, folder=outcome.results.study.config.name)
-    parts = tuple(
-        part.model_copy(
-            update={"statement": named(part.statement), "reasons": tuple(map(named, part.reasons))}
-        )
-        for part in outcome.recommendation.by_train_task
+    name = outcome.results.study.config.name
+    outcome = outcome._replace(
+        recommendation=in_commands(outcome.recommendation, name),
+        findings=in_commands(outcome.findings, name),
     )
-    said = outcome.recommendation.model_copy(update={"by_train_task": parts})
-    outcome = outcome._replace(recommendation=said)
     return local_folders(folder, outcome.results.study).out_of(outcome)
 
 

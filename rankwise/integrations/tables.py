@@ -9,15 +9,14 @@ from typing import NamedTuple
 
 from rankwise.findings.model_card import markdown_table, markdown_text
 from rankwise.findings.models import summarise
-from rankwise.findings.rows import Row, column_names
-from rankwise.findings.study import study_tables
 from rankwise.integrations.exports import Exported
 from rankwise.integrations.sharing import shared_outcome
 from rankwise.records.files import write_atomically
 from rankwise.records.folder import StudyFolder
-from rankwise.report.page import study_page
+from rankwise.report.page import study_page, study_tables
 from rankwise.report.parts import Table, file_name
 from rankwise.report.rendering import figure_files
+from rankwise.report.rows import Row, column_names
 from rankwise.report.summaries import verdict_notes, verdict_table
 from rankwise.study.conclusion import StudyOutcome
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import getpass
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -49,31 +49,16 @@ class LocalFolders:
 
     def out_of(self, value: T) -> T:
         """The same record, or part of one, without names of folders."""
-        return cast(T, self._without(value, is_setting=False))
+        return each_text(value, self._without)
 
     def out_of_settings(self, value: T) -> T:
         """The same settings; of texts among them, such as patterns, none is a sentence."""
-        return cast(T, self._without(value, is_setting=True))
+        return each_text(value, self._without, is_setting=True)
 
-    def _without(self, value: Any, *, is_setting: bool) -> Any:
-        if isinstance(value, str):
-            return self._names.get(value, value) if is_setting else self._sentence(value)
+    def _without(self, value: str | Path, is_setting: bool) -> str | Path:
         if isinstance(value, Path):
             return Path(value.name) if value.is_absolute() else value
-        within = partial(self._without, is_setting=is_setting or isinstance(value, Section))
-        if isinstance(value, BaseModel):
-            parts = {name: within(part) for name, part in value}
-            changed = {name: part for name, part in parts.items() if part != getattr(value, name)}
-            return value.model_copy(update=changed) if changed else value
-        if isinstance(value, Mapping):
-            parts = cast(Mapping[Any, Any], value)
-            return dict(_one_by_one((within(key), within(part)) for key, part in parts.items()))
-        if isinstance(value, tuple | list):
-            if value and isinstance(value[0], int | float):  # long ones are of numbers
-                return cast(Any, value)
-            kind: Any = type(cast(Any, value))
-            return getattr(kind, "_make", kind)(map(within, cast(tuple[Any, ...], value)))
-        return value
+        return self._names.get(value, value) if is_setting else self._sentence(value)
 
     def _sentence(self, text: str) -> str:
         if text in self._names:
@@ -83,6 +68,35 @@ class LocalFolders:
 
     def _name(self, path: re.Match[str]) -> str:
         return "~" if path[1] and path[1] == self._user else f"./{path[1]}"
+
+
+def each_text(
+    value: T, change: Callable[[str | Path, bool], str | Path], *, is_setting: bool = False
+) -> T:
+    """The same record, or part of one, with every text and path in it changed.
+
+    Args:
+        value: a record, or mappings and sequences of records and texts.
+        change: makes another text or path of one, and of whether it is a setting.
+        is_setting: of the value's own texts.
+    """
+    found = cast(Any, value)
+    if isinstance(found, str | Path):
+        return cast(T, change(found, is_setting))
+    within = partial(each_text, change=change, is_setting=is_setting or isinstance(found, Section))
+    if isinstance(found, BaseModel):
+        parts = {name: within(part) for name, part in found}
+        changed = {name: part for name, part in parts.items() if part != getattr(found, name)}
+        return cast(T, found.model_copy(update=changed)) if changed else value
+    if isinstance(found, Mapping):
+        pairs = cast(Mapping[Any, Any], found).items()
+        return cast(T, dict(_one_by_one((within(key), within(part)) for key, part in pairs)))
+    if isinstance(found, tuple | list):
+        if found and isinstance(found[0], int | float):  # long ones are of numbers
+            return value
+        kind: Any = type(cast(Any, found))
+        return getattr(kind, "_make", kind)(map(within, cast(tuple[Any, ...], found)))
+    return value
 
 
 def _says_something(place: str) -> bool:

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 from rankwise.findings.audits import NullPair
 from rankwise.findings.options import OptionName, TaskMean
-from rankwise.findings.rows import column_names
 from rankwise.findings.shares import Share
 from rankwise.records import quantities
 from rankwise.records.axes import Kind
 from rankwise.records.recommendation import Recommendation
 from rankwise.records.study import Interval, Unit
+from rankwise.report.rows import Row, column_names
 
 T = TypeVar("T")
 
@@ -181,7 +181,7 @@ def changes_caption(train_task: str, confidence: float) -> str:
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
-def csv_text(rows: Iterable[Mapping[str, Any]]) -> str:
+def csv_text(rows: Iterable[Row]) -> str:
     """Rows under one line of all their names; what a row does not have is empty.
 
     A text that a spreadsheet would take for a formula gets an apostrophe in front; numbers stay

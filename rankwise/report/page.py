@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import importlib
+import pkgutil
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
 
 from rankwise.findings.costs import StudyCost
 from rankwise.findings.item_table import ItemTable
 from rankwise.findings.models import seeded_labels, summarise
-from rankwise.findings.signatures.found import not_looked_for
 from rankwise.findings.statements import reasons_beside_verdicts, time_of_next
-from rankwise.findings.study import FINDINGS, StudyFindings, finding_tables, task_tables
+from rankwise.findings.study import FINDINGS, StudyFindings
 from rankwise.records import quantities
 from rankwise.records.audits import AuditRecord
 from rankwise.records.axes import Kind
@@ -36,31 +36,21 @@ from rankwise.report.facts import (
 )
 from rankwise.report.items import encoded_items
 from rankwise.report.parts import (
+    SECTIONS,
     Figure,
     ReportSection,
     Table,
     TitledTable,
     file_name,
+    rows_of,
     thinned,
-    titled,
 )
 from rankwise.report.rendering import Page, Part, rendered
-from rankwise.report.sections.by_rank import axis_section, checkpoint_section
+from rankwise.report.rows import Row
 from rankwise.report.sections.card import alternative_section, card_table, margin_section
-from rankwise.report.sections.deployment import deployment_section
-from rankwise.report.sections.gauges import gauge_section
-from rankwise.report.sections.heads import head_section
-from rankwise.report.sections.mechanisms import mechanism_section
 from rankwise.report.sections.methods import methods_section
-from rankwise.report.sections.mitigations import mitigation_section, repair_section, variant_section
 from rankwise.report.sections.overview import TRADE_OFF, study_figures
-from rankwise.report.sections.prompting import prompting_section
-from rankwise.report.sections.retention import retention_section
-from rankwise.report.sections.search import search_section
-from rankwise.report.sections.signatures import signature_section
-from rankwise.report.sections.slices import slice_section
-from rankwise.report.sections.transfer import transfer_section
-from rankwise.report.sections.weights import audited_section, weight_section
+from rankwise.report.sections.weights import audited_section
 from rankwise.report.summaries import (
     OUTCOMES,
     RELATION_NAMES,
@@ -76,15 +66,15 @@ from rankwise.report.tables import (
     relation_table,
 )
 
+for _module in pkgutil.iter_modules(importlib.import_module("rankwise.report.sections").__path__):
+    importlib.import_module(f"rankwise.report.sections.{_module.name}")  # it says what it shows
+
 FILES, ITEMS_FILE = "report", "items.html"
 AUDIT_RECORD, AUDIT_PAGE = "audit.json", "audit.html"
 _COMMON_NAMES = ("adapter", "checkpoint", "final", "model")
 
 ONLY_OF_TRAINING = ("Trainable parameters", "Training time", "Peak memory")
 """Columns that say nothing of models that were trained elsewhere."""
-
-ON_THE_CARD = "cards"
-"""The finding that is shown with its trained task and has no section of the whole study."""
 
 ALWAYS = ("signatures", "rates")
 """Findings of which it is said too that nothing was found, or how runs were chosen without them."""
@@ -127,10 +117,7 @@ def write_report(
     refuse_foreign(folder, [path.name], overwrite=overwrite)  # before anything is made
     made = study_page(results, recommendation, findings, losses, study or folder)
     encoded = None if items is None else encoded_items(items)
-    written = {
-        f"{FILES}/{name}": content
-        for name, content in csv_files(results, recommendation, findings).items()
-    }
+    written = _csv_files(made)
     if encoded is not None and encoded.is_large:
         link = Page("rankwise report", f"{made.title}, item by item", "", (), (), encoded)
         written[ITEMS_FILE] = rendered(link)
@@ -158,7 +145,7 @@ def refuse_report(
         ConfigError: files that rankwise did not write are in the way.
         StorageError: the folder may not be read.
     """
-    names = [f"{FILES}/{name}" for name in csv_files(results, recommendation, findings)]
+    names = _csv_files(study_page(results, recommendation, findings))
     refuse_foreign(folder, [StudyFolder(folder).report_file.name, *names], overwrite=overwrite)
 
 
@@ -166,7 +153,7 @@ def study_page(
     results: StudyResults,
     recommendation: StudyRecommendation,
     findings: StudyFindings,
-    losses: Mapping[str, Course],
+    losses: Mapping[str, Course] = MappingProxyType({}),
     folder: Path | None = None,
 ) -> Page:
     """What stands on the page of a study, before it is drawn.
@@ -275,7 +262,7 @@ def _part(
     Of several, figures have the task's name in front, and all but the card is folded.
     """
     summaries = summarise(results, recommendation)
-    prefix = _prefix(results.train_task, is_named=is_named)
+    prefix = f"{file_name(results.train_task)}-" if is_named else ""
     figures = {
         figure.name: figure._replace(name=f"{prefix}{figure.name}")
         for figure in study_figures(results, recommendation, summaries)
@@ -311,11 +298,14 @@ def _part(
     # the seed is a column only where there are several
     same: tuple[str, ...] = () if len(results.study.config.seeds) > 1 else ("Seed",)
     same += () if results.study.scores is None else ONLY_OF_TRAINING
-    every = TitledTable("", verdict_table(results, recommendation, summaries, same))
-    said = list(verdict_notes(recommendation, summaries))
-    folded.append(ReportSection("comparison", "Every run", said, tables=[every], is_folded=True))
-    tasks = titled(_task_tables(results, recommendation, summaries))
-    folded.append(ReportSection("tasks", "Task by task", tables=tasks, is_folded=True))
+    every = verdict_table(results, recommendation, summaries, same)
+    said, judged = list(verdict_notes(recommendation, summaries)), [recommendation]
+    tasks = _task_tables(results, recommendation, summaries)
+    beside = (
+        ReportSection.of("comparison", "Every run", said, judged, lambda _: [("", every)]),
+        ReportSection.of("tasks", "Task by task", (), judged, lambda _: tasks.items()),
+    )
+    folded += (section._replace(is_folded=True) for section in beside)
     return part._replace(sections=shown), [each for each in folded if each is not None]
 
 
@@ -380,46 +370,27 @@ def _settings(
 
 def study_sections(results: StudyResults, findings: StudyFindings) -> list[ReportSection]:
     """The sections of the page that are about the whole study, in their order."""
-    confidence = results.study.config.recommendation.confidence
-    builders: dict[str, Callable[[Any], ReportSection | None]] = {
-        "signatures": lambda found: signature_section(found, not_looked_for(results), confidence),
-        "rates": lambda found: search_section(results, found),
-        "prompting": prompting_section,
-        "checkpoints": checkpoint_section,
-        "transfer": transfer_section,
-        "retention": retention_section,
-        "slices": slice_section,
-        "gauges": gauge_section,
-        "axes": axis_section,
-        "mitigations": mitigation_section,
-        "repairs": repair_section,
-        "deployed": deployment_section,
-        "variants": variant_section,
-        "mechanisms": mechanism_section,
-        "weights": lambda found: weight_section(found, results),
-        "heads": lambda found: head_section(found, results),
-    }
     made = (
-        builders[name](found)
+        SECTIONS[name](found, results)
         for name in FINDINGS
-        if name != ON_THE_CARD and ((found := getattr(findings, name)) or name in ALWAYS)
+        if name in SECTIONS and ((found := getattr(findings, name)) or name in ALWAYS)
     )
     return [section for section in made if section is not None]
 
 
-def csv_files(
+def study_tables(
     results: StudyResults, recommendation: StudyRecommendation, findings: StudyFindings
-) -> dict[str, str]:
-    """Every table without rounding, as CSV by file name."""
-    several = len(recommendation.by_train_task) > 1
-    tables = finding_tables(findings, results)
-    for part in recommendation.by_train_task:
-        own, prefix = results.of(part.train_task), _prefix(part.train_task, is_named=several)
-        rows = task_tables(own, part, summarise(own, part))
-        tables |= {f"{prefix}{name}": its for name, its in rows.items()}
-    return {f"{name}.csv": cells.csv_text(rows) for name, rows in tables.items()}
+) -> dict[str, list[Row]]:
+    """The rows of every table of the page that has any, unrounded, all trained tasks together.
+
+    ``runs`` has one row for each model, ``differences`` one for each run and task, ``formats`` the
+    same for tasks that were also scored in the format of the training, ``ranks`` what each rank was
+    judged on, ``scores`` every metric of every model and task as lm-evaluation-harness defines it.
+    """
+    return rows_of(study_page(results, recommendation, findings).all_sections)
 
 
-def _prefix(train_task: str, *, is_named: bool) -> str:
-    """What names of files begin with where there are several trained tasks."""
-    return f"{file_name(train_task)}-" if is_named else ""
+def _csv_files(page: Page) -> dict[str, str]:
+    """The tables of a page as CSV, by path in the study's folder."""
+    rows = rows_of(page.all_sections)
+    return {f"{FILES}/{name}.csv": cells.csv_text(its) for name, its in rows.items()}

@@ -13,6 +13,7 @@ from rankwise.records import quantities
 from rankwise.records.recommendation import Recommendation
 from rankwise.records.search import TrainTaskSearch
 from rankwise.report.cells import EMPTY, Cell, Content, as_cell, formatted, left_out
+from rankwise.report.rows import Row, flat
 
 T = TypeVar("T")
 Chart: TypeAlias = dict[str, Any]
@@ -46,7 +47,8 @@ class RowGroup(NamedTuple):
 class Column(NamedTuple):
     """A column of a table: what a row has there, its heading, and how it is written.
 
-    A column that no row has anything in is left out, unless it is the first.
+    Without a title it is in files alone. A column that no row has anything in is left out, unless
+    it is the first.
 
     Attributes:
         key: a field of the row's record, also of one in a field ("option.label") or in a tuple
@@ -56,13 +58,16 @@ class Column(NamedTuple):
         write: the value as a cell or its text, the words of each value, or Python's format of a
             number. None: by its type.
         is_text: words rather than numbers; a field of words is so without it.
+        file: the column's name in files, of what is no field of the row's record, which has all its
+            fields there.
     """
 
     key: str | Callable[[Any], Any]
-    title: str
+    title: str = ""
     detail: str = ""
     write: Callable[[Any], Content] | Mapping[Any, str] | str | None = None
     is_text: bool = False
+    file: str = ""
 
     def value(self, row: Any) -> Any:
         """What a row has in this column."""
@@ -91,40 +96,86 @@ class Column(NamedTuple):
 
 
 class Table(NamedTuple):
-    """A table as text. The first cell of each row names it. ``texts`` are the columns of words."""
+    """A table as text, for page and terminal, and unrounded, for files and data frames.
+
+    Attributes:
+        caption: below it.
+        headings: none of a table that is in files alone.
+        groups: of rows, whose first cell names them.
+        texts: the columns of words.
+        file: its name among files and data frames, several tables may share one; empty: in none.
+        rows: there: every field of every record.
+    """
 
     caption: str
     headings: tuple[Heading, ...]
     groups: tuple[RowGroup, ...]
     texts: tuple[int, ...] = (0,)
+    file: str = ""
+    rows: tuple[Row, ...] = ()
 
     @staticmethod
-    def of(caption: str, rows: Iterable[Any], *columns: Column) -> Table:
-        """A table without groups. The first column names the row."""
-        return Table.grouped(caption, [("", "", rows)], *columns)
-
-    @staticmethod
-    def grouped(
-        caption: str, groups: Iterable[tuple[str, str, Iterable[Any]]], *columns: Column
+    def of(
+        caption: str,
+        rows: Iterable[Any],
+        *columns: Column,
+        by: Callable[[Any], str | tuple[str, str]] = lambda _: "",
+        file: str = "",
+        records: Iterable[Any] | None = None,
     ) -> Table:
-        """A table of rows in groups, each under its title and detail; empty ones are left out."""
-        listed = [(title, detail, list(rows)) for title, detail, rows in groups]
-        rows = [row for *_, own in listed for row in own]
+        """A table of rows, for the page and for files.
+
+        Args:
+            caption: below it.
+            rows: records, or several as a tuple.
+            columns: the first names the row.
+            by: the title of a row's group, or title and detail; groups come in the order of their
+                first rows.
+            file: its name among files; empty: it is in none.
+            records: the rows of files where these are not the rows shown: all, of a selection, and
+                one under the other what is shown side by side.
+        """
+        rows = list(rows)
+        headed = [column for column in columns if column.title]
         shown = [
             column
-            for place, column in enumerate(columns)
+            for place, column in enumerate(headed)
             if place == 0 or any(column.cell(row) != EMPTY for row in rows)
         ]
+        named = [column for column in columns if column.file and records is None]
+
+        def in_files(row: Any) -> Row:
+            own = {column.file: column.value(row) for column in named}
+            return flat(own, *(row if isinstance(row, tuple) else (row,)), own)
+
+        groups: dict[tuple[str, str], list[tuple[Cell, ...]]] = {}
+        for row in rows if shown else ():
+            title = by(row)
+            heads = (title, "") if isinstance(title, str) else title
+            groups.setdefault(heads, []).append(tuple(column.cell(row) for column in shown))
         return Table(
             caption,
             tuple(Heading(column.title, column.detail) for column in shown),
-            tuple(
-                RowGroup(title, detail, tuple(tuple(c.cell(row) for c in shown) for row in own))
-                for title, detail, own in listed
-                if own
-            ),
+            tuple(RowGroup(*heads, tuple(own)) for heads, own in groups.items()),
             tuple(at for at, column in enumerate(shown) if at == 0 or column.has_words(rows)),
+            file,
+            tuple(map(in_files, rows if records is None else records)) if file else (),
         )
+
+    @staticmethod
+    def in_files(file: str, records: Iterable[Any]) -> Table:
+        """A table that is not on the page: records, mappings, or several of them as a tuple."""
+        return Table.of("", (), file=file, records=records)
+
+    def and_more(self, number: int, said: str = "") -> Table:
+        """The same with a last row, for this many that are not shown."""
+        blanks = [Cell("")] * (len(self.headings) - 2)
+        more = Cell(f"and {number} more"), *blanks, Cell(said)
+        return self._replace(groups=(*self.groups, RowGroup("", "", (more,))))
+
+    def behind(self, **cells: Any) -> Table:
+        """The same with these cells in front of every row in files."""
+        return self._replace(rows=tuple({**cells, **row} for row in self.rows))
 
 
 def thinned(
@@ -229,7 +280,7 @@ def titled(tables: Mapping[str, Table]) -> list[TitledTable]:
     return [TitledTable(title, own) for title, own in tables.items() if own.groups]
 
 
-Found = TypeVar("Found", bound=TrainTaskFinding | TrainTaskSearch)
+Found = TypeVar("Found", bound=TrainTaskFinding | TrainTaskSearch | Recommendation)
 
 
 Shown: TypeAlias = str | Figure | Table | tuple[str, Table]
@@ -254,6 +305,7 @@ class ReportSection(NamedTuple):
         listings: text to copy, such as a file or commands, by heading; at the end.
         is_folded: it opens when its title is clicked, something in it is linked to, or the page is
             printed.
+        files: tables that are in files alone.
     """
 
     name: str
@@ -264,6 +316,7 @@ class ReportSection(NamedTuple):
     points: Sequence[str] = ()
     listings: Mapping[str, str] = MappingProxyType({})
     is_folded: bool = False
+    files: Sequence[Table] = ()
 
     @staticmethod
     def of(
@@ -278,7 +331,7 @@ class ReportSection(NamedTuple):
         """A section of what each trained task has; several of them are named everywhere.
 
         What a finding says in words, and whom it leaves out, comes first. A table without rows is
-        left out.
+        left out; rows in files have the trained task in front.
 
         Args:
             name: of the section.
@@ -291,6 +344,7 @@ class ReportSection(NamedTuple):
         remarks: list[str] = [about] if isinstance(about, str) else [*about]
         drawn: list[Figure] = []
         tables: dict[str, Table] = {}
+        files: list[Table] = []
         for part in found:
             task = part.train_task if len(found) > 1 else ""
             after = f", trained on {task}" if task else ""
@@ -305,8 +359,38 @@ class ReportSection(NamedTuple):
                         places = (figures or name, file_name(task), shown.name)
                         its_name = "-".join(place for place in places if place)
                         drawn.append(shown._replace(name=its_name, title=f"{shown.title}{after}"))
-                    case Table():
-                        tables[f"Every number{after}"] = shown
-                    case (heading, table):
-                        tables[f"{heading}{after}"] = table
-        return ReportSection(name, title, remarks, drawn, titled(tables))
+                    case _:
+                        named = ("Every number", shown) if isinstance(shown, Table) else shown
+                        table = named[1].behind(train_task=part.train_task)
+                        if table.groups:
+                            tables[f"{named[0]}{after}"] = table
+                        else:
+                            files.append(table)
+        return ReportSection(name, title, remarks, drawn, titled(tables), files=files)
+
+
+Build = TypeVar("Build", bound=Callable[..., ReportSection | None])
+
+SECTIONS: dict[str, Callable[..., ReportSection | None]] = {}
+"""By the name of a finding, what makes its section of what was found and the study's results."""
+
+
+def shows(finding: str) -> Callable[[Build], Build]:
+    """Name the finding whose section a function makes."""
+
+    def kept(build: Build) -> Build:
+        SECTIONS[finding] = build
+        return build
+
+    return kept
+
+
+def rows_of(sections: Iterable[ReportSection]) -> dict[str, list[Row]]:
+    """The rows of every table that has any in files, by its name there."""
+    tables: dict[str, list[Row]] = {}
+    for section in sections:
+        shown = [each.table for each in section.tables if isinstance(each.table, Table)]
+        for table in (*shown, *section.files):
+            if table.rows:
+                tables.setdefault(table.file, []).extend(table.rows)
+    return tables

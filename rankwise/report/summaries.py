@@ -35,6 +35,24 @@ OUTCOMES: dict[Outcome, str] = {
 }
 
 
+_PLAN = ("method", "rank", "alpha", "scaling", "learning_rate", "seed", "target_modules",
+         "num_trainable_parameters", "trainable_share")  # fmt: skip
+_MEANS = ("in_domain", "gain", "out_of_domain", "out_of_domain_change", "retention",
+          "retention_change", "held_out_loss", "forgetting")  # fmt: skip
+_COST = ("num_steps", "num_tokens", "train_seconds", "peak_memory_bytes")
+_IN_FILES: dict[str, str | Callable[[ModelSummary], str]] = {
+    "run": "name",
+    "status": lambda row: "base" if row.run is None else row.run.status,
+    **{name: f"run.planned.{name}" for name in _PLAN},
+    "recommended": "is_recommended",
+    **{name: name for name in _MEANS},
+    "worst_retention_task": "worst_retention.task",
+    "worst_retention_change": "worst_retention.difference",
+    **{name: f"run.{name}" for name in _COST},
+}
+"""A model's settings, its means with their bounds and its cost, by their names in files."""
+
+
 def verdict_table(
     results: TrainTaskResults,
     recommendation: Recommendation,
@@ -87,13 +105,13 @@ def verdict_table(
             "Peak memory",
             "in training",
         ),
+        *(Column(key, file=name) for name, key in _IN_FILES.items()),
     ]
     seeds = sorted({plan.seed for plan in results.planned if plan.seed is not None})
     with_seeds = f", {'all with seed' if len(seeds) == 1 else 'seeds'} {', '.join(map(str, seeds))}"
-    shown = [column for column in columns if column.title not in left_out]
-    return Table.of(
-        f"The {base.label} and every run{with_seeds if seeds else ''}.", summaries, *shown
-    )
+    shown = [column for column in columns if not column.title or column.title not in left_out]
+    caption = f"The {base.label} and every run{with_seeds if seeds else ''}."
+    return Table.of(caption, summaries, *shown, file="runs")
 
 
 def verdict_notes(recommendation: Recommendation, summaries: Summaries) -> Iterator[str]:

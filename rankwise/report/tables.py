@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache, partial
+
 from rankwise.findings.models import task_score
 from rankwise.findings.statements import HARDLY, growth
 from rankwise.records import quantities
@@ -64,7 +66,8 @@ def decision_table(recommendation: Recommendation) -> Table | None:
             _STATES,
         ),
         Column("qualifies", "Qualifies?"),
-    )
+        file="ranks",
+    ).behind(train_task=recommendation.train_task)
 
 
 def odds_table(recommendation: Recommendation, bet: BestBet) -> Table:
@@ -149,11 +152,12 @@ def _metric_name(evaluation: TaskEvaluation) -> str:
     return cells.metric_name(evaluation.decision_metric, evaluation.decision_filter)
 
 
+_ASKED = ("task", "task_version", "num_fewshot", "chat_template", "chance")
 _Metric = tuple[TaskEvaluation, MetricScore]
 
 
 def metrics_table(results: TrainTaskResults, summaries: Summaries) -> Table:
-    """Every metric of the tasks that have more than one."""
+    """Every metric of the tasks that have more than one; in files of all tasks."""
     rows: list[_Metric] = [
         (evaluation, score)
         for evaluation in results.base.evaluations.values()
@@ -192,6 +196,17 @@ def metrics_table(results: TrainTaskResults, summaries: Summaries) -> Table:
         Column(name, "Metric"),
         Column("1.num_examples", "n"),
         *of_models,
+        file="scores",
+        records=[
+            (
+                {"model": model.name, **{name: getattr(own, name) for name in _ASKED}},
+                {"decides": score == own.decision},
+                score,
+            )
+            for model in models.values()
+            for own in model.evaluations.values()
+            for score in own.metrics
+        ],
     )
 
 
@@ -205,8 +220,9 @@ def relation_table(
     labels = {summary.name: summary.label for summary in summaries}
     order, models = {name: place for place, name in enumerate(labels)}, _models(results)
     rows = [row for row in recommendation.comparisons if row.relation == relation]
-    rows.sort(key=lambda row: order[row.run])
+    rows.sort(key=lambda row: (results.tasks[relation].index(row.task), order[row.run]))
     is_prose = relation == "held_out_text"
+    detail = cache(partial(_task_detail, results, recommendation))
 
     def change(row: Comparison) -> Cell:
         value = row.difference.negated() if is_prose else row.difference
@@ -224,14 +240,9 @@ def relation_table(
     caption += ": p values are not corrected." if has_counts else "."
     if any(models[row.run].items[row.task].scored is not None for row in rows):
         caption += " Where a run answered a part of the items, counts and options are of that part."
-    groups = [
-        (task, _task_detail(results, recommendation, task), own)
-        for task in results.tasks[relation]
-        if (own := [row for row in rows if row.task == task])
-    ]
-    return Table.grouped(
+    return Table.of(
         caption,
-        groups,
+        rows,
         Column("run", "Run", write=labels),
         Column(_from_to, "Loss" if is_prose else "Score", "base → adapted"),
         Column(change, "Forgetting", "rise of the loss")
@@ -242,6 +253,8 @@ def relation_table(
         Column(kept, "Kept", "right / wrong"),
         Column("mcnemar_p_value", "McNemar p", "exact", quantities.p_value),
         Column(lambda row: _options(models[row.run], row.task), "Options chosen", "% of items"),
+        by=lambda row: (row.task, detail(row.task)),
+        file="differences",
     )
 
 
@@ -250,21 +263,18 @@ def format_table(
 ) -> Table:
     """Tasks in the format of the training, compared with their standard format."""
     labels = {summary.name: summary.label for summary in summaries}
-    order = {name: place for place, name in enumerate(labels)}
-    models = _models(results)
+    places = [[*results.trained_formats], [*labels]]
+    models, items = _models(results), results.base.items
 
-    items = results.base.items
-    ordered = sorted(recommendation.format_effects, key=lambda row: order[row.run])
-    groups = [
-        (task, f"also as {name}, {_task_detail(results, recommendation, name)}", own)
-        for task, name in results.trained_formats.items()
-        if (own := [effect for effect in ordered if effect.task == task])
-    ]
-    return Table.grouped(
+    def place(row: FormatEffect) -> tuple[int, int]:
+        return places[0].index(row.task), places[1].index(row.run)
+
+    detail = cache(partial(_task_detail, results, recommendation))
+    return Table.of(
         "Tasks whose standard format is not that of the training, scored in both. The standard "
         "format decides. Paired over the same items, "
         f"{quantities.percent(recommendation.confidence)} intervals, exploratory.",
-        groups,
+        sorted(recommendation.format_effects, key=place),
         Column("run", "Run", write=labels),
         Column(
             lambda row: quantities.change(row.standard_difference, items[row.task].unit),
@@ -283,6 +293,8 @@ def format_table(
             "Options chosen",
             "trained format, % of items",
         ),
+        by=lambda row: (row.task, f"also as {row.scored_as}, {detail(row.scored_as)}"),
+        file="formats",
     )
 
 

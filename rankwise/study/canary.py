@@ -13,9 +13,9 @@ from rankwise.records.folder import BASE
 from rankwise.records.provenance import AcceptedStack, AcceptedStacks, Stack, differences, stack_of
 from rankwise.records.study import TaskEvaluation
 from rankwise.study.context import StudyContext
-from rankwise.study.stages.scoring import Score, nats_of, responses_of
+from rankwise.study.stages.scoring import Score, nats_of
 from rankwise.study.stages.stage import Stage
-from rankwise.tasks.evaluation import ScoredModel
+from rankwise.tasks.evaluation import ScoredModel, responses_of
 from rankwise.tasks.judgement import Responses
 
 SHARE = 0.1

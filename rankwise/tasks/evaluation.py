@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -29,6 +29,17 @@ class Known(NamedTuple):
     responses: Mapping[int, tuple[Responses, ...]] = MappingProxyType({})
     num_unfinished: int = 0
     score_seconds: float = 0.0
+
+
+def responses_of(lines: Iterable[Mapping[str, Any]]) -> dict[int, tuple[Responses, ...]]:
+    """Number of a document -> answers to its instances, which the lines of each filter repeat."""
+    return {
+        line["doc_id"]: tuple(
+            tuple(tuple(response) if isinstance(response, list) else response for response in each)
+            for each in line["resps"]
+        )
+        for line in lines
+    }
 
 
 class ScoredModel(NamedTuple):

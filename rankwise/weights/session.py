@@ -43,7 +43,7 @@ from rankwise.records.results import (
 )
 from rankwise.records.study import Provenance
 from rankwise.tasks import requests
-from rankwise.tasks.evaluation import ScoredModel, Scoring, evaluate
+from rankwise.tasks.evaluation import ScoredModel, Scoring, evaluate, responses_of
 from rankwise.tasks.judgement import Responses
 from rankwise.tasks.questions import Advance, LogLikelihood
 from rankwise.tasks.requests import PreparedTask
@@ -281,8 +281,7 @@ class ScoringSession:
         for task in tasks:
             of_base: dict[int, tuple[Responses, ...]] | None = None
             if task.loaded.is_against_base and samples and (BASE, task.name) in samples:
-                lines = samples[BASE, task.name]
-                of_base = {line["doc_id"]: tuple(map(tuple, line["resps"])) for line in lines}
+                of_base = responses_of(samples[BASE, task.name])
             by_task.append(self.score(scored, task, of_base=of_base))
         for each in adapters:
             self.scorer.take_off(each)

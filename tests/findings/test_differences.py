@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from rankwise.findings.study import study_tables
+from rankwise.report.page import study_tables
 from rankwise.scores.asked import Asked
 from rankwise.scores.reading import rows_given
 from rankwise.scores.study import scored_study
@@ -44,7 +44,7 @@ def intervals(outcome: StudyOutcome) -> Iterator[tuple[str, tuple[str, str], tup
     called = {"rank 4": "r4", "rank 16": "r16", "full fine-tuning": "full"}
     for row in tables["transfer"]:
         bounds = row["change_lower"], row["change_upper"]
-        yield "transfer", (called[row["option"]], row["test"]), bounds
+        yield "transfer", (called[row["label"]], row["test"]), bounds
     for row in tables["retention"]:
         if row["name"] in TASKS:
             bounds = row["change_lower"], row["change_upper"]

@@ -3,25 +3,19 @@
 from __future__ import annotations
 
 from rankwise.findings.recommendation import recommend
-from rankwise.findings.study import (
-    FINDINGS,
-    StudyFindings,
-    finding_tables,
-    study_findings,
-    study_tables,
-)
-from rankwise.report.page import csv_files, study_sections
+from rankwise.findings.study import FINDINGS, StudyFindings, study_findings
+from rankwise.report.page import study_sections, study_tables
+from rankwise.report.parts import SECTIONS
 from tests.planted.results import planted_study
 
 
-def test_every_row_is_a_field_of_the_record() -> None:
+def test_every_field_of_the_record_is_a_finding() -> None:
     assert [*FINDINGS] == [name for name in StudyFindings.model_fields if name != "schema_version"]
 
 
-def test_no_two_findings_have_a_table_of_one_name() -> None:
-    names = [table for finding in FINDINGS.values() for table in finding.tables]
-    assert len(names) == len({*names})
-    assert not {*names} & {"runs", "differences", "formats", "ranks", "scores"}
+def test_every_finding_has_a_section_but_the_card_which_is_shown_first() -> None:
+    assert {*FINDINGS} - {*SECTIONS} == {"cards"}
+    assert {*SECTIONS} < {*FINDINGS}
 
 
 def test_what_is_made_is_in_every_form() -> None:
@@ -29,10 +23,10 @@ def test_what_is_made_is_in_every_form() -> None:
     recommendation = recommend(results)
     findings = study_findings(results, recommendation)
     assert findings.transfer is not None
-    tables = finding_tables(findings, results)
+    tables = study_tables(results, recommendation, findings)
     assert {"signatures", "transfer", "retention", "mechanism-agreement"} <= {*tables}
-    assert {*tables} < {*study_tables(results, recommendation, findings)}
-    assert {f"{name}.csv" for name in tables} < {*csv_files(results, recommendation, findings)}
+    assert {"runs", "differences", "ranks", "scores"} <= {*tables}
+    assert all(row["train_task"] == "kinship" for rows in tables.values() for row in rows)
     names = {section.name for section in study_sections(results, findings)}
     assert {"failure-signatures", "transfer", "retention-by-subject", "mechanisms"} <= names
     lines = [*findings.lines("kinship")]

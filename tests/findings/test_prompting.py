@@ -9,13 +9,14 @@ import pytest
 from rankwise.findings.options import option_gains
 from rankwise.findings.prompting import TrainTaskPrompting, prompting
 from rankwise.findings.recommendation import recommend
-from rankwise.findings.study import finding_tables, study_findings
+from rankwise.findings.study import study_findings
 from rankwise.records.results import StudyResults
 from rankwise.records.study import PlannedRun, PromptedTask
 from rankwise.report.sections.prompting import prompting_section
 from tests.planted.grid import grid_run, planted_grid, relations
 from tests.planted.results import planted_items
 from tests.support.sentences import Sentences
+from tests.support.tables import csv_rows
 
 BASE, SIZE = 0.4, 1000
 RANKS = {4: 0.20, 8: 0.30}
@@ -90,7 +91,7 @@ def test_the_card_says_what_the_best_prompt_does_beside_the_choice() -> None:
     (card,) = findings.cards
     assert card.choice == "rank 8"
     assert "5 examples in the prompt gain what rank 8 gains" in card.remark
-    rows = finding_tables(findings, results)["prompting"]
+    rows = csv_rows("prompting", results, prompting=findings.prompting)
     assert [row["against"] for row in rows] == 3 * ["base", "rank 4", "rank 8"]
     section = prompting_section(findings.prompting)
     assert [each.title for each in section.tables] == ["Every number", "Against a training"]

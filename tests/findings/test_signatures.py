@@ -581,10 +581,12 @@ def test_the_report_names_what_was_found_and_what_was_not(tmp_path: Path) -> Non
 
 
 def test_a_section_without_any_says_what_was_looked_for() -> None:
-    section = signature_section((), {"does_not_stop": "no generation task"}, 0.95)
+    section = signature_section((), planted_study())
     assert not section.tables
     assert section.remarks[0].startswith("Looked for and not found: diverged")
-    assert section.remarks[1].endswith("does not stop (no generation task).")
+    assert (
+        "does not stop (no generation task, and no training rows are scored)" in section.remarks[1]
+    )
 
 
 def test_a_study_that_generates_counts_what_does_not_end(study_file: Path, tmp_path: Path) -> None:

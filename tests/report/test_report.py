@@ -20,7 +20,7 @@ from rankwise.findings.models import seeded_labels, summarise
 from rankwise.findings.options import option_gains
 from rankwise.findings.recommendation import recommend, recommend_for
 from rankwise.findings.statements import reasons_beside_verdicts, with_folder
-from rankwise.findings.study import study_findings, task_tables
+from rankwise.findings.study import study_findings
 from rankwise.records import quantities
 from rankwise.records.recommendation import Recommendation
 from rankwise.records.results import ModelResults, StudyResults, TrainTaskResults
@@ -161,10 +161,11 @@ def test_csv_numbers_equal_the_records(
     report: tuple[Path, StudyResults, Recommendation, str],
 ) -> None:
     folder, results, recommendation, _ = report
-    rows = read_csv(folder / "report" / "differences.csv")
-    assert len(rows) == len(recommendation.comparisons)
-    for row, record in zip(rows, recommendation.comparisons, strict=True):
-        assert (row["run"], row["task"]) == (record.run, record.task)
+    listed = read_csv(folder / "report" / "differences.csv")
+    assert len(listed) == len(recommendation.comparisons)
+    rows = {(row["run"], row["task"]): row for row in listed}
+    for record in recommendation.comparisons:
+        row = rows[record.run, record.task]
         for name in ("base_score", "adapted_score", "stderr"):
             assert float(row[name]) == getattr(record, name)
         for end in ("", "_lower", "_upper"):
@@ -459,7 +460,7 @@ def test_the_table_has_the_intervals_of_the_findings() -> None:
     cell = cell_of(table, models_in(table).index("LoRA rank 4"), "Gain")
     gain = source.change(source.options[0].runs, tasks)
     assert cell.interval == quantities.change_interval(gain.lower, gain.upper, "points")
-    (row,) = (r for r in task_tables(part, its, (base, *runs))["runs"] if r["run"] == runs[0].name)
+    (row,) = (row for row in table.rows if row["run"] == runs[0].name)
     assert (row["gain_lower"], row["gain_upper"]) == (gain.lower, gain.upper)
 
 

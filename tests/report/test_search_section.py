@@ -81,17 +81,17 @@ def searched() -> StudyResults:
 
 
 def test_a_study_without_a_search_has_no_such_section() -> None:
-    assert search_section(planted_study(), ()) is None
+    assert search_section((), planted_study()) is None
 
 
 def test_every_decision_and_every_growth_is_said(sentence: Sentences) -> None:
-    section = search_section(searched(), ())
+    section = search_section((), searched())
     assert section is not None
     sentence(section.remarks, names=("Rank 8", "rank 32", "2 times"))
 
 
 def test_the_table_says_what_became_of_each_training() -> None:
-    section = search_section(searched(), ())
+    section = search_section((), searched())
     assert section is not None
     (titled,) = section.tables
     rows = [[cell.value for cell in row] for group in titled.table.groups for row in group.rows]
@@ -112,7 +112,7 @@ def test_rates_are_spoken_of_where_they_are_tuned() -> None:
         update={"study": results.study.model_copy(update={"config": config})}
     )
     (found,) = tuned_rates(tuned)
-    section = search_section(tuned, [found])
+    section = search_section([found], tuned)
     assert section is not None
     (figure,) = section.figures
     assert figure.name == "search-rates"

@@ -12,7 +12,6 @@ from safetensors.torch import load_file
 from rankwise.cli.terminal import pass_lines, plan_table
 from rankwise.engine.models.adapter_folder import WEIGHTS_FILE
 from rankwise.errors import ConfigError
-from rankwise.findings.study import finding_tables
 from rankwise.records.folder import StudyFolder
 from rankwise.records.study import PlannedRun, StudyRecord
 from rankwise.records.study_file import load_config
@@ -22,6 +21,7 @@ from tests.support.observers import Recorder
 from tests.support.sentences import Sentences
 from tests.support.small_studies import write_study
 from tests.support.studies import run
+from tests.support.tables import csv_rows
 
 SETTINGS = """
 train:
@@ -92,7 +92,7 @@ def test_few_rows_are_among_many_and_all_are_trained_in_one_pass(
     (only_pass,) = study.passes
     assert {*only_pass.runs} == {each.name for each in study.models}
     sentence(pass_lines(study)[0], "pass", SIZE=r"(?<=~)[\d.]+ [MG]iB")
-    names = [*plan_table(study, set()).columns[0].cells]
+    names = [str(cell) for cell in plan_table(study, set()).columns[0].cells]
     rows = ["", "", ", 6 rows", ", 6 rows", ", 12 rows", ", 12 rows"]
     models = zip(study.models, rows, strict=True)
     assert names == ["base", *(f"{model.name}{its}" for model, its in models)]
@@ -233,4 +233,5 @@ def test_rows_are_an_axis_of_the_page(finished: Finished) -> None:
     page = study_page(results, recommendation, findings, {})
     (section,) = [each for each in page.sections if each.name == "axes"]
     assert [figure.name for figure in section.figures] == ["axis-rows-gain", "axis-rows-retention"]
-    assert len([row for row in finding_tables(findings, results)["axes"] if "value" in row]) == 3
+    rows = csv_rows("axes", results, axes=findings.axes)
+    assert len([row for row in rows if row["value"]]) == 3

@@ -22,7 +22,7 @@ from rankwise.records.study import Unit
 from rankwise.report import cells
 from rankwise.report.cells import Cell
 from rankwise.report.charts.ranks import MOST_SERIES, RankMark, RankPanel, in_unit, rank_chart
-from rankwise.report.parts import Column, Figure, ReportSection, Shown, Table, file_name
+from rankwise.report.parts import Column, Figure, ReportSection, Shown, Table, file_name, shows
 
 MOST_PANELS = 9
 """More panels than this are too many to draw."""
@@ -125,7 +125,8 @@ _HELD = {
 }
 
 
-def axis_section(found: Sequence[TrainTaskAxes]) -> ReportSection:
+@shows("axes")
+def axis_section(found: Sequence[TrainTaskAxes], *_: object) -> ReportSection:
     """Two charts for each axis other than rank, and a table for each trained task."""
     about = [
         "Each value of an axis against the first, averaged over the combinations of the other "
@@ -168,25 +169,28 @@ def _axes_shown(found: TrainTaskAxes) -> Iterator[Shown]:
             changes, title, axis.values, axis.name, found.confidence, name=name
         )
 
-    def combinations(effect: AxisEffect) -> Cell:
-        same = effect.num_same_runs
+    def combinations(row: tuple[Axis, AxisEffect]) -> Cell:
+        same = row[1].num_same_runs
         note = f"{quantities.count(same)} of them one run" if same else ""
-        return Cell(quantities.count(effect.num_combinations), "", note)
+        return Cell(quantities.count(row[1].num_combinations), "", note)
 
     retention: list[Column] = [
-        Column("retention_lead", "Retention", "difference, points", _lead),
-        Column("retention_lead", "Holm p", write=_holm_p),
+        Column("1.retention_lead", "Retention", "difference, points", _lead),
+        Column("1.retention_lead", "Holm p", write=_holm_p),
     ]
-    yield Table.grouped(
+    yield Table.of(
         f"Trained on {found.train_task}: each value less the first of its axis, on the same items, "
         "all other settings equal. Positive is better.",
-        [(_axis_name(axis), f"against {axis.values[0]}", axis.effects) for axis in found.axes],
-        Column("value", "Value"),
+        [(axis, effect) for axis in found.axes for effect in axis.effects],
+        Column("1.value", "Value"),
         Column(combinations, "Matched combinations", "of the other axes"),
-        Column("lead", "In-domain", f"difference, {found.unit}", _lead),
-        Column("lead", "Holm p", write=_holm_p),
+        Column("1.lead", "In-domain", f"difference, {found.unit}", _lead),
+        Column("1.lead", "Holm p", write=_holm_p),
         *(() if found.epsilon_points is None else retention),
+        by=lambda row: (_axis_name(row[0]), f"against {row[0].values[0]}"),
+        file="axes",
     )
+    yield Table.in_files("axes", found.points)
 
 
 def _by_rows(found: TrainTaskAxes, others: Sequence[AxisName]) -> Iterator[Shown]:
@@ -206,16 +210,15 @@ def _by_rows(found: TrainTaskAxes, others: Sequence[AxisName]) -> Iterator[Shown
         name="rows",
         along="number of rows",
     )
-    yield (
-        "By number of rows",
-        Table.grouped(
-            cells.changes_caption(found.train_task, found.confidence),
-            [(setting, "", points) for setting, points in by_setting.items()],
-            Column(lambda row: int(row.settings["rows"]), "Rows"),
-            Column("gain", "Gain", found.unit, cells.sized),
-            Column("retention", "Retention", "change, points", cells.sized),
-        ),
+    table = Table.of(
+        cells.changes_caption(found.train_task, found.confidence),
+        found.points,
+        Column(lambda row: int(row.settings["rows"]), "Rows"),
+        Column("gain", "Gain", found.unit, cells.sized),
+        Column("retention", "Retention", "change, points", cells.sized),
+        by=lambda row: row.in_words(others),
     )
+    yield "By number of rows", table
 
 
 def _verdict(state: AxisState | None, margin: float, unit: Unit, letter: str) -> str:
@@ -244,7 +247,8 @@ def _holm_p(lead: AxisLead | None) -> str | None:
     return "< 10⁻⁹" if lead.holm_p_value < 1e-9 else quantities.p_value(lead.holm_p_value)
 
 
-def checkpoint_section(found: Sequence[TrainTaskCheckpoints]) -> ReportSection:
+@shows("checkpoints")
+def checkpoint_section(found: Sequence[TrainTaskCheckpoints], *_: object) -> ReportSection:
     """Two charts and a table for each trained task."""
     about = (
         "Runs are scored on their way too. Which step is best is chosen on validation items, and "
@@ -273,15 +277,16 @@ def _checkpoints_shown(found: TrainTaskCheckpoints) -> Iterator[Shown]:
         found.confidence,
         more="The last share is the end of the training.",
     )
-    groups = grouped((point.label, point) for point in found.points)
-    yield Table.grouped(
+    yield Table.of(
         f"Trained on {found.train_task}: change from the base after so many steps. Worth is the "
         "gain less twice the retention loss beyond ε, on validation items.",
-        [(label, "", rows) for label, rows in groups.items()],
+        found.points,
         Column(lambda row: f"{quantities.count(row.step)} of {row.num_steps}", "Step"),
         Column("gain", "Gain", "test items"),
         Column("retention", "Retention", "test items"),
         Column("validation_worth", "Worth", "validation", "+.1f"),
         Column("kl_prompts", "KL, prompts", "nats per token", ".3g"),
         Column(lambda row: "yes" if row.is_chosen else "", "Chosen", is_text=True),
+        by=lambda row: row.label,
+        file="checkpoints",
     )

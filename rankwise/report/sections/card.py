@@ -15,7 +15,6 @@ from rankwise.report.cells import Cell
 from rankwise.report.parts import (
     Column,
     ReportSection,
-    RowGroup,
     Sliders,
     Table,
     TitledTable,
@@ -88,9 +87,7 @@ def card_table(
     )
     if len(rows) == len(all_rows):
         return made
-    blanks = [Cell("")] * (len(made.headings) - 1)
-    more = Cell(f"and {len(all_rows) - len(rows)} more"), *blanks
-    return made._replace(groups=(*made.groups, RowGroup("", "", (more,))))
+    return made.and_more(len(all_rows) - len(rows))
 
 
 def alternative_section(card: VerdictCard, recommendation: Recommendation) -> ReportSection | None:

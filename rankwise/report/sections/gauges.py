@@ -10,7 +10,7 @@ from rankwise.records import quantities
 from rankwise.report import cells
 from rankwise.report.charts.marks import MarkStyle
 from rankwise.report.charts.plane import Plane, PlaneMark, plane_chart
-from rankwise.report.parts import LEAST_POINTS, Column, Figure, ReportSection, Shown, Table
+from rankwise.report.parts import LEAST_POINTS, Column, Figure, ReportSection, Shown, Table, shows
 
 _GROUPS: dict[ModelKind, str] = {
     "run": "Runs",
@@ -25,7 +25,8 @@ _KL: dict[str, Callable[[GaugedModel], TaskMean | None]] = {
 }
 
 
-def gauge_section(found: Sequence[TrainTaskGauges]) -> ReportSection:
+@shows("gauges")
+def gauge_section(found: Sequence[TrainTaskGauges], *_: object) -> ReportSection:
     """A chart and a table for each trained task."""
     about = (
         "A gauge needs no retention task. KL is KL(base || model) in nats per token, over the "
@@ -70,17 +71,16 @@ def _gauges_shown(found: TrainTaskGauges) -> Iterator[Shown]:
         )
     losses = [model.retention_loss for model in found.models if model.retention_loss is not None]
     unit = cells.unit_name(losses[0].unit) if losses else "points"
-    yield Table.grouped(
+    yield Table.of(
         f"Trained on {found.train_task}: what each gauge says, and what was forgotten, seeds "
         f"averaged, {cells.intervals(found.confidence)}. Above zero is worse.",
-        [
-            (title, "", [model for model in found.models if model.kind == kind])
-            for kind, title in _GROUPS.items()
-        ],
+        found.models,
         Column("label", "Model"),
         Column("retention_loss", "Retention loss", unit),
         Column("kl_prompts", "KL, prompts", "nats per token", ".3g"),
         Column("kl_prose", "KL, held-out text", "nats per token", ".3g"),
         Column("prose_rise", "Rise of the loss", "same text, nats"),
         Column("update_norm", "Norm", "of the update", ".3g"),
+        by=lambda row: _GROUPS[row.kind],
+        file="gauges",
     )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import get_args
 
 from rankwise.findings.heads import (
     MEASURE_NAMES,
@@ -16,7 +17,13 @@ from rankwise.findings.heads import (
 from rankwise.findings.options import first_of_options
 from rankwise.records import quantities
 from rankwise.records.grouping import grouped
-from rankwise.records.heads import ChangeMeasure, HeadChanges, HeadMap, TaskHeadEffects
+from rankwise.records.heads import (
+    ChangeMeasure,
+    HeadChanges,
+    HeadMap,
+    ShareOf,
+    TaskHeadEffects,
+)
 from rankwise.records.results import ModelResults, StudyResults
 from rankwise.report import cells
 from rankwise.report.cells import Cell
@@ -28,11 +35,22 @@ from rankwise.report.charts.heatmap import (
     percent,
     plain,
 )
-from rankwise.report.parts import Column, Figure, ReportSection, Shown, Table, file_name, thinned
+from rankwise.report.parts import (
+    Column,
+    Figure,
+    ReportSection,
+    Shown,
+    Table,
+    file_name,
+    shows,
+    thinned,
+)
+from rankwise.report.rows import Row
 
 _STRONGEST = 8
 
 
+@shows("heads")
 def head_section(found: Sequence[TrainTaskHeads], results: StudyResults) -> ReportSection:
     """What was found of each trained task in words, maps and every number.
 
@@ -69,14 +87,41 @@ def head_section(found: Sequence[TrainTaskHeads], results: StudyResults) -> Repo
             by_mode = grouped((its.mode, its) for its in model.head_effects)
             for own in by_mode.values():
                 yield _with_effects(model, part.labels[model.name], own)
+        yield Table.in_files("heads", _heads(models.values()))
         yield "Change of the heads", _change_table(part.runs)
         yield "Change and effect", _matter_table(part.matters)
         for model in models.values():
             for effects in model.head_effects:
                 done, label = MODE_NAMES[effects.mode], part.labels[model.name]
-                yield f"Heads {done}, {label} on {effects.task}", effect_table(effects)
+                yield (
+                    f"Heads {done}, {label} on {effects.task}",
+                    (effect_table(effects).behind(run=model.name)),
+                )
 
     return ReportSection.of("heads", "Attention heads", about, found, shown)
+
+
+def _heads(models: Iterable[ModelResults]) -> Iterator[Row]:
+    """Every head of some runs."""
+    for model in models:
+        changes = model.head_changes
+        if changes is None or not changes.changes:
+            continue
+        maps: dict[str, HeadMap | None] = {
+            "base_entropy_nats": changes.base_entropy,
+            "base_first_token_mass": changes.base_first_token_mass,
+        }
+        for change in changes.changes:
+            name = f"{change.measure}_change"
+            maps[name] = change.values
+            maps |= {f"{name}_half_{part}": half for part, half in enumerate(change.halves, 1)}
+        for of in get_args(ShareOf):
+            share = changes.share(of)
+            maps[f"delta_share_{of}"] = share and share.values
+        for layer, heads in enumerate(changes.base_entropy):
+            for head in range(len(heads)):
+                values = {name: its and its[layer][head] for name, its in maps.items()}
+                yield {"run": model.name, "layer": layer, "head": head, **values}
 
 
 def _change_table(runs: Sequence[HeadsOfRun]) -> Table:
@@ -115,19 +160,17 @@ def _matter_table(found: Sequence[ChangeAndEffect]) -> Table:
     def correlation(found: ChangeAndEffect) -> Cell:
         return cells.correlation(found.correlation, found.reason)
 
-    by_run = grouped(((p.run, p.label, p.task, MODE_NAMES[p.mode]), (p.measure, p)) for p in found)
-    return Table.grouped(
+    pairs = grouped(((each.run, each.task, each.mode, each.measure), each) for each in found)
+    return Table.of(
         "Do the heads that changed most matter most? Spearman's ρ over heads of the absolute "
         "change with the absolute effect on the right answer's log-probability, and with what of "
         "the effect is beyond that of the same ablation on the base.",
-        [
-            (f"{label}, {task}", f"heads {done}", grouped(parts).values())
-            for (_, label, task, done), parts in by_run.items()
-        ],
+        pairs.values(),
         Column(lambda row: quantities.capital(MEASURE_NAMES[row[0].measure]), "Change"),
         Column("0", "Size of the effect", write=correlation),
         Column("1", "Less the base's", write=correlation),
         Column("0.num_heads", "Heads"),
+        by=lambda row: (f"{row[0].label}, {row[0].task}", f"heads {MODE_NAMES[row[0].mode]}"),
     )
 
 
@@ -173,6 +216,12 @@ def effect_table(effects: TaskHeadEffects) -> Table:
             quantities.capital(effects.metric),
             effects.unit,
         ),
+        file="head-effects",
+        records=[
+            ({"mode": effects.mode, "task": effects.task}, head, {"unit": unit})
+            for heads, unit in ((effects.scores, effects.unit), (effects.answers, "answer_nats"))
+            for head in heads
+        ],
     )
 
 

@@ -10,13 +10,12 @@ from rankwise.findings.mechanisms import MatchedPairs, TrainTaskMechanisms
 from rankwise.findings.options import TaskMean
 from rankwise.findings.trends import Answer, RankTrend, TrendOf
 from rankwise.records import quantities
-from rankwise.records.grouping import grouped
 from rankwise.records.study import Interval
 from rankwise.report import cells
 from rankwise.report.cells import Cell
 from rankwise.report.charts.intervals import Bar, BarPanel, interval_chart
 from rankwise.report.charts.ranks import RankLine, RankMark, RankPanel, in_unit, rank_chart
-from rankwise.report.parts import Column, Figure, ReportSection, Shown, Table
+from rankwise.report.parts import Column, Figure, ReportSection, Shown, Table, shows
 
 MOST_PAIRS = 16
 """More pairs than this are too many to draw; the others are in the table."""
@@ -44,7 +43,8 @@ _ANSWERS: dict[Answer, str] = {
 }
 
 
-def mechanism_section(found: Sequence[TrainTaskMechanisms]) -> ReportSection:
+@shows("mechanisms")
+def mechanism_section(found: Sequence[TrainTaskMechanisms], *_: object) -> ReportSection:
     """What was found of each trained task in words, three charts, and every number."""
     about = [
         "The reference paper explains its findings by mechanisms; here they are tested. Each is "
@@ -90,6 +90,7 @@ def _gaps(found: TrainTaskMechanisms) -> Iterator[Shown]:
         Column("trained", "Gain on trained items", unit, cells.sized),
         Column("test", "Gain on test items", unit, cells.sized),
         Column("gap", "Gap", "trained − test", cells.in_unit(unit)),
+        file="mechanism-gaps",
     )
     yield "Trained and test items", table
     marks = [
@@ -143,7 +144,8 @@ def _pairs(found: TrainTaskMechanisms, matched: MatchedPairs) -> Iterator[Shown]
         Column("gain", "In-domain", f"lower − higher, {found.unit}", cells.sized),
         Column("kept", "Retention", "lower − higher, points", cells.sized),
         Column("answer", "Does the lower keep more?", write=_ANSWERS),
-    )
+        file="mechanism-pairs",
+    ).behind(match=matched.match)
     yield "Kept at equal gain", pairs
     if not matched.pairs:
         return
@@ -174,18 +176,20 @@ def _agreement(found: TrainTaskMechanisms) -> Iterator[Shown]:
     def score(mean: TaskMean | None) -> Cell:
         return cells.sized(mean, signed=False)
 
-    by_reference = grouped((row.reference.label, row) for row in found.agreement)
-    table = Table.grouped(
+    table = Table.of(
         f"Trained on {found.train_task}, in-domain items, each seed against full fine-tuning of "
         "the same seed. The base is an update of zero; full fine-tuning against its next seed is "
         "as alike as two runs can be expected to be.",
-        [(f"Beside {label}", "", rows) for label, rows in by_reference.items()],
+        found.agreement,
         Column(name, "Model"),
         Column("same_outcome", "Same outcome", "% of items", score),
         Column("kappa", "Kappa", "beyond chance", partial(cells.written, write=quantities.ratio)),
         Column("same_option", "Same option", "% of items", score),
         Column("same_next_token", "Same next token", "%", score),
         Column("kl", "KL(full || model)", "nats per token", score),
+        Column("label", file="option"),
+        by=lambda row: f"Beside {row.reference.label}",
+        file="mechanism-agreement",
     )
     yield "Agreement with full fine-tuning", table
     panels = list(_agreement_panels(found))

@@ -14,7 +14,7 @@ from rankwise.report import cells
 from rankwise.report.cells import Cell
 from rankwise.report.charts.marks import SERIES, MarkStyle
 from rankwise.report.charts.theme import INK
-from rankwise.report.parts import Column, Figure, ReportSection, Shown, Table, TitledTable
+from rankwise.report.parts import Column, Figure, ReportSection, Shown, Table, TitledTable, shows
 from rankwise.report.sections.overview import change_mark, plane_of
 
 MOST_FIGURES = 6
@@ -29,7 +29,8 @@ _LOOKS: dict[ArmKind, MarkStyle] = {
 }
 
 
-def mitigation_section(found: Sequence[TrainTaskMitigations]) -> ReportSection:
+@shows("mitigations")
+def mitigation_section(found: Sequence[TrainTaskMitigations], *_: object) -> ReportSection:
     """A plane for each option, and a table for each trained task."""
     about = (
         "Each arm trains the run once more with one thing changed. A lower learning rate forgets "
@@ -67,12 +68,9 @@ def _mitigations_shown(found: TrainTaskMitigations) -> Iterator[Shown]:
             f"{cells.intervals(found.confidence)}",
         )
 
-    yield Table.grouped(
+    yield Table.of(
         cells.changes_caption(found.train_task, found.confidence),
-        [
-            (option, quantities.counted(arms[0].num_seeds, "seed"), arms)
-            for option, arms in by_option.items()
-        ],
+        found.arms,
         Column("label", "Arm"),
         Column("gain", "Gain", found.unit, cells.sized),
         Column("kept_gain", "Kept", "of the gain as trained"),
@@ -85,15 +83,18 @@ def _mitigations_shown(found: TrainTaskMitigations) -> Iterator[Shown]:
         Column("retention_lead", "Kept over it", "points"),
         Column("num_tokens", "Tokens", "of each seed"),
         Column("train_seconds", "Training", "all seeds", quantities.seconds),
+        by=lambda row: (row.option, quantities.counted(row.num_seeds, "seed")),
+        file="mitigations",
     )
 
 
-def repair_section(found: Sequence[AdapterRepair]) -> ReportSection:
+@shows("repairs")
+def repair_section(found: Sequence[AdapterRepair], *_: object) -> ReportSection:
     """The answer of each ``rankwise repair``, its curve, and the judged tasks."""
     tables: list[TitledTable] = []
     for each in found:
         title = f"What repairs would do to {each.model}"
-        tables.append(TitledTable(title, repair_table(each.choice)))
+        tables.append(TitledTable(title, repair_table(each.choice).behind(run=each.model)))
         if (judged := each.choice.judged) is not None:
             title = f"{each.model}, {judged.repair.label}"
             place = "not written" if each.folder is None else f"written to {each.folder}"
@@ -144,10 +145,13 @@ def repair_table(choice: RepairChoice) -> Table:
         Column("gain", "Gain", choice.unit, cells.in_unit(choice.unit)),
         Column("retention_loss", "Retention loss", "points", cells.in_unit("points")),
         Column("keeps_enough", "Keeps enough"),
+        Column("repair.label", file="label"),
+        file="repairs",
     )
 
 
-def variant_section(found: Sequence[TrainTaskVariants]) -> ReportSection:
+@shows("variants")
+def variant_section(found: Sequence[TrainTaskVariants], *_: object) -> ReportSection:
     """A table for each trained task, each variant beside LoRA."""
     alike = "the same rank" if found[0].match == "rank" else "about as many trained weights"
     about = [
@@ -168,10 +172,9 @@ def _variants_shown(found: TrainTaskVariants) -> Iterator[Shown]:
         return f"{quantities.learning_rate(row.learning_rate)}{best}"
 
     lead = f"difference, {found.unit}"
-    by_rank = grouped((row.beside_rank, row) for row in found.rows)
-    yield Table.grouped(
+    yield Table.of(
         cells.changes_caption(found.train_task, found.confidence),
-        [(f"Beside rank {rank}", "", rows) for rank, rows in by_rank.items()],
+        found.rows,
         Column("label", "Variant"),
         Column("num_parameters", "Trained weights", write=quantities.parameters),
         Column(rate, "Learning rate"),
@@ -180,4 +183,6 @@ def _variants_shown(found: TrainTaskVariants) -> Iterator[Shown]:
         Column("retention", "Retention", "change, points", cells.sized),
         Column("retention_lead", "Against LoRA", "difference, points"),
         Column("train_seconds", "Training", "all seeds", quantities.seconds),
+        by=lambda row: f"Beside rank {row.beside_rank}",
+        file="variants",
     )

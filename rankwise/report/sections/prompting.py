@@ -6,12 +6,12 @@ from collections.abc import Iterator, Sequence
 
 from rankwise.findings.prompting import TrainTaskPrompting
 from rankwise.records import quantities
-from rankwise.records.grouping import grouped
 from rankwise.report import cells
-from rankwise.report.parts import Column, ReportSection, Shown, Table
+from rankwise.report.parts import Column, ReportSection, Shown, Table, shows
 
 
-def prompting_section(found: Sequence[TrainTaskPrompting]) -> ReportSection:
+@shows("prompting")
+def prompting_section(found: Sequence[TrainTaskPrompting], *_: object) -> ReportSection:
     """Two tables for each trained task."""
     about = [
         "The base with training rows before each question, as lm-eval writes examples; nothing is "
@@ -34,15 +34,17 @@ def _shown(found: TrainTaskPrompting) -> Iterator[Shown]:
         Column("context_tokens", "Tokens", "of a question", ",.0f"),
         Column("more_tokens", "More", "than without", ",.0f"),
         Column("gain", "Gain", found.unit, cells.sized),
+        file="prompting",
+        records=found.rows,
     )
     margin = quantities.amount(found.delta, found.unit)
-    by_prompt = grouped((row.label, row) for row in found.rows if row.lead is not None)
-    beside = Table.grouped(
+    beside = Table.of(
         f"The prompt less the training. As much: the interval ends above -δ, {margin}. Less: it "
         "ends below zero, and not above -δ.",
-        [(quantities.capital(label), "", rows) for label, rows in by_prompt.items()],
+        [row for row in found.rows if row.lead is not None],
         Column("against", "Against"),
         Column("lead", "Difference", found.unit),
         Column("gains", "Gains"),
+        by=lambda row: quantities.capital(row.label),
     )
     yield "Against a training", beside

@@ -10,13 +10,14 @@ from rankwise.records.axes import Kind
 from rankwise.report import cells
 from rankwise.report.cells import Cell
 from rankwise.report.charts.intervals import Bar, BarPanel, interval_chart, short_names
-from rankwise.report.parts import Figure, ReportSection, Shown, Table, option_columns
+from rankwise.report.parts import Figure, ReportSection, Shown, Table, option_columns, shows
 
 MOST_SUBJECTS = 20
 """More subjects than this are too many to draw; those with the largest loss are."""
 
 
-def retention_section(found: Sequence[TrainTaskRetention]) -> ReportSection:
+@shows("retention")
+def retention_section(found: Sequence[TrainTaskRetention], *_: object) -> ReportSection:
     """A chart and a table for each trained task."""
     about = [
         "Change from the base on the retention tasks in points, seeds averaged, paired over the "
@@ -38,14 +39,15 @@ def retention_section(found: Sequence[TrainTaskRetention]) -> ReportSection:
 
 def _shown(found: TrainTaskRetention) -> Iterator[Shown]:
     yield _figure(found)
-    yield Table.grouped(
+    lines = (*found.groups, *found.subjects)
+    yield Table.of(
         f"Trained on {found.train_task}: base score and change from it in points, seeds averaged, "
         f"{cells.intervals(found.confidence)}.",
-        [
-            (title, "", [row for line in lines for row in _table_rows(line)])
-            for title, lines in (("Groups", found.groups), ("Tasks", found.subjects))
-        ],
+        [row for line in lines for row in _table_rows(line)],
         *option_columns("Task or group", (option.label for option in found.options)),
+        by=lambda row: row[-1],
+        file="retention",
+        records=[(line, change) for line in lines for change in line.changes],
     )
 
 
@@ -94,18 +96,15 @@ def _figure(found: TrainTaskRetention) -> Figure:
     return Figure("", title, caption, interval_chart(panels), detail)
 
 
-def _table_rows(line: RetentionLine) -> Iterator[list[Cell]]:
-    """The mean over tasks, and below it that over items where that is another one."""
-    size = quantities.sample_size(line.base_score)
-    note = f"mean over {len(line.tasks)} tasks, {size}" if len(line.tasks) > 1 else size
-    yield [
-        Cell(line.name, "", note),
-        cells.mean(line.base_score, signed=False),
-        *(cells.mean(change.change) for change in line.changes),
-    ]
-    if line.base_score_by_items is not None:
-        yield [
-            Cell(line.name, "", "mean over items; decides nothing"),
-            cells.mean(line.base_score_by_items, signed=False),
-            *(cells.mean(change.by_items) for change in line.changes),
-        ]
+def _table_rows(line: RetentionLine) -> Iterator[list[Cell | str]]:
+    """The mean over tasks, and below it that over items where that is another one; its group."""
+    size, is_group = quantities.sample_size(line.base_score), len(line.tasks) > 1
+    note = f"mean over {len(line.tasks)} tasks, {size}" if is_group else size
+    means = [(note, line.base_score, [change.change for change in line.changes])]
+    if (by_items := line.base_score_by_items) is not None:
+        changes = [change.by_items for change in line.changes if change.by_items is not None]
+        means.append(("mean over items; decides nothing", by_items, changes))
+    for note, base, changes in means:
+        score = cells.mean(base, signed=False)
+        group = "Groups" if is_group else "Tasks"
+        yield [Cell(line.name, "", note), score, *map(cells.mean, changes), group]

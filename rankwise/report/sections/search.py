@@ -12,7 +12,7 @@ from rankwise.records.study import Interval, Unit
 from rankwise.report import cells
 from rankwise.report.cells import Cell
 from rankwise.report.charts.ranks import RankMark, RankPanel, in_unit, rank_chart
-from rankwise.report.parts import Column, Figure, ReportSection, Shown, Table
+from rankwise.report.parts import Column, Figure, ReportSection, Shown, Table, shows
 
 POLICIES = {
     "narrow": "one seed of every rank, then more seeds of the best one and its nearest rival",
@@ -25,7 +25,8 @@ POLICIES = {
 OWN = "own rate"
 
 
-def search_section(results: StudyResults, rates: Sequence[TrainTaskRates]) -> ReportSection | None:
+@shows("rates")
+def search_section(rates: Sequence[TrainTaskRates], results: StudyResults) -> ReportSection | None:
     """The decisions, a table of what trainings showed, and a chart of learning rates.
 
     None where the study file lists every run and nothing was added.
@@ -100,6 +101,12 @@ def _table(search: TrainTaskSearch) -> Table:
             "points, ± 2 errors",
         ),
         Column(lambda row: reasons.get(row.run, ""), "Then", is_text=True),
+        file="search",
+        records=[
+            ({"decision": number, "unit": search.unit}, shown)
+            for number, decision in enumerate(search.decisions)
+            for shown in decision.shown
+        ],
     )
 
 

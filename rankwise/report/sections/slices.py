@@ -7,11 +7,12 @@ from collections.abc import Iterator, Sequence
 from rankwise.findings.slices import TrainTaskSlices
 from rankwise.records import quantities
 from rankwise.report import cells
-from rankwise.report.parts import Column, ReportSection, Shown, Table
+from rankwise.report.parts import Column, ReportSection, Shown, Table, shows
 from rankwise.report.summaries import RELATION_NAMES
 
 
-def slice_section(found: Sequence[TrainTaskSlices]) -> ReportSection:
+@shows("slices")
+def slice_section(found: Sequence[TrainTaskSlices], *_: object) -> ReportSection:
     """A table for each trained task."""
     about = (
         "Changes from the base on the items of each kind. Intervals are those at which Holm's "
@@ -33,4 +34,5 @@ def _shown(found: TrainTaskSlices) -> Iterator[Shown]:
         Column(lambda row: cells.interval(row.change, row.unit), "Change"),
         Column("holm_p_value", "p, Holm", write=quantities.p_value),
         Column(lambda row: row.verdict.replace("_", " "), "Shown?", is_text=True),
+        file="slices",
     )

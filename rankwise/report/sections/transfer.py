@@ -21,6 +21,7 @@ from rankwise.report.parts import (
     TitledTable,
     file_name,
     option_columns,
+    shows,
 )
 from rankwise.report.summaries import RELATION_NAMES
 
@@ -88,7 +89,8 @@ class _Matrix(NamedTuple):
         return any(column.domain for column in self.columns)
 
 
-def transfer_section(found: Transfer) -> ReportSection:
+@shows("transfer")
+def transfer_section(found: Transfer, *_: object) -> ReportSection:
     """A matrix for each option, or one of all options where one task was trained on."""
     matrix = _Matrix.of(found)
     several = len(found.rows) > 1
@@ -227,7 +229,7 @@ def _table(matrix: _Matrix, row: TransferRow) -> Table:
         note = "negative transfer" if _is_alarm(measured) else ""
         return EMPTY if measured is None else cells.mean(measured.change, note=note)
 
-    groups: dict[str, list[list[Cell]]] = {}
+    rows: list[list[Cell | str]] = []
     options = matrix.found.options
     for column in matrix.columns:
         own = [matrix.at((row.name, option.label), column) for option in options]
@@ -242,12 +244,19 @@ def _table(matrix: _Matrix, row: TransferRow) -> Table:
             note = f"{RELATION_NAMES[first.relation]}, {size}"
             head = Cell(column.name, "", note), cells.mean(first.base_score, signed=False)
         group = (column.domain or _NO_DOMAIN) if matrix.is_named else ""
-        groups.setdefault(group, []).append([*head, *map(change, own)])
+        rows.append([*head, *map(change, own), group])
     where = f" ({row.domain})" if row.domain else ""
-    rows = [(group, "", own) for group, own in groups.items()]
-    return Table.grouped(
+    return Table.of(
         f"Trained on {row.name}{where}: change from the base in "
         f"points, seeds averaged, {cells.intervals(matrix.found.confidence)}.",
         rows,
         *option_columns("Tested on", (option.label for option in options)),
-    )
+        by=lambda row: row[-1],
+        file="transfer",
+        records=[
+            ({"test": column.name, "domain": column.domain}, measured)
+            for option in options
+            for column in matrix.columns
+            if (measured := matrix.at((row.name, option.label), column)) is not None
+        ],
+    ).behind(train_task=row.name)

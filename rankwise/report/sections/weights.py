@@ -6,6 +6,7 @@ import math
 import shlex
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 from rankwise.findings.options import first_of_options
 from rankwise.findings.trends import means_by_rank
@@ -50,10 +51,12 @@ from rankwise.report.parts import (
     Shown,
     Table,
     TitledTable,
+    shows,
     thinned,
 )
 
 
+@shows("weights")
 def weight_section(found: Sequence[TrainTaskWeights], results: StudyResults) -> ReportSection:
     """What was found of each trained task in words, charts, maps, and every number.
 
@@ -73,6 +76,7 @@ def weight_section(found: Sequence[TrainTaskWeights], results: StudyResults) -> 
 
     def shown(part: TrainTaskWeights) -> Iterator[Shown]:
         yield from (f"{run} was not analysed: {why}" for run, why in part.not_analysed.items())
+        yield Table.in_files("weights", _matrices(models[run.run] for run in part.runs))
         yield "Updates of the runs", _run_table(part.runs, num_leading)
         yield "Norm against rank", _norm_table(part)
         yield from _norms(part)
@@ -110,6 +114,37 @@ def audited_section(record: AuditRecord) -> ReportSection:
     figures = [*_norm_map({label: matrices}), *_maps_of(label, matrices)]
     table = TitledTable("The update", _run_table([weights], intruder_k(matrices)))
     return ReportSection("weights", "Weights", remarks, figures, [table])
+
+
+_OF_MATRIX = {"module", "layer", "kind", "out_features", "in_features", "base_frobenius_norm",
+              "base_spectral_norm"}  # fmt: skip
+
+
+def _matrices(models: Iterable[ModelResults]) -> Iterator[tuple[Any, ...]]:
+    """Every matrix of some runs, over all vectors that were compared, at the grid's one entry."""
+    for model, spectra in ((model, model.spectra) for model in models if model.spectra):
+        for matrix in spectra.matrices:
+            overlap, most = matrix.full_overlap, matrix.leading[-1]
+            turned: dict[str, dict[str, float | None]] = {
+                name.lower(): {
+                    "vectors": most,
+                    "left_index": change and change.left.index_matched[-1],
+                    "right_index": change and change.right.index_matched[-1],
+                    "left_best": change and change.left.best_matched[-1],
+                    "left_overlap": change and change.left.overlap[-1],
+                    "value_shift": change and change.value_shift[-1],
+                    "intruders": change and intruders_of(change, matrix.leading, spectra.epsilons),
+                }
+                for name, change in _changes(matrix).items()
+            }
+            shared = {"left": overlap and overlap.left, "right": overlap and overlap.right}
+            own = {"run": model.name, **matrix.model_dump(include=_OF_MATRIX)}
+            yield own, matrix.update, turned, {"full_overlap": shared}
+
+
+def _changes(matrix: MatrixSpectrum) -> dict[str, VectorChange | None]:
+    """What training has turned, and what random updates do."""
+    return {"trained": matrix.change, "Gaussian": matrix.gaussian_null, "Haar": matrix.haar_null}
 
 
 def _compared_with(null_draws: int, setting: str) -> str:
@@ -395,12 +430,6 @@ def _with_nulls(
     matrices: Sequence[MatrixSpectrum], value: Callable[[VectorChange, MatrixSpectrum], float]
 ) -> _Panels:
     changes = (
-        (title, matrix, change)
-        for matrix in matrices
-        for title, change in (
-            ("trained", matrix.change),
-            ("Gaussian", matrix.gaussian_null),
-            ("Haar", matrix.haar_null),
-        )
+        (title, matrix, change) for matrix in matrices for title, change in _changes(matrix).items()
     )
     return grouped((title, (m, change and value(change, m))) for title, m, change in changes)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -187,7 +187,7 @@ class ScoreWorker:
 
     def _known(self, model: Model, task: PreparedTask) -> Known:
         """What a scoring of some of the task's items found, where the study was extended."""
-        from rankwise.tasks.evaluation import Known
+        from rankwise.tasks.evaluation import Known, responses_of
 
         name, weights = model_name(model), fingerprint_in(self._plan.record, model)
         earlier = self._folder.earlier_evaluation(name, task.name)
@@ -245,18 +245,9 @@ def _base_answers(
     """The base's answers to a task that compares with them, once it is scored; None for others."""
     if not task.loaded.is_against_base or not folder.samples_file(BASE, task.name).exists():
         return None
+    from rankwise.tasks.evaluation import responses_of
+
     return responses_of(folder.read_samples(BASE, task.name))
-
-
-def responses_of(lines: Iterable[Mapping[str, Any]]) -> dict[int, tuple[Responses, ...]]:
-    """Number of a document -> answers to its instances, which the lines of each filter repeat."""
-    return {
-        line["doc_id"]: tuple(
-            tuple(tuple(response) if isinstance(response, list) else response for response in each)
-            for each in line["resps"]
-        )
-        for line in lines
-    }
 
 
 def nats_of(instances: Iterable[Iterable[Any]]) -> list[float]:
