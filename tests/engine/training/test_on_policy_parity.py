@@ -210,9 +210,7 @@ def test_ranks_in_one_pass_train_as_trl_trains_each(
             precision="float32",
             gradient_checkpointing=False,
             observer=heard,
-            writer=Writer(
-                base, None, train, judge(settings.get("scale_rewards", "group")), max_tokens=60
-            ),
+            writer=Writer(base, None, train, judge(scale), max_tokens=60),
         )
     for rank, trainee in zip(RANKS, trainees, strict=True):
         modules = sorted({name.rpartition(".")[2] for name in shapes})
