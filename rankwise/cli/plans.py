@@ -8,8 +8,10 @@ from collections.abc import Iterator
 from rankwise.cli.application import say, stdout
 from rankwise.cli.terminal import pass_lines, plan_table
 from rankwise.records import quantities
+from rankwise.records.config.objectives import GrpoConfig, WrittenConfig
 from rankwise.records.files import cache_folder, free_bytes, in_words
 from rankwise.records.own_data import OwnData
+from rankwise.records.study import StudyRecord
 from rankwise.study.agenda import units
 from rankwise.study.executors.desk import MOST_NODES
 from rankwise.study.forecast import Forecast
@@ -30,6 +32,8 @@ def show(found: Forecast) -> None:
     own, learns_all_tokens = record.own_data, record.config.train.loss_on == "all"
     if own is not None and own.num_conversations and not learns_all_tokens:
         say(_learned_line(own))
+    if (written := record.config.train.written) is not None:
+        say(_written_line(record, written))
     if record.config.is_searched:
         say("search: these trainings begin it; what they show decides which go on")
     for line in (*_general_lines(found), *_reference_lines(found)):
@@ -71,6 +75,20 @@ def _decomposing(found: Forecast) -> str:
     """What the analysis of weights takes, in words."""
     seconds = sum(found.seconds.get(stage.id, 0.0) for stage in found.analyses)
     return f" and {quantities.seconds(seconds)} of decomposing weights" if seconds >= 1.0 else ""
+
+
+def _written_line(record: StudyRecord, written: WrittenConfig) -> str:
+    """What the runs write themselves, at most."""
+    train, longest = record.config.train, written.max_completion_length
+    rows = train.batch_size * train.gradient_accumulation_steps
+    times = written.num_iterations if isinstance(written, GrpoConfig) else 1
+    steps = max((run.num_steps for run in record.runs), default=0) // times
+    texts = rows * written.num_generations
+    return (
+        f"own texts: each run writes up to {quantities.counted(texts, 'text')} for each of "
+        f"{quantities.counted(steps, 'step')}, of at most {longest:,} tokens: up to "
+        f"{quantities.count(steps * texts * longest)} tokens, which it reads again when it trains"
+    )
 
 
 def _learned_line(own: OwnData) -> str:

@@ -76,13 +76,13 @@ def training_fingerprint(
     base_model: str,
     precision: str,
     examples: str,
-    rewards: str | None = None,
+    judge: str | None = None,
     ends_within: int | None = None,
 ) -> str:
     """The fingerprint of everything that a run's weights depend on; its name does not count.
 
-    ``base_model`` and ``examples``, the tokenised rows, are fingerprints; ``rewards`` says all that
-    own texts are judged by, wherever its files lie. ``ends_within`` is the
+    ``base_model`` and ``examples``, the tokenised rows, are fingerprints; ``judge`` says all that
+    own texts are rewarded by, or who their teacher is, wherever files lie. ``ends_within`` is the
     last step of a run whose last epoch is not read to its end.
     """
     objective = config.train.objective
@@ -94,7 +94,7 @@ def training_fingerprint(
         {
             **of_variant,
             **({} if objective is None else _of_objective(objective)),
-            **({} if rewards is None else {"rewards": rewards}),
+            **({} if judge is None else {"judge": judge}),
             **({} if ends_within is None else {"ends_within": ends_within}),
             "training_revision": TRAINING_REVISION,
             "base_model": base_model,

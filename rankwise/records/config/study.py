@@ -412,6 +412,8 @@ class StudyConfig(Section):
             yield "train.loss_on=all learns the prompts; choose kl: {at: own_texts}"
         if self.train.dpo is not None and any(arm.kl or arm.replay for arm in self.mitigations):
             yield "kl and replay read rows of one answer, and dpo reads pairs; leave them out"
+        if self.train.written is not None and any(arm.kl or arm.replay for arm in self.mitigations):
+            yield "kl and replay read given rows, and the objective reads own texts; leave them out"
 
     def _search_problems(self) -> Iterator[str]:
         """What searches do not go with."""

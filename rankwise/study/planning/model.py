@@ -6,13 +6,15 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from rankwise.engine.models.adapter_folder import AdapterFolder
+from rankwise.engine.models.attention import refuse_unpackable
 from rankwise.engine.models.base_folder import BaseModel, find_base_model, trained_folder
 from rankwise.engine.models.devices import Machine, ResolvedPrecision
 from rankwise.engine.models.loading import load_tokenizer
 from rankwise.engine.models.start import with_start
 from rankwise.engine.models.structure import context_length, model_skeleton
 from rankwise.errors import ModelError, PlanError
-from rankwise.records.config.study import StudyConfig
+from rankwise.records.config.objectives import SdftConfig
+from rankwise.records.config.study import BaseModelConfig, StudyConfig
 from rankwise.records.study import StudyRecord
 
 
@@ -88,6 +90,29 @@ def study_model(
     machine = machine or Machine.here()
     precision = machine.precision(config.train.precision)
     return StudyModel(base, tokenizer, skeleton, max_length, machine, precision, start)
+
+
+def found_teacher(
+    config: StudyConfig, model: StudyModel, report: Callable[[str], None]
+) -> BaseModel | None:
+    """The model whose distributions are learned; None: the base, or no teacher is asked.
+
+    Raises:
+        ModelError: it cannot be had, or has another vocabulary than the base.
+    """
+    sdft = config.train.written
+    if not isinstance(sdft, SdftConfig) or sdft.teacher is None:
+        return None
+    teacher = find_base_model(BaseModelConfig(name=sdft.teacher), report, weights=False)
+    skeleton: Any = model_skeleton(teacher.folder)
+    size, vocabulary = skeleton.config.get_text_config().vocab_size, model.tokenizer.get_vocab()
+    if size != model.vocab_size or load_tokenizer(teacher.folder).get_vocab() != vocabulary:
+        raise ModelError(
+            f"{teacher.name} has another vocabulary than {model.base.name}, and a teacher gives "
+            "probabilities of the same tokens. Name a model with the same tokenizer."
+        )
+    refuse_unpackable(skeleton)
+    return teacher
 
 
 def found_base(

@@ -14,6 +14,7 @@ import torch
 
 from rankwise.engine.models.base_folder import BaseModel
 from rankwise.engine.models.devices import STEP_TOKENS, Machine
+from rankwise.engine.models.variants import shares_a_pass
 from rankwise.engine.training.memory import PassMemory, TrainingSetting
 from rankwise.engine.training.micro_batches import training_lanes
 from rankwise.errors import DataError
@@ -47,7 +48,12 @@ from rankwise.study.planning.derived import (
 from rankwise.study.planning.fitting import Room, earlier_full, full_training
 from rankwise.study.planning.imports import imported_run
 from rankwise.study.planning.issues import Issues
-from rankwise.study.planning.model import StudyModel, refuse_scores, study_model
+from rankwise.study.planning.model import (
+    StudyModel,
+    found_teacher,
+    refuse_scores,
+    study_model,
+)
 from rankwise.study.planning.passes import plan_passes
 from rankwise.study.planning.runs import (
     RunMaker,
@@ -101,6 +107,8 @@ class StudyPlan:
     """Kind of stage -> trained task -> what the kind reads, by its ``Stage.inputs``."""
     rewards: Mapping[str, Rewards] = field(default_factory=dict[str, "Rewards"])
     """Trained task -> what the texts are worth that its runs learn from, where they write these."""
+    teacher: BaseModel | None = None
+    """Whose distributions the runs learn, where it is another model than the base."""
     others: Others = field(default_factory=dict[RowsConfig, tuple[Example, ...]])
     """The rows that arms against forgetting read beside those of the trained tasks."""
     planner: Planner | None = None
@@ -210,7 +218,7 @@ def plan_study(
     refuse_scores(earlier)
     model = study_model(config, report, machine)
     begun_with = () if earlier is None else earlier.groups.get(GENERAL, ())
-    parts = _parts(config, model, issues, begun_with)
+    parts = _parts(config, model, report, issues, begun_with)
     issues.refuse(config.name, model.base.name)
     clusters = {**parts.tasks.clusters, **config.evaluation.clusters}
     evaluation = config.evaluation.model_copy(update={"clusters": clusters})
@@ -254,10 +262,15 @@ class _Parts(NamedTuple):
     layers: Mapping[tuple[str, ...], TargetLayers]
     others: Others
     rewards: dict[str, Rewards]
+    teacher: BaseModel | None
 
 
 def _parts(
-    config: StudyConfig, model: StudyModel, issues: Issues, begun_with: Collection[str]
+    config: StudyConfig,
+    model: StudyModel,
+    report: Callable[[str], None],
+    issues: Issues,
+    begun_with: Collection[str],
 ) -> _Parts:
     """The parts of a plan; incomplete where there are problems."""
     checks.check_model(config, model, issues)
@@ -277,7 +290,10 @@ def _parts(
             check_judging(task, config.evaluation.scored_by(task.name))
     for train_task, task_examples in examples.items():
         checks.check_warmup(config, train_task, len(task_examples), issues)
-    return _Parts(tasks, examples, layers, others, rewards)
+    teacher = None
+    with issues.of("train.objective.sdft.teacher"):
+        teacher = found_teacher(config, model, report)
+    return _Parts(tasks, examples, layers, others, rewards, teacher)
 
 
 def _rewards(
@@ -338,6 +354,12 @@ class Planner:
         issues = Issues(list(self.issues.problems), list(self.issues.warnings))
         others = (*chosen.others, *mitigated, *self.beside)
         trained = [*chosen.runs, *others]
+        by_peft = sorted({run.variant for run in trained if run.variant and not shares_a_pass(run)})
+        if config.train.written is not None and by_peft:
+            issues.problems.append(
+                f"methods.variants: {', '.join(by_peft)} cannot be trained on own texts; leave "
+                "them out"
+            )
         room.check_memory(trained, issues)
         room.check_scoring([*trained, *self.imported], issues)
         issues.refuse(config.name, unchosen.base.name)
@@ -387,9 +409,11 @@ def _planner(
         num_workers: see ``plan_study``.
     """
     imported = tuple(_imported(config, base, parts.examples, issues))
+    teacher = None if parts.teacher is None else parts.teacher.fingerprint
+    judges = {source: rewards.content for source, rewards in parts.rewards.items()}
     makers = {
         source: RunMaker(
-            config, base, source, rows, parts.tasks.order[source], parts.rewards.get(source)
+            config, base, source, rows, parts.tasks.order[source], judges.get(source, teacher)
         )
         for source, rows in parts.examples.items()
     }
@@ -466,6 +490,7 @@ def _unchosen(
         },
         others=parts.others,
         rewards=parts.rewards,
+        teacher=parts.teacher,
     )
 
 

@@ -24,7 +24,6 @@ from rankwise.records.config.study import StudyConfig
 from rankwise.records.fingerprints import fingerprint, training_fingerprint
 from rankwise.records.study import Method, PlannedRun
 from rankwise.study.planning.model import StudyModel
-from rankwise.tasks.rewards import Rewards
 from rankwise.tasks.training_rows import Example
 
 
@@ -148,7 +147,7 @@ class RunMaker:
         source: the trained task.
         examples: its rows, all that are trained on.
         order: their places; runs on fewer rows take the first.
-        rewards: what its own texts are worth; None: it does not learn from such by rewards.
+        judge: says all that rewards its own texts, or who its teacher is; None: it has neither.
     """
 
     def __init__(
@@ -158,9 +157,9 @@ class RunMaker:
         source: str,
         examples: Sequence[Example],
         order: Sequence[int],
-        rewards: Rewards | None,
+        judge: str | None,
     ) -> None:
-        self._rewards = None if rewards is None else rewards.content
+        self._judge = judge
         self._config, self._base, self._source = config, base, source
         self._rows = {len(examples): tuple(examples)}
         self._rows |= {
@@ -281,7 +280,7 @@ class RunMaker:
             base_model=self._base.model.base.fingerprint,
             precision=self._base.model.precision,
             examples=self._digests[number],
-            rewards=self._rewards,
+            judge=self._judge,
             ends_within=num_steps if num_steps < epochs * of_epoch else None,
         )
         return run.model_copy(update={"name": run_name(run, digest), "fingerprint": digest})

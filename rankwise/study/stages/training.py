@@ -200,9 +200,12 @@ def _writer(
     written, (run, *_) = config.train.written, trainings
     if written is None:
         return None
-    other, is_base = None, run.method != "full"
-    if not is_base and (written.is_distilled or (isinstance(written, GrpoConfig) and written.beta)):
-        other = load_frozen(fetch_weights(plan.base), context.study.precision, plan.device)
+    other, is_base = plan.teacher, run.method != "full"
+    is_held = written.is_distilled or (isinstance(written, GrpoConfig) and written.beta > 0)
+    if other is None and is_held and not is_base:
+        other = plan.base
+    if other is not None:
+        other = load_frozen(fetch_weights(other), context.study.precision, plan.device)
     judge = None
     if isinstance(written, GrpoConfig):
         rewards, size = plan.rewards[run.train_task], written.num_generations

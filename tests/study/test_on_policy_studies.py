@@ -1,0 +1,180 @@
+"""Studies on what the runs write themselves: from the study file to the verdict, stopped, resumed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from rankwise.errors import ConfigError, PlanError
+from rankwise.records.folder import StudyFolder
+from rankwise.records.study_file import load_config
+from rankwise.study.planning.plan import plan_study
+from tests.support.sentences import Sentences
+from tests.support.small_studies import write_study
+from tests.support.studies import run
+from tests.support.tiny_models import tiny
+
+SETTINGS = """
+train:
+  data: rows.jsonl
+  judged_by: chrf
+  max_new_tokens: 8
+  objective: {grpo: {rewards: chrf, num_generations: 3, max_completion_length: 8}}
+  epochs: 1
+  batch_size: 4
+  gradient_accumulation_steps: 1
+  held_out_fraction: 0.25
+  learning_rate: {lora: 2e-2, full: 2e-3}
+  precision: float32
+methods: {lora: {ranks: [2, 4], target_modules: [q_proj, v_proj]}, full: {}}
+analysis: {spectra: false, heads: false}
+evaluation: {retention: [sums], num_train_items: 8}
+"""
+ROWS = [{"prompt": f"Say {n}.", "completion": f" yes, {n}", "kind": n % 3} for n in range(24)]
+CODE = """
+def kinds(prompts, completions, kind, **rest):
+    assert len(prompts) == len(completions) == len(kind)
+    return [len(set(text)) / 10 for text in completions]
+
+
+def failing(completions, **rest):
+    kinds.calls = getattr(kinds, "calls", 0) + 1
+    return [0.5] * len(completions) if kinds.calls != 2 else ["good"] * len(completions)
+"""
+
+
+@pytest.fixture
+def study_file(tmp_path: Path, tiny_model_folder: Path) -> Path:
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, ROWS)))
+    (tmp_path / "rewards.py").write_text(CODE)
+    return write_study(tmp_path, tiny_model_folder, SETTINGS)
+
+
+def with_objective(file: Path, objective: Any, **train: Any) -> Path:
+    content = yaml.safe_load(file.read_text())
+    content["train"] |= {"objective": objective, **train}
+    file.write_text(yaml.safe_dump(content))
+    return file
+
+
+def written(folder: StudyFolder, name: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in folder.metrics_file(name).read_text().splitlines()]
+
+
+OBJECTIVES: dict[str, Any] = {
+    "rewarded": {
+        "grpo": {
+            "rewards": [{"code": "rewards.py:kinds"}, {"check": "chrf", "weight": 2.0}],
+            "num_generations": 3,
+            "max_completion_length": 8,
+            "beta": 0.05,
+            "num_iterations": 2,
+        }
+    },
+    "taught": {"sdft": {"max_completion_length": 8}},
+}
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_own_texts_are_learned_up_to_the_verdict(
+    study_file: Path, tmp_path: Path, name: str
+) -> None:
+    outcome, _ = run(with_objective(study_file, OBJECTIVES[name]), tmp_path / "study")
+    folder = StudyFolder(tmp_path / "study")
+    assert [model.status for model in outcome.results.runs] == ["trained"] * 3
+    times, texts_of_row = (2, 3) if name == "rewarded" else (1, 1)
+    for model in outcome.results.runs:
+        lines = written(folder, model.name)
+        assert len(lines) == model.num_steps == times * 5  # 18 rows, 4 a step
+        texts = [line["texts"] for line in lines]
+        assert [each["num_texts"] for each in texts[:-times]] == [4 * texts_of_row] * 4 * times
+        read = sum(each["num_tokens"] for each in texts)
+        assert model.num_loss_tokens == read
+        if name == "taught":
+            assert all(line["loss_nats"] > 0 for line in lines)
+            continue
+        assert texts[0]["rewards"].keys() == {"kinds", "chrf"}
+        first = texts[0]
+        assert first["reward"] == pytest.approx(
+            first["rewards"]["kinds"] + 2 * first["rewards"]["chrf"]
+        )
+        assert first["kl_nats"] == pytest.approx(0, abs=1e-6)  # a run begins as the base
+        assert texts[1]["rewards"] == first["rewards"]  # the second step with the same texts
+        assert texts[1]["num_tokens"] == first["num_tokens"]
+
+
+class Stopped(Exception):
+    """In place of a kill, between two steps."""
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_a_stopped_training_goes_on_with_the_same_texts(
+    study_file: Path, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from rankwise.study.stages.training_pass import TrainingPass
+
+    with_objective(study_file, OBJECTIVES[name], save_every="1s")
+    whole, _ = run(study_file, tmp_path / "whole", "methods.full=null")
+    stepped = TrainingPass.stepped
+
+    def stop(self: TrainingPass, trainee: Any, metrics: Any) -> None:
+        self._last_save = 0.0  # so that every step is saved
+        stepped(self, trainee, metrics)
+        if metrics.step == 3 and trainee is self._trainees[-1]:  # between two with the same texts
+            raise Stopped
+
+    monkeypatch.setattr(TrainingPass, "stepped", stop)
+    with pytest.raises(Stopped):
+        run(study_file, tmp_path / "stopped", "methods.full=null")
+    monkeypatch.undo()
+    again, _ = run(study_file, tmp_path / "stopped", "methods.full=null")
+    folders = StudyFolder(tmp_path / "whole"), StudyFolder(tmp_path / "stopped")
+    for ours, theirs in zip(whole.results.runs, again.results.runs, strict=True):
+        lines, expected = (
+            written(folder, model.name)
+            for folder, model in zip(folders, (ours, theirs), strict=True)
+        )
+        assert [line["texts"] for line in lines] == [line["texts"] for line in expected]
+        assert [line["loss_nats"] for line in lines] == [line["loss_nats"] for line in expected]
+
+
+def test_a_reward_that_fails_ends_its_run_alone(
+    study_file: Path, tmp_path: Path, sentence: Sentences
+) -> None:
+    objective = {"grpo": {"rewards": {"code": "rewards.py:failing"}, "num_generations": 2}}
+    with_objective(study_file, objective, max_new_tokens=8)
+    outcome, _ = run(study_file, tmp_path / "study", "methods.full=null")
+    failed = [model for model in outcome.results.models if model.status == "diverged"]
+    assert [model.status for model in outcome.results.runs] == ["trained"]
+    assert failed[0].rank == 4
+    assert failed[0].message is not None
+    sentence(failed[0].message)
+
+
+def test_what_cannot_be_learned_so_is_refused_before_anything_is_trained(
+    study_file: Path, tmp_path: Path, sentence: Sentences
+) -> None:
+    other = tmp_path / "other"
+    tiny("Llama").save_pretrained(other)
+    from transformers import AutoTokenizer
+
+    base = load_config(study_file).base_model.name
+    AutoTokenizer.from_pretrained(base).save_pretrained(other)
+    code = {"grpo": {"rewards": {"code": "rewards.py:kinds"}}}
+    cases: dict[str, tuple[Any, dict[str, Any], str | None]] = {
+        "code without a yes": (code, {}, "allow_task_code=false"),
+        "too long": ({"sdft": {"max_completion_length": 250}}, {}, None),
+        "another vocabulary": ({"sdft": {"teacher": str(other)}}, {}, None),
+        "no judge": (code, {"judged_by": "loss", "max_new_tokens": None}, None),
+        "learns everything": ("sdft", {"loss_on": "all"}, None),
+    }
+    for case, (objective, train, override) in cases.items():
+        file = with_objective(study_file, objective, **train)
+        with pytest.raises((ConfigError, PlanError)) as refused:
+            plan_study(load_config(file, [] if override is None else [override]))
+        sentence(refused.value, case)
+        file.write_text(SETTINGS and file.read_text().replace("loss_on: all\n", ""))
