@@ -103,6 +103,7 @@ class PassObserver(Protocol):
         ...
 
 
+@runtime_checkable
 class TextWriter(Protocol):
     """Writes what trainees learn from, at the beginning of a step.
 
