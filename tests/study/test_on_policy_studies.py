@@ -1,4 +1,4 @@
-"""Studies on what the runs write themselves: from the study file to the verdict, stopped, resumed."""
+"""Studies on what the runs write themselves: to the verdict, stopped, and resumed."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import yaml
 
 from rankwise.errors import ConfigError, PlanError
 from rankwise.records.folder import StudyFolder
+from rankwise.records.study import PlannedRun, RunRecord
 from rankwise.records.study_file import load_config
 from rankwise.study.planning.plan import plan_study
 from tests.support.sentences import Sentences
@@ -61,6 +62,11 @@ def with_objective(file: Path, objective: Any, **train: Any) -> Path:
     return file
 
 
+def trained(folder: StudyFolder) -> dict[PlannedRun, RunRecord]:
+    runs = {run: folder.finished_run(run) for run in folder.read_study().runs}
+    return {run: record for run, record in runs.items() if record is not None}
+
+
 def written(folder: StudyFolder, name: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in folder.metrics_file(name).read_text().splitlines()]
 
@@ -85,15 +91,17 @@ def test_own_texts_are_learned_up_to_the_verdict(
 ) -> None:
     outcome, _ = run(with_objective(study_file, OBJECTIVES[name]), tmp_path / "study")
     folder = StudyFolder(tmp_path / "study")
-    assert [model.status for model in outcome.results.runs] == ["trained"] * 3
+    runs = trained(folder)
+    assert [record.status for record in runs.values()] == ["trained"] * 3
+    assert len(outcome.results.runs) == 3
     times, texts_of_row = (2, 3) if name == "rewarded" else (1, 1)
-    for model in outcome.results.runs:
+    for model, record in runs.items():
         lines = written(folder, model.name)
         assert len(lines) == model.num_steps == times * 5  # 18 rows, 4 a step
         texts = [line["texts"] for line in lines]
         assert [each["num_texts"] for each in texts[:-times]] == [4 * texts_of_row] * 4 * times
         read = sum(each["num_tokens"] for each in texts)
-        assert model.num_loss_tokens == read
+        assert record.num_loss_tokens == read
         if name == "taught":
             assert all(line["loss_nats"] > 0 for line in lines)
             continue
@@ -142,17 +150,19 @@ def test_a_stopped_training_goes_on_with_the_same_texts(
         assert [line["loss_nats"] for line in lines] == [line["loss_nats"] for line in expected]
 
 
-def test_a_reward_that_fails_ends_its_run_alone(
-    study_file: Path, tmp_path: Path, sentence: Sentences
-) -> None:
-    objective = {"grpo": {"rewards": {"code": "rewards.py:failing"}, "num_generations": 2}}
-    with_objective(study_file, objective, max_new_tokens=8)
-    outcome, _ = run(study_file, tmp_path / "study", "methods.full=null")
-    failed = [model for model in outcome.results.models if model.status == "diverged"]
-    assert [model.status for model in outcome.results.runs] == ["trained"]
-    assert failed[0].rank == 4
-    assert failed[0].message is not None
-    sentence(failed[0].message)
+def test_a_reward_that_fails_ends_its_run_alone(study_file: Path, tmp_path: Path) -> None:
+    failing = {"rewards": {"code": "rewards.py:failing"}}
+    grpo = {**failing, "num_generations": 2, "max_completion_length": 8}
+    with_objective(study_file, {"grpo": grpo})
+    run(study_file, tmp_path / "study", "methods.full=null")
+    runs = trained(StudyFolder(tmp_path / "study"))
+    assert {run.rank: record.status for run, record in runs.items()} == {
+        2: "trained",
+        4: "diverged",
+    }
+    (said,) = [record.message for record in runs.values() if record.message]
+    for named in ("rewards.py:failing", "'Say ", "gives 'good'"):
+        assert named in said
 
 
 def test_what_cannot_be_learned_so_is_refused_before_anything_is_trained(
@@ -164,7 +174,8 @@ def test_what_cannot_be_learned_so_is_refused_before_anything_is_trained(
 
     base = load_config(study_file).base_model.name
     AutoTokenizer.from_pretrained(base).save_pretrained(other)
-    code = {"grpo": {"rewards": {"code": "rewards.py:kinds"}}}
+    code = {"grpo": {"rewards": {"code": "rewards.py:kinds"}, "max_completion_length": 8}}
+    as_it_was = study_file.read_text()
     cases: dict[str, tuple[Any, dict[str, Any], str | None]] = {
         "code without a yes": (code, {}, "allow_task_code=false"),
         "too long": ({"sdft": {"max_completion_length": 250}}, {}, None),
@@ -173,8 +184,8 @@ def test_what_cannot_be_learned_so_is_refused_before_anything_is_trained(
         "learns everything": ("sdft", {"loss_on": "all"}, None),
     }
     for case, (objective, train, override) in cases.items():
+        study_file.write_text(as_it_was)
         file = with_objective(study_file, objective, **train)
         with pytest.raises((ConfigError, PlanError)) as refused:
             plan_study(load_config(file, [] if override is None else [override]))
         sentence(refused.value, case)
-        file.write_text(SETTINGS and file.read_text().replace("loss_on: all\n", ""))

@@ -13,8 +13,10 @@ from typing import Any
 import pytest
 import torch
 
+from rankwise.engine.training.terms import PolicyTerms
 from rankwise.engine.training.trainees import AdapterTrainee
 from rankwise.engine.writing import Writer
+from rankwise.records.config.objectives import GrpoConfig
 from rankwise.records.config.training import TrainConfig
 from rankwise.tasks.rewards import Rewards
 from rankwise.tasks.training_rows import TrainingRow
@@ -109,3 +111,33 @@ def test_three_in_a_pass_are_as_three_alone(setting: Setting, name: str) -> None
                 assert torch.allclose(ours, theirs, rtol=1e-4, atol=1e-5)
         assert lines[0].texts is not None
         assert trainee.step == alone.step > 1
+
+
+@pytest.mark.parametrize("level", ["token", "sequence"])
+def test_losses_of_texts_are_those_of_the_formula(level: str) -> None:
+    """With ratios on both sides of both limits, and a text that nothing old is known of."""
+    torch.manual_seed(0)
+    counts = torch.tensor([5, 1, 7, 4])
+    advantages, weights = torch.tensor([1.3, -0.4, -2.0, 0.7]), torch.rand(4)
+    nats, old, base = torch.rand(17) * 3, torch.rand(17) * 3, torch.rand(17) * 3
+    old[:5] = float("nan")
+    settings = GRPO | {"beta": 0.3, "epsilon": 0.2, "epsilon_high": 0.4}
+    grpo = GrpoConfig(**settings, importance_sampling_level=level)
+    terms = PolicyTerms(counts, advantages, weights, old, base, are_new=False)
+    found, gradient = terms.losses(nats, grpo)
+    log_pi = (-nats).clone().requires_grad_()
+    expected: list[torch.Tensor] = []
+    for text in range(4):
+        part = slice(int(counts[:text].sum()), int(counts[: text + 1].sum()))
+        log_mu = log_pi[part].detach() if text == 0 else -old[part]
+        log_ratio = log_pi[part] - log_mu
+        ratio = (log_ratio.mean().expand_as(log_ratio) if level == "sequence" else log_ratio).exp()
+        surrogate = torch.min(ratio * advantages[text], ratio.clamp(0.8, 1.4) * advantages[text])
+        d = -base[part] - log_pi[part]
+        expected.append(weights[text] * (0.3 * (d.exp() - d - 1) - surrogate).sum())
+    torch.stack(expected).sum().backward()
+    torch.testing.assert_close(found, torch.stack(expected).detach())
+    assert log_pi.grad is not None
+    torch.testing.assert_close(gradient, -log_pi.grad)
+    new = terms._replace(old_nats=torch.full((17,), float("nan")), base_nats=None, are_new=True)
+    torch.testing.assert_close(new.losses(nats, grpo)[1], new.new_weights())

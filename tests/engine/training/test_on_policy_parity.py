@@ -1,4 +1,4 @@
-"""GRPO of several ranks in one pass against TRL's GRPOTrainer, which trains each alone.
+"""GRPO and self-distillation of several ranks in one pass against TRL, which trains each alone.
 
 Texts and rewards are held fixed. TRL multiplies the KL by the ratio (``use_bias_correction_kl``)
 unless it is told not to; here it is not multiplied, as in the paper. It needs TRL: ``pip install
@@ -8,7 +8,8 @@ trl``.
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ from rankwise.engine.scoring.decode.decoder import Decoder, Written
 from rankwise.engine.training import loop as training
 from rankwise.engine.training.trainees import AdapterTrainee
 from rankwise.engine.writing import Judge, Writer
+from rankwise.records.config.objectives import GrpoConfig
+from rankwise.records.config.training import TrainConfig
 from rankwise.tasks.rewards import advantages
 from rankwise.tasks.training_rows import Asked, Example
 from tests.support.passes import CPU, Heard, config, planned
@@ -40,7 +43,7 @@ CASES: dict[str, dict[str, Any]] = {
     "dr_grpo": {"loss_type": "dr_grpo", "scale_rewards": "none"},
     "dapo": {"loss_type": "dapo", "scale_rewards": "batch"},
     "held to the base": {"loss_type": "dapo", "beta": 0.04},
-    "two iterations": {"loss_type": "grpo", "num_iterations": 2, "epsilon": 2e-3},
+    "two iterations": {"loss_type": "grpo", "num_iterations": 2},
     "sequences": {
         "loss_type": "grpo",
         "importance_sampling_level": "sequence",
@@ -75,11 +78,15 @@ def worth(tokens: Sequence[int]) -> float:
 
 def written(_: Decoder, __: Any, prompts: Any, ___: Any) -> list[list[Written]]:
     """In place of ``Decoder.write``; the texts of a row come one after another."""
-    texts = [
-        [fixed(prompt.tokens, place % GENERATIONS) for place, prompt in enumerate(of)]
-        for of in prompts
-    ]
-    return [[Written(text, "", text[-1] == END) for text in of] for of in texts]
+    found: list[list[Written]] = []
+    for of in prompts:
+        draws = Counter[tuple[int, ...]]()
+        found.append([])
+        for prompt in of:
+            text = fixed(prompt.tokens, draws[prompt.tokens])
+            draws[prompt.tokens] += 1
+            found[-1].append(Written(text, "", text[-1] == END))
+    return found
 
 
 def judge(scale: str) -> Judge:
@@ -92,25 +99,68 @@ def judge(scale: str) -> Judge:
     return judged
 
 
-def rows(number: int) -> list[Example]:
+def rows(number: int, num_texts: int) -> list[Example]:
     random.seed(1)
-    prompts = [tuple(random.choices(range(3, 64), k=random.randint(3, 9))) for _ in range(number)]
-    asks = Asked("{}", "", GENERATIONS, LONGEST)
-    return [Example(prompt, 0, False, asks=asks) for prompt in prompts]
+
+    def text() -> tuple[int, ...]:
+        return tuple(random.choices(range(3, 64), k=random.randint(3, 9)))
+
+    asked = [(text(), text()) for _ in range(number)]
+    return [
+        Example(prompt, 0, False, asks=Asked("{}", "", num_texts, LONGEST, answer + prompt))
+        if num_texts == 1
+        else Example(prompt, 0, False, asks=Asked("{}", "", num_texts, LONGEST))
+        for prompt, answer in asked
+    ]
 
 
-def by_trl(
-    model: Any, prompts: list[tuple[int, ...]], folder: Path, case: dict[str, Any]
-) -> list[dict[str, float]]:
-    from datasets import Dataset
+def tokenizer_of_words() -> Any:
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
     from tokenizers.pre_tokenizers import Whitespace
     from transformers import PreTrainedTokenizerFast
 
-    tokens = Tokenizer(WordLevel({f"t{n}": n for n in range(64)}, unk_token="t0"))
+    # none is the beginning of another: special ones are found within words
+    tokens = Tokenizer(WordLevel({f"t{n:02}": n for n in range(64)}, unk_token="t00"))
     tokens.pre_tokenizer = Whitespace()  # pyright: ignore[reportAttributeAccessIssue]
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokens, pad_token="t0", eos_token="t2")
+    return PreTrainedTokenizerFast(tokenizer_object=tokens, pad_token="t00", eos_token="t02")
+
+
+def as_words(tokens: Sequence[int]) -> str:
+    return " ".join(f"t{n:02}" for n in tokens)
+
+
+def arguments(folder: Path, **settings: Any) -> dict[str, Any]:
+    return {
+        "output_dir": str(folder),
+        "gradient_accumulation_steps": ACCUMULATION,
+        "max_completion_length": LONGEST,
+        "num_train_epochs": 1,
+        "shuffle_dataset": False,
+        "learning_rate": 1e-3,
+        "lr_scheduler_type": "linear",
+        "warmup_steps": 2,
+        "max_grad_norm": 0.5,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "use_cpu": True,
+        "bf16": False,
+        "gradient_checkpointing": False,
+        **settings,
+    }
+
+
+def logged(trainer: Any) -> list[dict[str, float]]:
+    trainer.train()
+    return [line for line in trainer.state.log_history if "grad_norm" in line]
+
+
+def rewarded_by_trl(
+    model: Any, rows: Sequence[Example], folder: Path, case: dict[str, Any]
+) -> list[dict[str, float]]:
+    from datasets import Dataset
 
     def write(asked: list[str], _: Any) -> dict[str, Any]:
         ids = [[int(each[1:]) for each in prompt.split()] for prompt in asked]
@@ -120,73 +170,74 @@ def by_trl(
     def reward(completion_ids: list[list[int]], **_: Any) -> list[float]:
         return [worth(each) for each in completion_ids]
 
-    arguments = trl.GRPOConfig(
-        output_dir=str(folder),
+    settings = arguments(
+        folder,
         per_device_train_batch_size=BATCH * GENERATIONS,
-        gradient_accumulation_steps=ACCUMULATION,
         num_generations=GENERATIONS,
-        max_completion_length=LONGEST,
-        num_train_epochs=1,
-        shuffle_dataset=False,
-        learning_rate=1e-3,
-        lr_scheduler_type="linear",
-        warmup_steps=2,
-        max_grad_norm=0.5,
-        logging_steps=1,
-        save_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
-        use_cpu=True,
-        bf16=False,
-        gradient_checkpointing=False,
         use_bias_correction_kl=False,
         **case,
     )
-    data = Dataset.from_list([{"prompt": " ".join(f"t{n}" for n in each)} for each in prompts])
-    trainer = trl.GRPOTrainer(
-        model=model,
-        args=arguments,
-        train_dataset=data,
-        processing_class=tokenizer,
-        reward_funcs=[reward],
-        rollout_func=write,
+    return logged(
+        trl.GRPOTrainer(
+            model=model,
+            args=trl.GRPOConfig(**settings),
+            train_dataset=Dataset.from_list([{"prompt": as_words(row.tokens)} for row in rows]),
+            processing_class=tokenizer_of_words(),
+            reward_funcs=[reward],
+            rollout_func=write,
+        )
     )
-    trainer.train()
-    return [line for line in trainer.state.log_history if "grad_norm" in line]
 
 
-@pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("family", ["Llama", "Qwen2"])
-def test_ranks_in_one_pass_train_as_trl_trains_each(
-    family: str, case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def taught_by_trl(
+    model: Any, rows: Sequence[Example], folder: Path, case: dict[str, Any]
+) -> list[dict[str, float]]:
+    from datasets import Dataset
+    from trl.experimental.sdft import SDFTConfig, SDFTTrainer
+
+    class FixedTexts(SDFTTrainer):
+        def _generate(self, prompt_ids: list[list[int]]) -> Any:
+            return prompt_ids, [list(fixed(each, 0)) for each in prompt_ids]
+
+    settings = arguments(
+        folder,
+        per_device_train_batch_size=BATCH,
+        num_generations=1,
+        temperature=case["temperature"],
+        distillation_mode="full_logits",
+        distillation_alpha=float(case["direction"] == "reverse"),
+        distillation_is_clip=None,
+        teacher_prompt_template="{privileged_context} {prompt}",
+    )
+    told = [
+        {
+            "prompt": as_words(row.tokens),
+            "privileged_context": as_words(row.asks.teacher[: -len(row.tokens)]),
+        }
+        for row in rows
+        if row.asks is not None
+    ]
+    return logged(
+        FixedTexts(
+            model=model,
+            args=SDFTConfig(**settings),
+            train_dataset=Dataset.from_list(told),
+            processing_class=tokenizer_of_words(),
+        )
+    )
+
+
+def compare(
+    family: str,
+    train: TrainConfig,
+    examples: Sequence[Example],
+    judged: Judge | None,
+    peer_of: Callable[[Any, Sequence[Example]], list[dict[str, float]]],
 ) -> None:
-    monkeypatch.setattr(Decoder, "write", written)
-    # else TRL reads the texts of a step in an order of its own, which bnpo's parts depend on
-    monkeypatch.setattr(grpo_trainer, "shuffle_sequence_dict", lambda texts: texts)
-    settings = CASES[case]
-    train = config(
-        task=(),
-        data=Path("rows.jsonl"),
-        judged_by=("json",),
-        objective={
-            "grpo": {
-                "rewards": "json",
-                "num_generations": GENERATIONS,
-                "max_completion_length": LONGEST,
-                **settings,
-            }
-        },
-        epochs=1,
-        batch_size=BATCH,
-        gradient_accumulation_steps=ACCUMULATION,
-        learning_rate={"lora": 1e-3},
-        max_grad_norm=0.5,
-        warmup_ratio=2 / STEPS,
-    )
+    """Train all ranks in one pass, and each by the peer, from the same weights."""
     base = model_of(family).requires_grad_(False)
     every = adaptable_shapes(base)
     shapes = target_shapes(every, resolved_targets(every, ["all-linear"]))
-    examples = rows(STEPS // settings.get("num_iterations", 1) * BATCH * ACCUMULATION)
     trainees: list[AdapterTrainee] = []
     for rank in RANKS:
         run = planned(
@@ -200,7 +251,7 @@ def test_ranks_in_one_pass_train_as_trl_trains_each(
         trainee.run.name: {name: pair[0].clone() for name, pair in trainee.adapter.factors.items()}
         for trainee in trainees
     }
-    heard, scale = Heard(), settings.get("scale_rewards", "group")
+    heard = Heard()
     with adapted(base, list(shapes)) as bank:
         training.train_pass(
             base,
@@ -210,8 +261,10 @@ def test_ranks_in_one_pass_train_as_trl_trains_each(
             precision="float32",
             gradient_checkpointing=False,
             observer=heard,
-            writer=Writer(base, None, train, judge(scale), max_tokens=60),
+            writer=Writer(base, None, train, judged, max_tokens=60),
         )
+    own = train.written
+    times = own.num_iterations if isinstance(own, GrpoConfig) else 1
     for rank, trainee in zip(RANKS, trainees, strict=True):
         modules = sorted({name.rpartition(".")[2] for name in shapes})
         lora = peft.LoraConfig(
@@ -223,15 +276,12 @@ def test_ranks_in_one_pass_train_as_trl_trains_each(
         }
         for name, layer in layers.items():
             layer.lora_A["default"].weight.data.copy_(begun[trainee.run.name][name])
-        times = settings.get("num_iterations", 1)
-        prompts = [row.tokens for batch in trainee.batches[::times] for row in batch]
-        theirs = by_trl(peer, prompts, tmp_path, settings)
+        theirs = peer_of(peer, [row for batch in trainee.batches[::times] for row in batch])
         lines = heard.lines[trainee.run.name]
         assert len(lines) == len(theirs) == STEPS
-        # TRL logs losses with four decimals
         for ours, peer_line in zip(lines, theirs, strict=True):
             assert ours.grad_norm == pytest.approx(peer_line["grad_norm"], rel=1e-4, abs=1e-6)
-            assert ours.loss_nats == pytest.approx(peer_line["loss"], abs=2e-5)
+            assert ours.loss_nats == pytest.approx(peer_line["loss"], rel=1e-4, abs=2e-5)
             assert ours.texts is not None
             if "reward" in peer_line:  # of the first step with the texts
                 assert ours.texts.reward == pytest.approx(peer_line["reward"], rel=1e-5)
@@ -243,3 +293,55 @@ def test_ranks_in_one_pass_train_as_trl_trains_each(
                 # Adam divides rounding by the size of a gradient, however small that is: so the
                 # whole matrix is compared, not each number
                 assert (mine - peer_weights).norm() <= 1e-5 * max(peer_weights.norm(), 1.0)
+
+
+def settings_of(objective: dict[str, Any]) -> TrainConfig:
+    return config(
+        task=(),
+        data=Path("rows.jsonl"),
+        judged_by=("json",),
+        objective=objective,
+        epochs=1,
+        batch_size=BATCH,
+        gradient_accumulation_steps=ACCUMULATION,
+        learning_rate={"lora": 1e-3},
+        max_grad_norm=0.5,
+        warmup_ratio=2 / STEPS,
+    )
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("family", ["Llama", "Qwen2"])
+def test_ranks_in_one_pass_are_rewarded_as_trl_rewards_each(
+    family: str, case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Decoder, "write", written)
+    # else TRL reads the texts of a step in an order of its own, which bnpo's parts depend on
+    monkeypatch.setattr(grpo_trainer, "shuffle_sequence_dict", lambda texts: texts)
+    settings = CASES[case]
+    grpo = {"rewards": "json", "num_generations": GENERATIONS, "max_completion_length": LONGEST}
+    compare(
+        family,
+        settings_of({"grpo": {**grpo, **settings}}),
+        rows(STEPS // settings.get("num_iterations", 1) * BATCH * ACCUMULATION, GENERATIONS),
+        judge(settings.get("scale_rewards", "group")),
+        lambda model, asked: rewarded_by_trl(model, asked, tmp_path, settings),
+    )
+
+
+@pytest.mark.parametrize(
+    "case",
+    [{"direction": "forward", "temperature": 1.0}, {"direction": "reverse", "temperature": 0.8}],
+)
+@pytest.mark.parametrize("family", ["Llama", "Qwen2"])
+def test_ranks_in_one_pass_are_taught_as_trl_teaches_each(
+    family: str, case: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Decoder, "write", written)
+    compare(
+        family,
+        settings_of({"sdft": {"max_completion_length": LONGEST, **case}}),
+        rows(STEPS * BATCH * ACCUMULATION, 1),
+        None,
+        lambda model, asked: taught_by_trl(model, asked, tmp_path, case),
+    )
