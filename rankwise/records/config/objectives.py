@@ -119,6 +119,7 @@ class GrpoConfig(WrittenConfig):
 
     rewards: Several[Reward]
     """What a text is worth: the weighted sum of these."""
+    max_completion_length: Count = 512
     num_generations: Annotated[Count, Field(ge=2)] = 8
     beta: NotNegative = 0.0
     """The factor of the KL from the base, by its estimate at the tokens of the text."""
