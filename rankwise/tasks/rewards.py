@@ -233,23 +233,37 @@ def _log_nothing(*_: object) -> None:
 
 @dataclass(frozen=True)
 class _Function:
-    """A user's function in TRL's signature; errors name it as ``where``."""
+    """A user's function in TRL's signature; errors name it as ``where``.
+
+    One that names ``completion`` gets the rows' right answers too, which TRL does not pass.
+    """
 
     name: str
     where: str
     content: str
     function: Callable[..., Any]
     read: RowReader
+    knows_right: bool
 
     @classmethod
     def of(cls, code: str, read: RowReader) -> _Function:
+        name = code.rpartition(":")[2]
         function, where, content = named_function(code, "rewards")
         if inspect.iscoroutinefunction(function):
             raise TaskError(f"{where} is async; define it with def, without async.")
         remedy = "Let it take prompts, completions and columns of the rows, and end with **kwargs."
         with task_code(f"{where} cannot be called as TRL does", remedy):
-            inspect.signature(function).bind(**read.given((), (), ()))
-        return cls(code.rpartition(":")[2], where, content, function, read)
+            takes = inspect.signature(function)
+            made = cls(name, where, content, function, read, "completion" in takes.parameters)
+            takes.bind(**made.given((), (), ()))
+        return made
+
+    def given(
+        self, rows: Sequence[Asked], texts: Sequence[str], tokens: Sequence[Sequence[int]]
+    ) -> dict[str, Any]:
+        """What the function is called with."""
+        given = self.read.given(rows, texts, tokens)
+        return given | {"completion": [*map(_right, rows)]} if self.knows_right else given
 
     def __call__(
         self, rows: Sequence[Asked], texts: Sequence[str], tokens: Sequence[Sequence[int]]
@@ -268,7 +282,7 @@ class _Function:
         named = [self._named(row, text) for row, text in zip(rows, texts, strict=True)]
         all_named = f"{self.where} on {named[0]}{f' and {len(named) - 1} more' * (len(named) > 1)}"
         with task_code(f"{all_named} fails", "Correct it."), timed(all_named):
-            values = list(self.function(**self.read.given(rows, texts, tokens)))
+            values = list(self.function(**self.given(rows, texts, tokens)))
             if len(values) != len(texts):
                 raise TaskError(
                     f"{all_named} gives {len(values)} rewards; give one for each of {len(texts)} "

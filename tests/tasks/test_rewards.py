@@ -92,6 +92,15 @@ TURNS = [{"role": "system", "content": "Short."}, {"role": "user", "content": "2
 ANSWER = {"role": "assistant", "content": "5"}
 
 
+def test_a_function_that_asks_for_it_gets_the_right_answers(tmp_path: Path) -> None:
+    head = "def score(completions, completion, **columns)"
+    code = function(
+        tmp_path, "return [float(x == y) for x, y in zip(completions, completion)]", head
+    )
+    rows = [asked(), asked(completion="7 ")]
+    assert made([{"code": code}], rows)(rows, ["5", "7"], [[1], [2]]) == [[1.0, 1.0]]
+
+
 @pytest.mark.parametrize(
     "row",
     [
