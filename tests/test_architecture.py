@@ -260,12 +260,15 @@ def test_only_the_command_line_exits_and_one_module_prints() -> None:
                 prints |= (
                     {place} if names & {"print", "print_json", "Console", "get_console"} else set()
                 )
-    assert exits <= {"cli"}
+    # a worker whose card has failed ends at once, whatever Python would still clean up on it
+    assert exits <= {"cli", "executors"}
     assert prints == {"study/printer.py"}
 
 
 TAKES_ANY_ERROR = (
     "engine/models/files.py",
+    "engine/models/packed_kernels.py",
+    "engine/training/loop.py",
     "records/files.py",
     "integrations/tracking.py",
     "study/executors/ray.py",
@@ -282,7 +285,8 @@ def test_no_path_of_one_machine_and_no_bare_except() -> None:
             if isinstance(node, ast.ExceptHandler):
                 assert node.type is not None, path
                 # where any error of a library becomes ours: tokenizers and Ray raise plain ones,
-                # a tracker's must not fail a study, and users' code and schemas may raise all
+                # a tracker's must not fail a study, users' code and schemas may raise all, and
+                # a kernel that refuses a card raises whatever its compiler does
                 if path.relative_to(ROOT).as_posix() not in TAKES_ANY_ERROR:
                     assert ast.unparse(node.type) not in ("Exception", "BaseException"), path
             if isinstance(node, ast.Constant) and isinstance(node.value, str):

@@ -52,5 +52,5 @@ def idle_cards(place: str) -> str | None:
         return None
     return (
         f"one of the {number} cards here is used, if the base fits on it; to give each a unit of "
-        f"its own: rankwise run {place} --gpus all (needs the extra ray)"
+        f"its own (with the extra ray): `rankwise run {place} --gpus all`"
     )

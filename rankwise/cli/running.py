@@ -87,7 +87,6 @@ def run_and_report(
                 problem = "--quiet does not go with --json, which shows no other progress; give one"
                 raise ConfigError("run", [problem])
             config, folder = find(events)
-
             reported = partial(_reported, folder, events)
             report = (lambda _: None) if quiet or as_json else cli.note
             place = str(folder.root)
@@ -114,9 +113,7 @@ def run_and_report(
             places = None if cluster is None else stack.enter_context(cluster())
             machine, number = (None, 1) if places is None else (places.machine, places.num_workers)
             if places is None:
-                cli.warn(filter(None, [unseen_card()]))
-                if (idle := idle_cards(place)) is not None:
-                    report(idle)
+                _say_cards(place, report)
             with followed(shown, folder, config) as (observer, concluded):
                 outcome = run_to_verdict(
                     config,
@@ -133,6 +130,13 @@ def run_and_report(
     except Stopped as stopped:
         cli.note(f"stopped by {stopped}; finished work is kept. To go on: rankwise run {place}")
         return 128 + stopped.number
+
+
+def _say_cards(place: str, report: Callable[[str], None]) -> None:
+    """Warn of a card that is not seen, and say how to use those that idle."""
+    cli.warn(filter(None, [unseen_card()]))
+    if (idle := idle_cards(place)) is not None:
+        report(idle)
 
 
 def _reported(folder: StudyFolder, events: Events | None, outcome: StudyOutcome) -> int:

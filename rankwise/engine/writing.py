@@ -21,7 +21,7 @@ from rankwise.engine.models.frozen_adapters import FrozenAdapter, FrozenBank, ca
 from rankwise.engine.models.head import CompletionHead
 from rankwise.engine.models.placed import devices_of
 from rankwise.engine.models.seeds import seed_of
-from rankwise.engine.scoring.decode.decoder import Decoder, Written
+from rankwise.engine.scoring.decode.decoder import Decoder, WrittenText
 from rankwise.engine.training.micro_batches import read_losses
 from rankwise.engine.training.trainees import AdapterTrainee, Trainee
 from rankwise.engine.training.written import TextMetrics, WrittenTexts, token_weights
@@ -29,7 +29,7 @@ from rankwise.errors import DivergedError, RewardError
 from rankwise.records.config.objectives import GrpoConfig, SdftConfig
 from rankwise.records.config.training import TrainConfig
 from rankwise.tasks.questions import GenerationSettings, Prompt
-from rankwise.tasks.training_rows import Asked, Example, OwnText
+from rankwise.tasks.training_rows import AskedRow, Example, OwnText
 
 # Of the free memory, for the keys and values of texts that are being written: it is given back
 # before the step is trained.
@@ -37,7 +37,7 @@ _CACHE_SHARE = 0.25
 
 
 Judge = Callable[
-    [Sequence[Asked], Sequence[str], Sequence[Sequence[int]]],
+    [Sequence[AskedRow], Sequence[str], Sequence[Sequence[int]]],
     tuple[Sequence[float], Mapping[str, Any]],
 ]
 """From the row that each text answers, the texts, and their tokens, to the advantage of each, and
@@ -157,7 +157,7 @@ class Writer:
         with carrying(self._model, adapters, self._decoder.bank):
             yield adapters
 
-    def _learned(self, rows: Sequence[Example], written: Sequence[Written]) -> WrittenTexts:
+    def _learned(self, rows: Sequence[Example], written: Sequence[WrittenText]) -> WrittenTexts:
         """What is learned from the texts of a step.
 
         Raises:
@@ -218,6 +218,6 @@ class Writer:
             trainee.written = trainee.written.with_base(of_base, is_held=is_held)
 
 
-def _asked(example: Example) -> Asked:
+def _asked(example: Example) -> AskedRow:
     assert example.asks is not None
     return example.asks

@@ -25,7 +25,7 @@ from rankwise.tasks.columns import label_of, recognise
 from rankwise.tasks.own_code import named_function, number_given, timed
 from rankwise.tasks.own_rows import turns_of
 from rankwise.tasks.task_files import task_code
-from rankwise.tasks.training_rows import Asked
+from rankwise.tasks.training_rows import AskedRow
 
 Scale = Literal["group", "batch", "none"]
 
@@ -61,7 +61,7 @@ class Rewards:
     def __init__(
         self,
         rewards: Sequence[Reward],
-        rows: Sequence[Asked],
+        rows: Sequence[AskedRow],
         *,
         columns: ColumnsConfig | None = None,
         allow_code: bool = False,
@@ -86,7 +86,7 @@ class Rewards:
         )
 
     def __call__(
-        self, rows: Sequence[Asked], texts: Sequence[str], tokens: Sequence[Sequence[int]]
+        self, rows: Sequence[AskedRow], texts: Sequence[str], tokens: Sequence[Sequence[int]]
     ) -> list[_Numbers]:
         """What each text is worth by each reward; None: the reward says nothing of it.
 
@@ -105,7 +105,7 @@ class Rewards:
 
     def judged(
         self,
-        rows: Sequence[Asked],
+        rows: Sequence[AskedRow],
         texts: Sequence[str],
         tokens: Sequence[Sequence[int]],
         *,
@@ -129,7 +129,7 @@ class Rewards:
         return values, StepRewards.of(totals, rewards, self.names, group_size)._asdict()
 
 
-def _right(row: Asked) -> str:
+def _right(row: AskedRow) -> str:
     return row.completion.strip()
 
 
@@ -156,7 +156,7 @@ class _Checked:
         return self.check.content
 
     def __call__(
-        self, rows: Sequence[Asked], texts: Sequence[str], _: Sequence[Sequence[int]]
+        self, rows: Sequence[AskedRow], texts: Sequence[str], _: Sequence[Sequence[int]]
     ) -> _Numbers:
         pairs = zip(rows, texts, strict=True)
         numbers = (self.check(text.strip(), {"completion": _right(row)}) for row, text in pairs)
@@ -177,7 +177,7 @@ class RowReader(NamedTuple):
     label: str | None
 
     @classmethod
-    def of(cls, rows: Sequence[Asked], wanted: ColumnsConfig | None) -> RowReader:
+    def of(cls, rows: Sequence[AskedRow], wanted: ColumnsConfig | None) -> RowReader:
         """For these rows.
 
         Raises:
@@ -207,7 +207,7 @@ class RowReader(NamedTuple):
         return turns_of(value, str(column)) if is_turns else value
 
     def given(
-        self, rows: Sequence[Asked], texts: Sequence[str], tokens: Sequence[Sequence[int]]
+        self, rows: Sequence[AskedRow], texts: Sequence[str], tokens: Sequence[Sequence[int]]
     ) -> dict[str, Any]:
         """What TRL's trainer calls a reward with; its state is None, and nothing is logged."""
         contents = [json.loads(row.row) for row in rows]
@@ -259,14 +259,14 @@ class _Function:
         return made
 
     def given(
-        self, rows: Sequence[Asked], texts: Sequence[str], tokens: Sequence[Sequence[int]]
+        self, rows: Sequence[AskedRow], texts: Sequence[str], tokens: Sequence[Sequence[int]]
     ) -> dict[str, Any]:
         """What the function is called with."""
         given = self.read.given(rows, texts, tokens)
         return given | {"completion": [*map(_right, rows)]} if self.knows_right else given
 
     def __call__(
-        self, rows: Sequence[Asked], texts: Sequence[str], tokens: Sequence[Sequence[int]]
+        self, rows: Sequence[AskedRow], texts: Sequence[str], tokens: Sequence[Sequence[int]]
     ) -> _Numbers:
         try:
             return self._numbers(rows, texts, tokens)
@@ -277,7 +277,7 @@ class _Function:
             raise RewardError(str(error)) from error
 
     def _numbers(
-        self, rows: Sequence[Asked], texts: Sequence[str], tokens: Sequence[Sequence[int]]
+        self, rows: Sequence[AskedRow], texts: Sequence[str], tokens: Sequence[Sequence[int]]
     ) -> _Numbers:
         named = [self._named(row, text) for row, text in zip(rows, texts, strict=True)]
         all_named = f"{self.where} on {named[0]}{f' and {len(named) - 1} more' * (len(named) > 1)}"
@@ -294,7 +294,7 @@ class _Function:
                 for name, value in zip(named, values, strict=True)
             ]
 
-    def _named(self, row: Asked, text: str) -> str:
+    def _named(self, row: AskedRow, text: str) -> str:
         prompt = self.read.prompt(json.loads(row.row))
         shown = prompt[-1]["content"] if isinstance(prompt, list) and prompt else prompt
         return f"the text {text[:60]!r} to {str(shown)[:60]!r}"

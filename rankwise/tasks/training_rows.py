@@ -436,7 +436,7 @@ def tokenise_rows(
                 f"{where} ({row.prompt[:60]!r}): {what} has {longest} tokens, an answer may have "
                 f"{room}, and both may have {limit}. {remedy}"
             )
-        asks = Asked(
+        asks = AskedRow(
             json.dumps(row.columns, default=str, ensure_ascii=False),
             row.completion.removesuffix(row.end),
             own.num_generations,
@@ -457,7 +457,7 @@ def swallowed(prompt: str, answer: str) -> str:
     )
 
 
-class Asked(NamedTuple):
+class AskedRow(NamedTuple):
     """A row to which the model writes the answers itself.
 
     Attributes:
@@ -524,7 +524,7 @@ class Example(NamedTuple):
     rejected: Example | None = None
     base_nats: tuple[float, float] | None = None
     learned: tuple[int, ...] = ()
-    asks: Asked | None = None
+    asks: AskedRow | None = None
     own: OwnText | None = None
 
     @property

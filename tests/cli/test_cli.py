@@ -341,7 +341,7 @@ def test_plan_says_what_of_a_pass_is_scored_already(
     assert "pass 1: 2 " in done.stdout
     rows = [re.split(r"\s*│\s*", line.strip(" │")) for line in done.stdout.splitlines()]
     assert [row[6:] for row in rows if len(row) == 8] == [
-        ["", "4/4"],
+        ["—", "4/4"],
         ["yes", "4/4"],
         ["no", "0/4"],
     ]

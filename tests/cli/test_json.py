@@ -233,7 +233,7 @@ def test_every_export_names_its_files(kind: str, place: Place, tmp_path: Path) -
     exported = strict(done.stdout)
     assert all(Path(model["file"]).is_file() for model in exported)
     name = exported[0]["name"]
-    assert name in ("base", "runs") or "r016" in name
+    assert name in ("base", "ranks") or "r016" in name
 
 
 def test_damage_is_in_the_answer(place: Place) -> None:

@@ -35,6 +35,7 @@ STANDARD = {
     "ModelError": OSError,
     "BeyondLoraError": OSError,
     "TaskError": LookupError,
+    "RewardError": ValueError,
     "DataError": ValueError,
     "DivergedError": ArithmeticError,
     "OutOfMemoryError": MemoryError,

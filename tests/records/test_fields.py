@@ -22,7 +22,7 @@ from rankwise.records.fields import Section, Text
 
 HIDDEN = "a\x1b]0;b\x07\u202ec"
 
-PATTERNS = {"RegexCheckConfig.must", "RegexCheckConfig.must_not"}
+PATTERNS = {"RegexCheckConfig.must", "RegexCheckConfig.must_not", "SdftConfig.template"}
 """What is looked for in answers may be a control character; errors show it by its code."""
 
 

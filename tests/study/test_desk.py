@@ -14,8 +14,8 @@ from rankwise.study.executors.desk import (
     Attempt,
     Desk,
     Letter,
-    Offer,
     SupersededError,
+    UnitOffer,
     Worker,
     take_in,
 )
@@ -244,8 +244,8 @@ def test_what_is_taken_in_is_whole_or_not_there(root: Path) -> None:
 # --- who does what
 
 
-def offer(unit: str, memory_bytes: int = 1, not_on: frozenset[str] = frozenset()) -> Offer:
-    return Offer(unit, (RUN,), (), memory_bytes, not_on)
+def offer(unit: str, memory_bytes: int = 1, not_on: frozenset[str] = frozenset()) -> UnitOffer:
+    return UnitOffer(unit, (RUN,), (), memory_bytes, not_on)
 
 
 A, B = (Worker(name, number, "here", f"node-{name}", 10) for name, number in (("a", 11), ("b", 12)))

@@ -16,7 +16,7 @@ from rankwise.records.folder import StudyFolder
 from rankwise.records.study_file import load_config
 from rankwise.study.agenda import units
 from rankwise.study.executors import local, task
-from rankwise.study.executors.desk import Desk, Exchanged, Letter, Offer, Worker, take_in
+from rankwise.study.executors.desk import Desk, Exchanged, Letter, UnitOffer, Worker, take_in
 from rankwise.study.executors.task import Job, packed, work
 from rankwise.study.observer import Noted, StageFailed, StageFinished
 from rankwise.study.planning.plan import StudyPlan, plan_study
@@ -42,7 +42,7 @@ class Leader:
         (root / ".leader").write_text("the leader")
         self.root, self.desk, self.letters = root, Desk(root, "the leader"), list[Letter]()
         self.offers = [
-            Offer(unit.id, tuple(run.name for run in unit.runs), (), 1)
+            UnitOffer(unit.id, tuple(run.name for run in unit.runs), (), 1)
             for unit in units(stages(plan.record))
         ]
         self.job = Job(packed(plan, cloudpickle), root, "the leader", root, False, None)

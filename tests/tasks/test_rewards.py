@@ -17,17 +17,17 @@ from rankwise.records.config.objectives import Reward
 from rankwise.records.config.own_rows import ColumnsConfig
 from rankwise.tasks import own_code
 from rankwise.tasks.rewards import Rewards, RowReader, Scale, StepRewards, advantages
-from rankwise.tasks.training_rows import Asked
+from rankwise.tasks.training_rows import AskedRow
 from tests.support.sentences import Sentences
 
 ROW = {"prompt": "What is 2 + 3?", "completion": "5", "level": 1}
 
 
-def asked(row: dict[str, Any] = ROW, completion: str = "5") -> Asked:
-    return Asked(json.dumps(row), completion, 2, 8)
+def asked(row: dict[str, Any] = ROW, completion: str = "5") -> AskedRow:
+    return AskedRow(json.dumps(row), completion, 2, 8)
 
 
-def made(rewards: Sequence[Any], rows: Sequence[Asked] = (asked(),), **options: Any) -> Rewards:
+def made(rewards: Sequence[Any], rows: Sequence[AskedRow] = (asked(),), **options: Any) -> Rewards:
     configs = [TypeAdapter(Reward).validate_python(each) for each in rewards]
     return Rewards(configs, rows, **{"allow_code": True, **options})
 

@@ -230,10 +230,7 @@ def pack(
         start = stop
     read = [sequence.tokens[:-1] for _, (_, sequence) in sequences]  # the last is only learned
     held_by = [item.held for item, _ in sequences]
-    # what the base reads, and by how much its rows are further on there
-    as_held = [sequence.as_held for _, (_, sequence) in sequences]
-    texts = dict.fromkeys(text for (text, _), held in zip(as_held, held_by, strict=True) if held)
-    starts = dict(zip(texts, accumulate(map(len, texts), initial=0), strict=False))
+    texts, text_rows = _held_texts([sequence for _, (_, sequence) in sequences], held_by)
     integers = {
         "ids": [*chain.from_iterable(read)],
         "positions": _positions(read),
@@ -243,56 +240,92 @@ def pack(
         "left_out": left_out,
         "text_ids": [*chain.from_iterable(texts)],
         "text_positions": _positions(texts),
-        "text_rows": [
-            starts[text] + further + row
-            for (text, further), held in zip(as_held, held_by, strict=True)
-            for row in held
-        ],
+        "text_rows": text_rows,
         "counts": counts,
     }
-    own = [shares[item.trainee] for item, _ in sequences]
-    of_pairs = [shares[item.trainee] for item in in_order]
-    arrays = {name: np.array(numbers, np.int64) for name, numbers in integers.items()}
-    weights = np.array([share.of_loss for share in own], np.float32)
-    kl_weights = np.array(
-        [
-            share.of_kl if (taught := _teacher(sequence)) is None else taught.weight
-            for share, (_, (_, sequence)) in zip(own, sequences, strict=True)
-        ],
-        np.float32,
+    weights, kl_weights = (
+        np.array(each, np.float32)
+        for each in zip(*(_weights(shares[x.trainee], s) for x, (_, s) in sequences), strict=True)
     )
-    written = [item.example.own for item in in_order if item.example.own is not None]
+    arrays = {name: np.array(numbers, np.int64) for name, numbers in integers.items()}
     arrays |= {
         "weights": weights.repeat(counts),
         "kl_weights": kl_weights.repeat([len(held) for held in held_by]),
-        "pair_weights": np.array([share.of_loss for share in of_pairs], np.float32),
-        "chosen_weights": np.array([share.of_chosen for share in of_pairs], np.float32),
-        "base_nats": np.array([item.example.base_nats or () for item in in_order], np.float32),
-        "advantages": np.array([text.advantage for text in written], np.float32),
-        "text_weights": np.array([text.weight for text in written], np.float32),
-        "old_nats": _of_tokens([text.old_nats for text in written], counts),
-        "texts_base_nats": _of_tokens([text.base_nats for text in written], counts),
+        **_pair_arrays(in_order, shares),
+        **_text_arrays(in_order, counts),
     }
     of = dict(zip(arrays, moved_together([*arrays.values()], device), strict=True))
     learned = LearnedTokens(of["loss_rows"], of["targets"], of["weights"])
-    held = terms = None
+    held, terms = None, _terms(in_order, of)
     if texts:
         tokens = _packed(of["text_ids"], of["text_positions"], texts)
         held = HeldRows(of["held_rows"], of["kl_weights"], of["left_out"], tokens, of["text_rows"])
-    if in_order[0].example.rejected is not None:
-        names = ("counts", "base_nats", "pair_weights", "chosen_weights")
-        terms = PairTerms(*(of[name] for name in names))
-    elif written and not texts:
-        holds_on = any(text.base_nats for text in written)
-        terms = PolicyTerms(
-            of["counts"],
-            of["advantages"],
-            of["text_weights"],
-            of["old_nats"],
-            of["texts_base_nats"] if holds_on else None,
-            are_new=not any(text.old_nats for text in written),
-        )
     return MicroBatch(_packed(of["ids"], of["positions"], read), tuple(spans), learned, held, terms)
+
+
+def _held_texts(
+    sequences: Sequence[Example], held_by: Sequence[Sequence[int]]
+) -> tuple[list[tuple[int, ...]], list[int]]:
+    """What the base or a teacher reads, each text once, and the rows there of the held tokens."""
+    as_held = [sequence.as_held for sequence in sequences]
+    texts = dict.fromkeys(text for (text, _), held in zip(as_held, held_by, strict=True) if held)
+    starts = dict(zip(texts, accumulate(map(len, texts), initial=0), strict=False))
+    rows = [
+        starts[text] + further + row
+        for (text, further), held in zip(as_held, held_by, strict=True)
+        for row in held
+    ]
+    return [*texts], rows
+
+
+def _weights(share: GradientShare, sequence: Example) -> tuple[float, float]:
+    """Of the loss of each learned token of a sequence, and of each KL."""
+    taught = _teacher(sequence)
+    return share.of_loss, share.of_kl if taught is None else taught.weight
+
+
+def _pair_arrays(
+    in_order: Sequence[Placed], shares: Mapping[int, GradientShare]
+) -> dict[str, NDArray[np.float32]]:
+    """What ``PairTerms`` has of each example."""
+    of = [shares[item.trainee] for item in in_order]
+    return {
+        "pair_weights": np.array([share.of_loss for share in of], np.float32),
+        "chosen_weights": np.array([share.of_chosen for share in of], np.float32),
+        "base_nats": np.array([item.example.base_nats or () for item in in_order], np.float32),
+    }
+
+
+def _text_arrays(
+    in_order: Sequence[Placed], counts: Sequence[int]
+) -> dict[str, NDArray[np.float32]]:
+    """What ``PolicyTerms`` has of each text that a model wrote, and of its tokens."""
+    of = [item.example.own for item in in_order if item.example.own is not None]
+    return {
+        "advantages": np.array([text.advantage for text in of], np.float32),
+        "text_weights": np.array([text.weight for text in of], np.float32),
+        "old_nats": _of_tokens([text.old_nats for text in of], counts),
+        "texts_base_nats": _of_tokens([text.base_nats for text in of], counts),
+    }
+
+
+def _terms(in_order: Sequence[Placed], of: Mapping[str, Tensor]) -> PairTerms | PolicyTerms | None:
+    """The losses of whole texts, from the arrays on the device; all examples are of one kind."""
+    first = in_order[0].example
+    if first.rejected is not None:
+        names = ("counts", "base_nats", "pair_weights", "chosen_weights")
+        return PairTerms(*(of[name] for name in names))
+    if first.own is None or first.own.teacher:
+        return None
+    written = [item.example.own for item in in_order if item.example.own is not None]
+    return PolicyTerms(
+        of["counts"],
+        of["advantages"],
+        of["text_weights"],
+        of["old_nats"],
+        of["texts_base_nats"] if any(text.base_nats for text in written) else None,
+        are_new=not any(text.old_nats for text in written),
+    )
 
 
 def _teacher(sequence: Example) -> OwnText | None:

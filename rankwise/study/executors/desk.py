@@ -60,7 +60,7 @@ class Worker(NamedTuple):
     memory_bytes: int | None
 
 
-class Offer(NamedTuple):
+class UnitOffer(NamedTuple):
     """A unit that can be begun.
 
     Attributes:
@@ -127,13 +127,13 @@ class Desk:
         self._current: dict[str, Attempt] = {}
         self._letters: list[Letter] = []
         self._given: list[Letter] = []
-        self._offers: list[Offer] = []
+        self._offers: list[UnitOffer] = []
         self._doing: dict[str, Attempt] = {}
         self._ended: list[str] = []
         self._num_exchanges = 0
         self._waits_for: dict[str, int] = {}
 
-    def next(self, worker: Worker) -> tuple[Attempt, Offer] | bool:
+    def next(self, worker: Worker) -> tuple[Attempt, UnitOffer] | bool:
         """What a worker does next, once it has done what it was given before.
 
         True: that is not settled yet. False: nothing; its process may end.
@@ -162,7 +162,7 @@ class Desk:
                 return attempt, offer
         return False
 
-    def exchange(self, offers: Sequence[Offer], lost: Sequence[str] = ()) -> Exchanged:
+    def exchange(self, offers: Sequence[UnitOffer], lost: Sequence[str] = ()) -> Exchanged:
         """Whoever leads offers units, and hears what has happened since the last time.
 
         Args:

@@ -27,8 +27,8 @@ from rankwise.study.executors.desk import (
     Attempt,
     Desk,
     Exchanged,
-    Offer,
     SupersededError,
+    UnitOffer,
     Worker,
     state_of,
     take_in,
@@ -329,7 +329,7 @@ class RayExecutor:
         self.seen_at: Path | None = None
         self._workers: dict[str, Any] = {}  # name -> what Ray gives back once it has ended
         self._num_hired = 0
-        self._offers: list[Offer] = []
+        self._offers: list[UnitOffer] = []
         self._due: dict[str, frozenset[str]] = {}  # unit -> stages that could be done when offered
         self._doing: dict[str, Attempt] = {}
         self._lost: list[str] = []  # workers, until the desk is told
@@ -381,7 +381,7 @@ class RayExecutor:
         failed = tuple(failure.stage for failure in agenda.failures)
         waiting = [unit for unit in agenda.units if due.get(unit.id)]
         self._offers = [
-            Offer(
+            UnitOffer(
                 unit.id,
                 tuple(agenda.models_of(unit)),
                 failed,
@@ -419,7 +419,7 @@ class RayExecutor:
                 self._job, name, held, self._desk
             )
 
-    def _place_for(self, offer: Offer) -> dict[str, Any]:
+    def _place_for(self, offer: UnitOffer) -> dict[str, Any]:
         """Where a worker is placed that is needed because a node has lost a unit."""
         if not offer.not_on:
             return {}

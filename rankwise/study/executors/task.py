@@ -23,8 +23,8 @@ from rankwise.study.executors.desk import (
     PIECE_BYTES,
     Attempt,
     Letter,
-    Offer,
     State,
+    UnitOffer,
     Worker,
     files_in,
     link_or_copy,
@@ -130,7 +130,7 @@ def _do(
     plan: StudyPlan,
     models: ResidentModels | None,
     attempt: Attempt,
-    offer: Offer,
+    offer: UnitOffer,
     call: Callable[..., Any],
 ) -> ResidentModels:
     """Do what can be done of a unit by now; returns what stays in memory.

@@ -132,25 +132,21 @@ def test_flex_attention_scores_the_same(
 
 
 @pytest.mark.parametrize(
-    ("device", "dtype", "width", "compiles", "expected"),
+    ("device", "dtype", "width", "expected"),
     [
-        ("cuda", torch.bfloat16, 64, True, True),
-        ("cuda", torch.float16, 256, True, True),
-        ("cuda", torch.bfloat16, 64, False, False),
-        ("cuda", torch.float32, 64, True, False),
-        ("cuda", torch.bfloat16, 8, True, False),
-        ("cpu", torch.bfloat16, 64, True, False),
+        ("cuda", torch.bfloat16, 64, True),
+        ("cuda", torch.float16, 256, True),
+        ("cuda", torch.float32, 64, False),
+        ("cuda", torch.bfloat16, 8, False),
+        ("cpu", torch.bfloat16, 64, False),
     ],
 )
 def test_flex_attention_is_taken_where_it_can_be(
     device: str,
     dtype: torch.dtype,
     width: int,
-    compiles: bool,
     expected: bool,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(tree_attention, "flex_compiles", lambda _: compiles)
     with fake_cuda():
         x = torch.empty((1, 2, 3, width), dtype=dtype, device=device)
         assert tree_attention._takes_flex(x, x) == expected

@@ -20,14 +20,14 @@ from torch import nn
 
 from rankwise.engine.models.structure import adaptable_shapes, resolved_targets, target_shapes
 from rankwise.engine.models.trained_adapters import Adapter, adapted
-from rankwise.engine.scoring.decode.decoder import Decoder, Written
+from rankwise.engine.scoring.decode.decoder import Decoder, WrittenText
 from rankwise.engine.training import loop as training
 from rankwise.engine.training.trainees import AdapterTrainee
 from rankwise.engine.writing import Judge, Writer
 from rankwise.records.config.objectives import GrpoConfig
 from rankwise.records.config.training import TrainConfig
 from rankwise.tasks.rewards import advantages
-from rankwise.tasks.training_rows import Asked, Example
+from rankwise.tasks.training_rows import AskedRow, Example
 from tests.support.passes import CPU, Heard, config, planned
 from tests.support.tiny_models import tiny
 
@@ -76,22 +76,22 @@ def worth(tokens: Sequence[int]) -> float:
     return sum(tokens) % 11 / 11
 
 
-def written(_: Decoder, __: Any, prompts: Any, ___: Any) -> list[list[Written]]:
+def written(_: Decoder, __: Any, prompts: Any, ___: Any) -> list[list[WrittenText]]:
     """In place of ``Decoder.write``; the texts of a row come one after another."""
-    found: list[list[Written]] = []
+    found: list[list[WrittenText]] = []
     for of in prompts:
         draws = Counter[tuple[int, ...]]()
         found.append([])
         for prompt in of:
             text = fixed(prompt.tokens, draws[prompt.tokens])
             draws[prompt.tokens] += 1
-            found[-1].append(Written(text, "", text[-1] == END))
+            found[-1].append(WrittenText(text, "", text[-1] == END))
     return found
 
 
 def judge(scale: str) -> Judge:
     def judged(
-        _: Sequence[Asked], __: Sequence[str], tokens: Sequence[Sequence[int]]
+        _: Sequence[AskedRow], __: Sequence[str], tokens: Sequence[Sequence[int]]
     ) -> tuple[list[float], dict[str, Any]]:
         totals, values = advantages([[worth(x) for x in tokens]], (1.0,), GENERATIONS, scale)
         return values, {"reward": sum(x for x in totals if x is not None) / len(totals)}
@@ -107,9 +107,9 @@ def rows(number: int, num_texts: int) -> list[Example]:
 
     asked = [(text(), text()) for _ in range(number)]
     return [
-        Example(prompt, 0, False, asks=Asked("{}", "", num_texts, LONGEST, answer + prompt))
+        Example(prompt, 0, False, asks=AskedRow("{}", "", num_texts, LONGEST, answer + prompt))
         if num_texts == 1
-        else Example(prompt, 0, False, asks=Asked("{}", "", num_texts, LONGEST))
+        else Example(prompt, 0, False, asks=AskedRow("{}", "", num_texts, LONGEST))
         for prompt, answer in asked
     ]
 

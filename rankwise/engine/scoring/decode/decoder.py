@@ -56,7 +56,7 @@ class ScoringWork:
         return self.rows / self.places if self.places else 1.0
 
 
-class Written(NamedTuple):
+class WrittenText(NamedTuple):
     """A continuation as a model wrote it.
 
     Attributes:
@@ -137,7 +137,7 @@ class Decoder:
         adapters: Sequence[FrozenAdapter | None],
         prompts: Sequence[Sequence[Prompt]],
         advance: Advance = lambda _: None,
-    ) -> list[list[Written]]:
+    ) -> list[list[WrittenText]]:
         """Continue the prompts of each adapter, all adapters together.
 
         Args:
@@ -163,7 +163,7 @@ class Decoder:
             for of in prompts
         ]
         counts = Counter((model, prompt) for model, of in enumerate(wanted) for prompt in of)
-        texts: dict[tuple[int, Prompt], Written] = {}
+        texts: dict[tuple[int, Prompt], WrittenText] = {}
         with attention_of(decoder_of(self._model), DECODE_ATTENTION):
             batch = self._batch(counts, samplers)
             while batch.places:
@@ -173,7 +173,7 @@ class Decoder:
                     text: str = self._tokenizer.decode(tokens, skip_special_tokens=True)
                     kept = row.sampling.sampler.stops.kept(text)
                     is_finished = row.has_stopped or len(kept) < len(text)
-                    texts[row.model, prompt] = Written(tokens, kept, is_finished)
+                    texts[row.model, prompt] = WrittenText(tokens, kept, is_finished)
                     num_tokens = len(prompt.tokens) + prompt.settings.max_new_tokens
                     advance(num_tokens * counts[row.model, prompt])
         return [[texts[model, prompt] for prompt in of] for model, of in enumerate(wanted)]

@@ -228,13 +228,8 @@ class RowBatch:
                 places.append(len(tokens))
                 append(row, row.written[-1:], row.position, row.num_attended)
             else:
-                own = row.prompt.tokens[row.read_start :]
-                size = len(row.prompt.tokens) - row.own_start
-                row.blocks = self._cache.take(-(-size // BLOCK_TOKENS))
-                behind = row.chain[row.num_attended :]
-                copied = [self._segments[row.model, prefix] for prefix in behind]
-                reads.append(Read(len(tokens), len(own), row.blocks, copied))
-                append(row, own, row.read_start, len(row.chain))
+                reads.append(self._read_of(row, len(tokens)))
+                append(row, row.prompt.tokens[row.read_start :], row.read_start, len(row.chain))
                 begun.append(row)
             ends.append(len(tokens) - 1)
             if ranges and ranges[-1][0] == row.model:  # rows of a model are one range
@@ -258,6 +253,13 @@ class RowBatch:
         for row in begun:
             self._leave(row, row.chain[row.num_attended :])
         return layout, ranges
+
+    def _read_of(self, row: Row, start: int) -> Read:
+        """How a row begins, whose own tokens stand from ``start`` on; it gets its blocks."""
+        size = len(row.prompt.tokens) - row.own_start
+        row.blocks = self._cache.take(-(-size // BLOCK_TOKENS))
+        copied = [self._segments[row.model, prefix] for prefix in row.chain[row.num_attended :]]
+        return Read(start, len(row.prompt.tokens) - row.read_start, row.blocks, copied)
 
     def _leave(self, row: Row, prefixes: Sequence[SharedPrefix]) -> None:
         """The row needs these no more; what no row needs is freed."""
