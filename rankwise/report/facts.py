@@ -20,6 +20,9 @@ Facts = dict[str, str]
 """What things are, by their names."""
 
 
+_LONG = ("rewards", "template")  # of an objective: the study file has them
+
+
 def judgement_facts(recommendation: Recommendation) -> Facts:
     """The margins and the confidence that decided."""
     margins = {
@@ -57,9 +60,11 @@ def training_facts(results: StudyResults) -> Facts:
     learned = "the completion only" if train.loss_on == "completion" else "all tokens"
     if train.turns == "all":
         learned = "every assistant turn"
-    if train.dpo is not None:
-        settings = (f"{name} {value}" for name, value in train.dpo.model_dump().items() if value)
-        learned = f"pairs of answers (DPO: {', '.join(settings)})"
+    if train.objective is not None:
+        kind = "pairs of answers" if train.dpo is not None else "texts of its own"
+        name, settings = train.objective.named
+        said = (f"{key} {value}" for key, value in settings.items() if value and key not in _LONG)
+        learned = f"{kind} ({name.upper()}: {', '.join(said)})"
     facts = {
         "Base model": base_model_name(config),
         "Trained on": source_name(config),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag
 
@@ -166,7 +166,13 @@ class ObjectiveConfig(Section):
     @property
     def name(self) -> str:
         """Of the objective."""
-        return next(iter(self.model_dump(exclude_none=True)))
+        return self.named[0]
+
+    @property
+    def named(self) -> tuple[str, dict[str, Any]]:
+        """The objective's name and its settings."""
+        ((name, settings),) = self.model_dump(exclude_none=True).items()
+        return name, settings
 
     @property
     def written(self) -> WrittenConfig | None:
