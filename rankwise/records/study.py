@@ -593,6 +593,29 @@ class StudyRecord(StudyTasks, FileRecord, has_texts=False):
         return tuple({run.name: run for run in found if run is not None}.values())
 
 
+class LearnedTexts(Record):
+    """What a run wrote and learned from: means over its first tenth of steps, and over its last."""
+
+    num_texts: int
+    """That it wrote, each counted for every step that was taken with it."""
+    reward_first: float | None
+    """Of a text, on average; None where nothing is rewarded."""
+    reward_last: float | None
+    no_spread_share: float | None
+    """The share of rows, over all steps, whose texts all had the same reward."""
+    tokens_first: float
+    """Of a text, without its prompt."""
+    tokens_last: float
+    cut_first: float
+    """The share of texts that were cut at the length limit."""
+    cut_last: float
+    entropy_first: float | None
+    """Of the next token, in nats; None where a teacher was learned."""
+    entropy_last: float | None
+    kl_last: float | None
+    """KL(model || base) in nats, by GRPO's estimate; None where the base has read no text."""
+
+
 class RunRecord(VersionedRecord, has_texts=False):
     """``run.json``: one finished training; written after the weights.
 
@@ -628,6 +651,8 @@ class RunRecord(VersionedRecord, has_texts=False):
     kernels: str | None = None
     """The package whose kernels trained beside torch's, with its version; None: there is none."""
     provenance: Provenance
+    learned_texts: LearnedTexts | None = None
+    """What it wrote itself and learned from; None: it learned from given texts."""
     unsettled_share: float | None = None
     """Share of the layers in which EVA's directions still turned when they were taken; None for
     what does not begin at these."""

@@ -40,6 +40,8 @@ _PLAN = ("method", "rank", "alpha", "scaling", "learning_rate", "seed", "target_
 _MEANS = ("in_domain", "gain", "out_of_domain", "out_of_domain_change", "retention",
           "retention_change", "held_out_loss", "forgetting")  # fmt: skip
 _COST = ("num_steps", "num_tokens", "train_seconds", "peak_memory_bytes")
+_TEXTS = ("reward_first", "reward_last", "no_spread_share", "tokens_first", "tokens_last",
+          "cut_first", "cut_last", "entropy_first", "entropy_last", "kl_last")  # fmt: skip
 _IN_FILES: dict[str, str | Callable[[ModelSummary], str]] = {
     "run": "name",
     "status": lambda row: "base" if row.run is None else row.run.status,
@@ -99,6 +101,8 @@ def verdict_table(
             "Forgetting",
             _detail(base.held_out_loss),
         ),
+        Column(_reward, "Reward", "of own texts, first and last steps"),
+        Column(_lengths, "Own texts", "tokens, first and last steps"),
         Column(lambda row: _cost(row, "train_seconds", quantities.seconds), "Training time"),
         Column(
             lambda row: _cost(row, "peak_memory_bytes", quantities.memory),
@@ -107,6 +111,8 @@ def verdict_table(
         ),
         *(Column(key, file=name) for name, key in _IN_FILES.items()),
     ]
+    if any(row.run is not None and row.run.learned_texts is not None for row in summaries):
+        columns += (Column(f"run.learned_texts.{x}", file=f"texts_{x}") for x in _TEXTS)
     seeds = sorted({plan.seed for plan in results.planned if plan.seed is not None})
     with_seeds = f", {'all with seed' if len(seeds) == 1 else 'seeds'} {', '.join(map(str, seeds))}"
     shown = [column for column in columns if not column.title or column.title not in left_out]
@@ -148,6 +154,25 @@ def _cost(summary: ModelSummary, name: str, write: Callable[[Any], str]) -> str 
     """The cost of a training; what was not trained here has 0, and nothing is shown."""
     value = None if summary.run is None else getattr(summary.run, name)
     return write(value) if value else None
+
+
+def _reward(summary: ModelSummary) -> Cell | None:
+    """From the first to the last steps, where texts were rewarded."""
+    texts = None if summary.run is None else summary.run.learned_texts
+    if texts is None or texts.reward_first is None or texts.reward_last is None:
+        return None
+    shown = f"{texts.reward_first:.2f} → {texts.reward_last:.2f}"
+    same = f"{quantities.share(texts.no_spread_share or 0.0)} of rows without spread"
+    return Cell(shown, "", same)
+
+
+def _lengths(summary: ModelSummary) -> Cell | None:
+    """From the first to the last steps, where a run wrote what it learned from."""
+    texts = None if summary.run is None else summary.run.learned_texts
+    if texts is None:
+        return None
+    shown = f"{texts.tokens_first:.0f} → {texts.tokens_last:.0f}"
+    return Cell(shown, "", f"{quantities.share(texts.cut_last)} cut in the last steps")
 
 
 def _parameters(summary: ModelSummary) -> Cell | None:

@@ -102,6 +102,10 @@ def test_own_texts_are_learned_up_to_the_verdict(
         assert [each["num_texts"] for each in texts[:-times]] == [4 * texts_of_row] * 4 * times
         read = sum(each["num_tokens"] for each in texts)
         assert record.num_loss_tokens == read
+        assert record.learned_texts is not None
+        assert record.learned_texts.num_texts == sum(each["num_texts"] for each in texts)
+        assert record.learned_texts.reward_first == texts[0]["reward"]  # a tenth is one step
+        assert record.learned_texts.cut_last == texts[-1]["cut_share"]
         if name == "taught":
             assert all(line["loss_nats"] > 0 for line in lines)
             continue

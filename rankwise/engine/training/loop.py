@@ -54,9 +54,11 @@ from rankwise.engine.training.trainees import (
     StepMetrics,
     Trainee,
 )
+from rankwise.engine.training.written import summary
 from rankwise.errors import DivergedError
 from rankwise.records.config.objectives import GrpoConfig, WrittenConfig
 from rankwise.records.config.training import TrainConfig
+from rankwise.records.study import LearnedTexts
 
 # Good steps after which a larger micro-batch is tried again: where that fails, a step is taken
 # twice, 2 % of them.
@@ -69,6 +71,7 @@ class TrainingResult(NamedTuple):
     ``train_seconds`` is its share, by tokens, of the time of its pass; ``peak_memory_bytes`` is
     that of the whole pass so far, and ``peak_reserved_bytes`` what PyTorch held of the card for it
     (None on a CPU). ``kernels`` is the package whose kernels it used; None: torch's own.
+    ``learned_texts`` are those that it wrote itself; None: it learned from given ones.
     """
 
     num_steps: int
@@ -80,6 +83,7 @@ class TrainingResult(NamedTuple):
     peak_memory_bytes: int
     peak_reserved_bytes: int | None
     kernels: str | None
+    learned_texts: LearnedTexts | None
 
 
 @runtime_checkable
@@ -288,6 +292,9 @@ class _RunningPass:
             peak_memory_bytes=self.memory.so_far(),
             peak_reserved_bytes=self.memory.reserved_so_far(),
             kernels=self.kernels,
+            learned_texts=summary(
+                [line.texts for line in trainee.metrics if line.texts is not None]
+            ),
         )
 
     def _gathered(self, active: Mapping[int, Trainee]) -> dict[int, StepGradients]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -10,6 +10,7 @@ import numpy as np
 
 from rankwise.records.base import Record
 from rankwise.records.config.objectives import GrpoConfig, WrittenConfig
+from rankwise.records.study import LearnedTexts
 from rankwise.tasks.training_rows import Example, OwnText
 
 
@@ -39,6 +40,38 @@ class TextMetrics(Record):
     reward: float | None = None
     rewards: Mapping[str, float | None] = {}
     no_spread_share: float | None = None
+
+
+def summary(steps: Sequence[TextMetrics]) -> LearnedTexts | None:
+    """What all steps of a training say of its texts; None: it wrote none."""
+    if not steps:
+        return None
+    number = max(len(steps) // 10, 1)
+    first, last = steps[:number], steps[-number:]
+
+    def mean(values: Iterable[float | None]) -> float | None:
+        known = [value for value in values if value is not None]
+        return sum(known) / len(known) if known else None
+
+    def of(part: Sequence[TextMetrics], name: str) -> Any:
+        return mean(getattr(step, name) for step in part)
+
+    def length(part: Sequence[TextMetrics]) -> float:
+        return sum(step.num_tokens for step in part) / sum(step.num_texts for step in part)
+
+    return LearnedTexts(
+        num_texts=sum(step.num_texts for step in steps),
+        reward_first=of(first, "reward"),
+        reward_last=of(last, "reward"),
+        no_spread_share=of(steps, "no_spread_share"),
+        tokens_first=length(first),
+        tokens_last=length(last),
+        cut_first=of(first, "cut_share"),
+        cut_last=of(last, "cut_share"),
+        entropy_first=of(first, "entropy_nats"),
+        entropy_last=of(last, "entropy_nats"),
+        kl_last=of(last, "kl_nats"),
+    )
 
 
 class WrittenTexts(NamedTuple):
