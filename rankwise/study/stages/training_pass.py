@@ -109,16 +109,14 @@ class TrainingPass:
                 self._tell.noted(f"{error} It is moved to {place}, and {run.name} starts again.")
         for metrics in trainee.metrics:
             self._folder.append_metrics(run.name, metrics.model_dump())
-        if trainee.metrics:
-            self._tell.skipped(_work(trainee, trainee.metrics[-1].num_tokens))
+        self._tell.skipped(_work(trainee, 0, trainee.step))
 
     def stepped(self, trainee: Trainee, metrics: StepMetrics) -> None:
         if trainee.run.name not in self._finished:
             self._folder.append_metrics(trainee.run.name, metrics.model_dump())
         if metrics.step == _FIRST_STEPS and (said := _learns_nothing(trainee.metrics)):
             self._tell.noted(f"{trainee.run.name}: {said}")
-        before = trainee.metrics[-2].num_tokens if len(trainee.metrics) > 1 else 0
-        self._tell.advanced(_work(trainee, metrics.num_tokens - before))
+        self._tell.advanced(_work(trainee, metrics.step - 1, metrics.step))
         self._tell.stepped(
             TrainingStep(
                 run=trainee.run.name,
@@ -168,9 +166,7 @@ class TrainingPass:
 
     def diverged(self, trainee: Trainee, error: DivergedError) -> None:
         self._finished.add(trainee.run.name)
-        planned = max(model.num_tokens for model in self._models[trainee.run.name])
-        num_read = trainee.metrics[-1].num_tokens if trainee.metrics else 0
-        self._tell.skipped(_work(trainee, planned - num_read))
+        self._tell.skipped(_work(trainee, trainee.step, trainee.marks[-1]))
         self.states.finish()
         for model in self._models[trainee.run.name]:
             if model.num_steps > trainee.step:
@@ -204,8 +200,10 @@ def _learns_nothing(metrics: Sequence[StepMetrics]) -> str | None:
     )
 
 
-def _work(trainee: Trainee, num_tokens: int) -> float:
-    return num_tokens * TRAINING_WORK[trainee.run.method]
+def _work(trainee: Trainee, start: int, stop: int) -> float:
+    """The planned work of the steps from ``start`` to ``stop``; own texts may be shorter."""
+    planned = sum(each.num_tokens for step in trainee.batches[start:stop] for each in step)
+    return planned * TRAINING_WORK[trainee.run.method]
 
 
 def finish_run(context: StudyContext, run: PlannedRun, **measured: Any) -> None:
