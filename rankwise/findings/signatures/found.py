@@ -53,17 +53,22 @@ def _diverged(source: OptionGains) -> Iterator[Signature]:
         run = run_record(model)
         if run.status == "diverged":
             seed = f" with seed {run.planned.seed}" if several else ""
+            message = run.message or "no reason was recorded"
+            # a function of the user's that failed on a text is no matter of rates and rows
+            is_reward = message.startswith("rewards: ")
             yield Signature(
                 name="diverged",
                 train_task=results.train_task,
                 label=labels[model.name],
                 task=None,
                 statement=quantities.capital(
-                    f"{labels[model.name]}{seed} diverged and is excluded: "
-                    f"{run.message or 'no reason was recorded'}."
+                    f"{labels[model.name]}{seed} {'ended early' if is_reward else 'diverged'} and "
+                    f"is excluded: {message.removesuffix('.')}."
                 ),
-                advice="Lower its learning rate or lengthen the warm-up, and check for "
-                "broken training rows.",
+                advice="Correct the function, and run the study again: the run is trained anew."
+                if is_reward
+                else "Lower its learning rate or lengthen the warm-up, and check for broken "
+                "training rows.",
             )
 
 
