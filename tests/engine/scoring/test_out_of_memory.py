@@ -18,7 +18,7 @@ from rankwise.engine.scoring.tree import reader as reader_module
 from rankwise.engine.scoring.tree.reader import TreeReader
 from rankwise.heads.interventions import Head
 from rankwise.heads.scorer import Ablation, HeadScorer
-from rankwise.tasks.questions import GenerationSettings, Prompt, RightAnswer
+from rankwise.tasks.questions import Continuation, GenerationSettings, Prompt, RightAnswer
 from tests.support.fake_cuda import CUDA, fake_cuda
 from tests.support.plain_answers import ITEMS
 from tests.support.saved_adapters import saved
@@ -80,6 +80,7 @@ def test_only_the_step_that_did_not_fit_is_read_again(
     scorer: ResidentScorer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scorer._reader.max_tokens = 128
+    long = [Continuation(tuple((n * k) % 60 + 3 for k in range(40)), (5, 6)) for n in range(1, 11)]
     read: list[tuple[int, int]] = []
     step = TreeReader._step
 
@@ -90,7 +91,7 @@ def test_only_the_step_that_did_not_fit_is_read_again(
         return step(reader, given, adapters)
 
     monkeypatch.setattr(TreeReader, "_step", failing_once)
-    scorer.log_likelihoods([None], ITEMS)
+    scorer.log_likelihoods([None], long)
     (first, failed, *after) = read
     assert after[0] == (failed[0], failed[0] + 64)
     done = [first, *after]
@@ -103,7 +104,11 @@ def test_a_card_s_first_step_fits_into_half_of_what_is_free(
     """Of a token: keys and values of two layers, and vectors of a layer, in bfloat16."""
     of_token = 2 * (2 * 2 * 2 * 8 + 4 * (32 + 48))
     with fake_cuda(), torch.device(CUDA):
-        model = tiny("Llama").to(torch.bfloat16)
+        torch.set_default_dtype(torch.bfloat16)  # a fake model cannot be cast
+        try:
+            model = tiny("Llama")
+        finally:
+            torch.set_default_dtype(torch.float32)
         for free, expected in ((10**10, 4096), (2 * 1024 * of_token, 1024), (1, 64)):
             monkeypatch.setattr(reader_module, "free_bytes", lambda _, free=free: free)
             made = TreeReader(model, FrozenBank(), max_tokens=4096, cache_bytes=0)

@@ -13,6 +13,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
+from rankwise.engine.models import packed_kernels
 from rankwise.engine.models.adapter_folder import AdapterFolder
 from rankwise.engine.models.attention import attention_of
 from rankwise.engine.scoring import resident
@@ -125,6 +126,7 @@ def test_flex_attention_scores_the_same(
         scorer.put_on(name, AdapterFolder(tmp_path / name))
     expected = scorer.log_likelihoods([None, "a", "b"], ITEMS)
     monkeypatch.setattr(tree_attention, "_takes_flex", lambda *_: True)
+    monkeypatch.setattr(packed_kernels, "flex_tiles", lambda _: {})  # which a card would try
     monkeypatch.setattr(tree_attention, "_attend_in_blocks", None)  # no other attention is used
     found = scorer.log_likelihoods([None, "a", "b"], ITEMS)
     for own, other in zip(found, expected, strict=True):
