@@ -172,6 +172,7 @@ def train_pass(
     with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
         check_packable(model)
     adapters = [each.adapter for each in trainees if isinstance(each, AdapterTrainee)]
+    other = None if writer is None or writer.other is None else writer.other[0]
     count = 1
     if bank is not None:
         bank.stack(adapters)
@@ -181,6 +182,7 @@ def train_pass(
     with (
         liger_kernels(model, enabled=bank is not None) as kernels,
         packed_attention(model),
+        contextlib.nullcontext() if other is None else packed_attention(other),
         _checkpointing(model) if gradient_checkpointing else contextlib.nullcontext(),
         opened(count) as threads,
     ):

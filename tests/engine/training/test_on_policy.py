@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 import torch
 
+from rankwise.engine.models.loading import load_frozen
+from rankwise.engine.training import loop as training
 from rankwise.engine.training.terms import PolicyTerms
 from rankwise.engine.training.trainees import AdapterTrainee
 from rankwise.engine.writing import Writer
@@ -19,7 +21,7 @@ from rankwise.records.config.objectives import GrpoConfig
 from rankwise.records.config.training import TrainConfig
 from rankwise.tasks.rewards import advantages
 from rankwise.tasks.training_rows import AskedRow, TrainingRow
-from tests.support.passes import Heard, Setting, config
+from tests.support.passes import CPU, Heard, Setting, config
 
 ROWS = [
     TrainingRow(
@@ -114,6 +116,29 @@ def test_three_in_a_pass_are_as_three_alone(setting: Setting, name: str) -> None
                 assert torch.allclose(ours, theirs, rtol=1e-4, atol=1e-5)
         assert all(line.grad_norm > 1e-4 for line in lines)
         assert trainee.step == alone.step > 1
+
+
+def test_a_base_beside_a_full_model_teaches_as_the_base_below_adapters(
+    setting: Setting, tiny_model_folder: Path
+) -> None:
+    train = own_texts(OBJECTIVES["sdft"])
+    adapter = setting.trainee(train, rows=ROWS, name="adapter")
+    heard = trained(setting, train, adapter)
+    model, other = (load_frozen(tiny_model_folder, "float32", CPU) for _ in range(2))
+    full = setting.full(train, model, rows=ROWS, name="full")
+    teach = Writer(model, setting.tokenizer, train, other=other, is_base=False, max_tokens=128)
+    training.train_pass(
+        model,
+        [full],
+        bank=None,
+        max_tokens=128,
+        precision="float32",
+        gradient_checkpointing=False,
+        observer=heard,
+        writer=teach,
+    )
+    first = [heard.lines[name][0].loss_nats for name in ("adapter", "full")]
+    assert first[0] == pytest.approx(first[1], rel=1e-5)  # both begin as the base
 
 
 @pytest.mark.parametrize("level", ["token", "sequence"])
