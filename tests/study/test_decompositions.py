@@ -72,7 +72,7 @@ def test_the_presets_of_the_paper_state_its_protocol(name: str) -> None:
 
 def test_a_study_counts_each_run_and_the_base_once(study_file: Path) -> None:
     settings = ["evaluation.held_out_text=[]", "analysis.null_draws=0", "analysis.top_k=5"]
-    here = Machine(torch.device("cpu"), 10**9)
+    here = Machine(torch.device("cpu"), 10**11)
     record = plan_study(load_config(study_file, settings), machine=here).record
     (stage,) = [stage for stage in stages(record) if stage.kind == "spectra"]
     base = sum(

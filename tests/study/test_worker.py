@@ -29,7 +29,7 @@ WORKER = Worker("w", os.getpid(), "here", "node", None)
 @pytest.fixture
 def plan(study_file: Path) -> StudyPlan:
     few = ["evaluation.held_out_text=[]", "methods.full=null", "analysis.heads=false"]
-    here = Machine(torch.device("cpu"), 10**9)
+    here = Machine(torch.device("cpu"), 10**11)
     return plan_study(load_config(study_file, [*few, "analysis.spectra=false"]), machine=here)
 
 
