@@ -208,7 +208,7 @@ def attend_packed(
     if torch.is_autocast_enabled(device):  # rotary embeddings may have left them in float32
         query, key, value = (x.to(torch.get_autocast_dtype(device)) for x in (query, key, value))
     with torch.autocast(device, enabled=False):  # it would compute softmax in float32
-        kernel = kernel_for(query, value, terms)
+        kernel = kernel_for(query, value, packed_layout, terms)
         return kernel(query, key, value, packed_layout, terms), None
 
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import cache, lru_cache
 from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.attention import flex_attention as flex
 
 from rankwise.engine.models.attention import AttentionTerms, unseen_keys
@@ -55,13 +55,15 @@ _TRIED = PackedLayout((300, 5))
 _log = logging.getLogger(__name__)
 
 
-def kernel_for(query: Tensor, value: Tensor, terms: AttentionTerms) -> Callable[..., Tensor]:
+def kernel_for(
+    query: Tensor, value: Tensor, layout: PackedLayout, terms: AttentionTerms
+) -> Callable[..., Tensor]:
     """The function that attends; see ``chosen_kernel``."""
     chosen = chosen_kernel(
         query.device.type,
         query.dtype,
         (query.shape[-1], value.shape[-1]),
-        is_plain=terms.softcap is None and terms.sinks is None,
+        is_plain=terms.softcap is None and terms.sinks is None and not any(layout.shared),
         has_flash=query.is_cuda and _has_flash(query.device),
     )
     kernels = {"grouped": grouped_attention, "flex": flex_or_grouped, "varlen": varlen_attention}
@@ -85,7 +87,7 @@ def chosen_kernel(
         device_type: of the tensors.
         dtype: of the tensors.
         widths: of a head's key and value.
-        is_plain: there is neither a softcap nor a sink.
+        is_plain: there is no softcap, no sink, and no sequence that shares tokens with another.
         has_flash: flash attention is there, and the card can run it.
     """
     width, value_width = widths
@@ -225,44 +227,56 @@ def grouped_attention(
     heads, kv_heads = query.shape[1], key.shape[1]
     # each (tokens, kv_heads, per_key, width); per_key is heads / kv_heads, and 1 for key and value
     rows = [x[0].transpose(0, 1).unflatten(1, (kv_heads, -1)) for x in (query, key, value)]
-    # by the sequence's first token: (length, kv_heads, per_key, width)
-    pieces = [dict(zip(layout.starts, x.split(layout.lengths), strict=True)) for x in rows]
+    # by sequence: (length, kv_heads, per_key, width)
+    queries, *of_keys = ([*x.split(layout.lengths)] for x in rows)
     outputs: dict[int, Tensor] = {}
-    for length, starts in layout.groups:
+    for length, shared, indices in layout.groups:
+        trunks = [layout.trunks[index] for index in indices]
+        pieces = [[queries[index] for index in indices]]
+        for of_key in of_keys:
+            own = [of_key[index] for index in indices]
+            if shared:  # (shared + length, kv_heads, 1, width)
+                before = (of_key[trunk][:shared] for trunk in trunks)
+                own = [torch.cat(both) for both in zip(before, own, strict=True)]
+            pieces.append(own)
         # (sequences * kv_heads, length * per_key, width): the query heads of a token that share a
         # key become neighbouring rows, so that a block of tokens is one range of rows
         q, k, v = (
-            torch.stack([piece[start].transpose(0, 1) for start in starts])
-            .flatten(2, 3)
-            .flatten(0, 1)
+            torch.stack([x.transpose(0, 1) for x in piece]).flatten(2, 3).flatten(0, 1)
             for piece in pieces
         )
         if terms.softcap is None and terms.sinks is None:
-            keep = heads * length <= _KEPT_PER_TOKEN
-            attended: Any = _GroupAttention.apply(q, k, v, terms, keep)
+            keep = heads * (shared + length) <= _KEPT_PER_TOKEN
+            attended: Any = _GroupAttention.apply(q, k, v, terms, shared, keep)
         else:
-            attended = _attend_by_autograd(q, k, v, terms)
+            attended = _attend_by_autograd(q, k, v, terms, shared)
         # (sequences, kv_heads, length, per_key, value_width)
         of_sequences = attended.unflatten(0, (-1, kv_heads)).unflatten(2, (length, -1))
         # each (length, kv_heads, per_key, value_width)
-        outputs |= zip(starts, of_sequences.transpose(1, 2), strict=True)
+        outputs |= zip(indices, of_sequences.transpose(1, 2), strict=True)
     # (1, tokens, heads, value_width)
-    return torch.cat([outputs[start] for start in layout.starts]).flatten(1, 2)[None]
+    return torch.cat([outputs[index] for index in range(len(outputs))]).flatten(1, 2)[None]
 
 
-def _blocks(query: Tensor, key: Tensor, window: int | None) -> list[tuple[slice, slice]]:
-    """Blocks of neighbouring tokens: the rows of their queries, and the keys that any of them sees.
+def _blocks(
+    query: Tensor, key: Tensor, window: int | None, shared: int
+) -> list[tuple[int, slice, slice]]:
+    """Blocks of neighbouring tokens: how many, the rows of their queries, and the keys they see.
 
-    ``query`` is (batch, length * per_key, width), ``key`` is (batch, length, width).
+    ``query`` is (batch, length * per_key, width), ``key`` is (batch, shared + length, width): the
+    first keys are those of tokens that have no query here.
     """
-    length, per_key = key.shape[1], query.shape[1] // key.shape[1]
+    length = key.shape[1] - shared
+    per_key = query.shape[1] // length
     # blocks of equal size, rounded up to a multiple of 8: whole vectors of the CPU
     step = -(-length // (max(1, round(length / _BLOCK_TOKENS)) * 8)) * 8
-    ends = [(start, min(start + step, length)) for start in range(0, length, step)]
-    first_keys = [0 if window is None else max(0, start - window + 1) for start, _ in ends]
-    rows = [slice(start * per_key, stop * per_key) for start, stop in ends]
-    keys = [slice(first, stop) for first, (_, stop) in zip(first_keys, ends, strict=True)]
-    return list(zip(rows, keys, strict=True))
+    blocks: list[tuple[int, slice, slice]] = []
+    for start in range(0, length, step):
+        stop = min(start + step, length)
+        first = 0 if window is None else max(0, shared + start - window + 1)
+        rows, keys = slice(start * per_key, stop * per_key), slice(first, shared + stop)
+        blocks.append((stop - start, rows, keys))
+    return blocks
 
 
 @torch.inference_mode(False)
@@ -278,10 +292,11 @@ def _unseen(
 _kept_unseen = lru_cache(maxsize=64)(_unseen)
 
 
-def _weights(q: Tensor, k: Tensor, rows: slice, keys: slice, window: int | None) -> Tensor:
+def _weights(q: Tensor, k: Tensor, block: tuple[int, slice, slice], window: int | None) -> Tensor:
     """Softmax of a block's queries over its keys: (batch, tokens * per_key, keys)."""
+    tokens, rows, keys = block
     scores = torch.bmm(q[:, rows], k[:, keys].mT)  # (batch, tokens * per_key, keys)
-    tokens, columns = scores.shape[1] * k.shape[1] // q.shape[1], scores.shape[2]
+    columns = scores.shape[2]
     if window is None or columns <= window:
         # all keys before the block are seen: only its own, the last columns, have to be masked
         columns, window = tokens, None
@@ -292,35 +307,37 @@ def _weights(q: Tensor, k: Tensor, rows: slice, keys: slice, window: int | None)
 
 
 class _GroupAttention(torch.autograd.Function):
-    """Causal attention of (batch, tokens * per_key, width) to (batch, tokens, width).
+    """Causal attention of (batch, tokens * per_key, width) to (batch, shared + tokens, width).
 
     Written out so that the weights of long sequences are computed again instead of being kept.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, q: Tensor, k: Tensor, v: Tensor, terms: AttentionTerms, keep: bool
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, terms: AttentionTerms, shared: int, keep: bool
     ) -> Tensor:
         q, kept = q * terms.scale, list[Tensor]()
         out = v.new_empty((*q.shape[:2], v.shape[-1]))  # (batch, tokens * per_key, value_width)
-        for rows, keys in _blocks(q, k, terms.window):
-            weights = _weights(q, k, rows, keys, terms.window)
+        for block in _blocks(q, k, terms.window, shared):
+            _, rows, keys = block
+            weights = _weights(q, k, block, terms.window)
             out[:, rows] = torch.bmm(weights, v[:, keys])
             kept += [weights] if keep else []
         ctx.save_for_backward(q, k, v, *kept)
-        ctx.terms = terms
+        ctx.terms, ctx.shared = terms, shared
         return out
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         q, k, v, *kept = ctx.saved_tensors
-        blocks = _blocks(q, k, ctx.terms.window)
+        blocks = _blocks(q, k, ctx.terms.window, ctx.shared)
         # sums over many blocks would lose their last bits in bfloat16
         sums = k.dtype if len(blocks) == 1 else torch.float32
         dq, (dk, dv) = torch.empty_like(q), (torch.zeros_like(x, dtype=sums) for x in (k, v))
-        for index, (rows, keys) in enumerate(blocks):
-            weights = kept[index] if kept else _weights(q, k, rows, keys, ctx.terms.window)
+        for index, block in enumerate(blocks):
+            _, rows, keys = block
+            weights = kept[index] if kept else _weights(q, k, block, ctx.terms.window)
             dout = grads[0][:, rows]
             dv[:, keys] += torch.bmm(weights.mT, dout)
             dweights = torch.bmm(dout, v[:, keys].mT)
@@ -329,22 +346,25 @@ class _GroupAttention(torch.autograd.Function):
             dq[:, rows] = torch.bmm(dscores, k[:, keys])
             dk[:, keys] += torch.bmm(dscores.mT, q[:, rows])
         # k was multiplied with a q that held the scale already: only dq lacks it
-        return dq.mul_(ctx.terms.scale), dk.to(k.dtype), dv.to(v.dtype), None, None
+        return dq.mul_(ctx.terms.scale), dk.to(k.dtype), dv.to(v.dtype), None, None, None
 
 
-def _attend_by_autograd(query: Tensor, key: Tensor, value: Tensor, terms: AttentionTerms) -> Tensor:
+def _attend_by_autograd(
+    query: Tensor, key: Tensor, value: Tensor, terms: AttentionTerms, shared: int
+) -> Tensor:
     """Attention with softcap or sinks; scores and weights are float32, and all of them are kept."""
-    batch, length = key.shape[:2]  # batch is sequences * kv_heads
-    # (batch, length, per_key, length): query, head of the query, key
+    batch, num_keys = key.shape[:2]  # batch is sequences * kv_heads
+    length = num_keys - shared
+    # (batch, length, per_key, num_keys): query, head of the query, key
     scores = torch.bmm(query, key.mT).float().unflatten(1, (length, -1)) * terms.scale
     if terms.softcap is not None:
         scores = terms.softcap * torch.tanh(scores / terms.softcap)
-    scores = scores + _unseen(length, length, terms.window, scores.dtype, scores.device)
+    scores = scores + _unseen(length, num_keys, terms.window, scores.dtype, scores.device)
     if terms.sinks is not None:
         sinks = terms.sinks.float().view(-1, 1, scores.shape[2], 1)  # (kv_heads, 1, per_key, 1)
         sinks = sinks.repeat(batch // len(sinks), length, 1, 1)  # (batch, length, per_key, 1)
         scores = torch.cat([scores, sinks], dim=-1)  # one more key, which has no value
-    weights = scores.softmax(dim=-1)[..., :length].to(value.dtype)
+    weights = scores.softmax(dim=-1)[..., :num_keys].to(value.dtype)
     return torch.bmm(weights.flatten(1, 2), value)  # (batch, length * per_key, value_width)
 
 
@@ -537,17 +557,27 @@ def _compiled_flex() -> Callable[..., Any]:
 def _block_mask(layout: PackedLayout, window: int | None, device: torch.device) -> flex.BlockMask:
     """The mask, made once for all layers; from lengths, without a matrix of all tokens.
 
-    A token sees from ``first`` of its place to itself, and both only move forward from token to
-    token. So the keys that a block of queries sees are one range, and so are those that all of its
-    queries see.
+    Of its own sequence a token sees from ``first`` of its place to itself, and both only move
+    forward from token to token. So the keys that a block of queries sees are one range, and so are
+    those that all of its queries see. What sequences share is a range of its own for each token.
     """
     tokens, size = layout.num_tokens, MASK_BLOCK
-    # (tokens,): the first token that each token sees, in its own sequence and window
     lengths = torch.tensor(layout.lengths)
-    first = torch.tensor(layout.starts).repeat_interleave(lengths, output_size=tokens)
+
+    def of_tokens(numbers: Sequence[int]) -> Int[Tensor, " tokens"]:
+        return torch.tensor(numbers).repeat_interleave(lengths, output_size=tokens)
+
+    # (tokens,): the first token that each token sees, in its own sequence and window
+    first, places = of_tokens(layout.starts), torch.arange(tokens)
+    # (tokens,): those that it shares and sees begin and end there
+    shared = of_tokens(layout.shared or (0,) * len(lengths))
+    begins = of_tokens([layout.starts[trunk] for trunk in layout.trunks])
+    ends = begins + shared
     if window is not None:
-        first = first.maximum(torch.arange(tokens) - window + 1)
-    first = moved(first, device)
+        own = places - first + 1
+        first = first.maximum(places - window + 1)
+        begins = begins.maximum(ends - (window - own).clamp(min=0))
+    first, begins, ends = (moved(x, device) for x in (first, begins, ends))
     at = torch.arange(-(-tokens // size), device=device)  # (blocks,), of queries and of keys
     # (blocks, 1): the first block of keys that any query sees, and the first that all see whole;
     # no block of keys is seen whole by a last block of fewer queries
@@ -557,9 +587,26 @@ def _block_mask(layout: PackedLayout, window: int | None, device: torch.device) 
     is_before = at < at[:, None]
     is_full = (at >= whole) & is_before
     is_masked = (at >= seen) & (is_before | (at == at[:, None])) & ~is_full
+    if not any(layout.shared):
+        return block_mask(
+            is_masked, is_full, lambda b, h, q, k: (k <= q) & (k >= first[q]), (tokens, tokens)
+        )
+
+    def of_blocks(numbers: Tensor, missing: int) -> Int[Tensor, "blocks size"]:
+        numbers = numbers.where(begins < ends, missing)
+        padding = (0, len(at) * size - tokens)
+        return nn.functional.pad(numbers, padding, value=missing).view(-1, size)
+
+    # (blocks, 1): the first and the last block of keys in which a block of queries shares anything
+    low = of_blocks(begins, tokens).amin(1, keepdim=True) // size
+    high = of_blocks(ends - 1, -1).amax(1, keepdim=True) // size
+    is_masked |= (at >= low) & (at <= high) & ~is_full
 
     return block_mask(
-        is_masked, is_full, lambda b, h, q, k: (k <= q) & (k >= first[q]), (tokens, tokens)
+        is_masked,
+        is_full,
+        lambda b, h, q, k: (k <= q) & (k >= first[q]) | (k >= begins[q]) & (k < ends[q]),
+        (tokens, tokens),
     )
 
 

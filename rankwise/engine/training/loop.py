@@ -44,6 +44,7 @@ from rankwise.engine.training.micro_batches import (
     pack,
     pieces_of,
     shared_out,
+    shared_tokens,
     split_by_budget,
 )
 from rankwise.engine.training.terms import PolicyTerms
@@ -301,10 +302,12 @@ class _RunningPass:
 
     def _gathered(self, active: Mapping[int, Trainee]) -> dict[int, StepGradients]:
         """Gather the gradients of each trainee's next step."""
+        kind = self.device.type
         placed = [
-            Placed(index, place, example, trainee.held_rows(example))
+            Placed(index, place, example, trainee.held_rows(example), shared)
             for index, trainee in active.items()
             for place, example in enumerate(trainee.batch)
+            for shared in (shared_tokens(example, kind) if trainee.shares_prompts else 0,)
         ]
 
         def shrink() -> bool:

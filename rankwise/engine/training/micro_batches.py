@@ -20,12 +20,18 @@ from rankwise.engine.models.devices import in_smaller_steps, moved_together
 from rankwise.engine.models.head import CompletionHead, LearnedTokens, token_losses
 from rankwise.engine.models.lanes import num_lanes
 from rankwise.engine.models.packed_attention import packed_attention, packed_states, within_budget
+from rankwise.engine.models.packed_kernels import MASK_BLOCK
 from rankwise.engine.models.packed_layout import PackedLayout
 from rankwise.engine.models.trained_adapters import DroppedSequence, Piece
 from rankwise.engine.training.terms import PairTerms, PolicyTerms
 from rankwise.engine.training.trainees import AdapterTrainee, GradientShare, Trainee
 from rankwise.records.config.training import TrainConfig
 from rankwise.tasks.training_rows import Example, OwnText
+
+# A beginning of this many tokens is read once for all neighbours that have it. Shorter ones are not
+# worth a product of their own; on a card flash attention, which cannot share, is faster below a
+# block of flex attention's mask.
+_LEAST_SHARED = {"cpu": 16, "cuda": MASK_BLOCK}
 
 
 class Placed(NamedTuple):
@@ -36,16 +42,37 @@ class Placed(NamedTuple):
         place: of the example in the batch.
         example: that is read.
         held: the tokens at which the trainee is held to the base.
+        num_shared: the first tokens of its sequences that are read once for all of them, and for
+            its neighbours in the batch that have the same.
     """
 
     trainee: int
     place: int
     example: Example
     held: Sequence[int] = ()
+    num_shared: int = 0
+
+
+class Family(NamedTuple):
+    """Neighbours of a trainee's batch whose first tokens are read once; mostly a single example.
+
+    ``num_inputs`` are the tokens that are read of all.
+    """
+
+    members: tuple[Placed, ...]
+    num_inputs: int
+
+    @property
+    def order(self) -> tuple[int, int, int]:
+        """Trainee by trainee, the longest first."""
+        first = self.members[0]
+        return first.trainee, -self.num_inputs, first.place
 
 
 class Span(NamedTuple):
     """The rows ``start`` to ``stop`` (exclusive) of one sequence: the ``part``-th of its example.
+
+    What it shares with the one before it lies there.
 
     ``num_losses`` are those of its learned tokens; a pair has one, with its first sequence.
     """
@@ -136,20 +163,62 @@ def training_lanes(train: TrainConfig, device: torch.device) -> int:
     return num_lanes(device) if train.base_precision == "auto" else 1
 
 
+def shared_tokens(example: Example, kind: str) -> int:
+    """The first tokens of an example that it can share with others that have the same prompt.
+
+    The prompt's last token is left out: what it predicts differs, so that each has a row of its
+    own for its losses.
+
+    Args:
+        example: a pair too, if both of its answers have that prompt.
+        kind: of device: ``cpu`` or ``cuda``.
+    """
+    places = [sequence.places for sequence in example.sequences]
+    number = min((each[0] - 1 for each in places if each), default=0)
+    beginnings = {sequence.tokens[:number] for sequence in example.sequences}
+    return number if number >= _LEAST_SHARED[kind] and len(beginnings) == 1 else 0
+
+
+def families(placed: Iterable[Placed], max_tokens: int | None = None) -> list[Family]:
+    """Examples with those neighbours that begin with the same tokens, as far as they share them.
+
+    Args:
+        placed: in the order of their batches.
+        max_tokens: that are read of one family, a longer example is one alone; None: any number.
+    """
+    found: list[Family] = []
+    for item in placed:
+        shared, inputs = item.num_shared, item.example.num_inputs
+        inputs -= shared * (len(item.example.sequences) - 1)
+        if shared and found:
+            members, so_far = found[-1]
+            together = so_far + inputs - shared
+            fits = max_tokens is None or together <= max_tokens
+            if fits and _beginning(members[0]) == _beginning(item):
+                found[-1] = Family((*members, item), together)
+                continue
+        found.append(Family((item,), inputs))
+    return found
+
+
+def _beginning(item: Placed) -> tuple[int, tuple[int, ...]]:
+    return item.trainee, item.example.tokens[: item.num_shared]
+
+
 def shared_out(placed: Sequence[Placed], count: int) -> list[list[Placed]]:
     """Examples in up to ``count`` parts of about as many tokens, those of a trainee together.
 
     So a part has few trainees, each of which brings small products of its own.
     """
-    in_order = sorted(placed, key=lambda x: (x.trainee, -x.example.num_inputs, x.place))
-    total = sum(item.example.num_inputs for item in placed)
-    # an example goes where its middle token lies, so no part depends on how the others filled up
+    in_order = sorted(families(placed), key=lambda family: family.order)
+    total = sum(family.num_inputs for family in in_order)
+    # a family goes where its middle token lies, so no part depends on how the others filled up
     parts: list[list[Placed]] = [[] for _ in range(count)]
     start = 0
-    for item in in_order:
-        middle = start + item.example.num_inputs / 2
-        parts[int(middle * count / total)].append(item)
-        start += item.example.num_inputs
+    for family in in_order:
+        middle = start + family.num_inputs / 2
+        parts[int(middle * count / total)] += family.members
+        start += family.num_inputs
     return [part for part in parts if part]
 
 
@@ -168,12 +237,15 @@ def split_by_budget(
         max_tokens: read in one group.
         kind: of device: ``cpu`` or ``cuda``.
     """
-    in_order = sorted(placed, key=lambda item: (-item.example.num_inputs, item.place, item.trainee))
-    if kind == "cuda":
-        in_order.sort(key=lambda item: item.trainee)
-    lengths = [item.example.num_inputs for item in in_order]
+
+    def order(family: Family) -> tuple[int, int, int]:
+        trainee, longest, place = family.order
+        return (trainee, longest, place) if kind == "cuda" else (longest, place, trainee)
+
+    in_order = sorted(families(placed, max_tokens), key=order)
+    lengths = [family.num_inputs for family in in_order]
     groups = within_budget(lengths, max_tokens, range(len(lengths)))
-    return [[in_order[i] for i in group] for group in groups]
+    return [[item for i in group for item in in_order[i].members] for group in groups]
 
 
 def pack(
@@ -193,18 +265,22 @@ def pack(
         spans        0 to 3     3 to 5   parts 0 and 1 of the example
         counts       2          1        base_nats has a number for each of both
 
-    An example that is no pair is its first span alone. Where a trainee is held to the base,
-    ``held_rows`` are the rows of its KLs, and the base reads the same sequences once for all
-    trainees: ``text_rows`` are these tokens there. A teacher reads what it is asked in place of the
-    prompt, and nothing but its KLs is learned.
+    An example that is no pair is its first span alone. Where a prompt of p q r is shared by both
+    answers, its last token begins each: the rows are p q r c r, at 0 1 2 3 2.
+
+    Where a trainee is held to the base, ``held_rows`` are the rows of its KLs, and the base reads
+    the same sequences once for all trainees: ``text_rows`` are these tokens there. A teacher reads
+    what it is asked in place of the prompt, and nothing but its KLs is learned.
 
     Args:
         placed: at least one.
         shares: of each trainee.
         device: that trains.
     """
-    in_order = sorted(placed, key=lambda item: (item.trainee, -item.example.num_inputs, item.place))
+    in_families = sorted(families(placed), key=lambda family: family.order)
+    in_order = [item for family in in_families for item in family.members]
     sequences = [(item, each) for item in in_order for each in enumerate(item.example.sequences)]
+    shared = _shared(in_families)
     spans: list[Span] = []
     loss_rows: list[int] = []
     targets: list[int] = []
@@ -212,13 +288,14 @@ def pack(
     left_out: list[int] = []
     counts: list[int] = []
     start = 0
-    for item, (part, sequence) in sequences:
-        tokens, stop = sequence.tokens, start + sequence.num_inputs
+    for (item, (part, sequence)), above in zip(sequences, shared, strict=True):
+        tokens, stop = sequence.tokens, start + sequence.num_inputs - above
+        first = start - above  # where the sequence would begin if all of it were here
         places = () if _teacher(sequence) else sequence.places
-        loss_rows += (start + place - 1 for place in places)  # one before what it predicts
+        loss_rows += (first + place - 1 for place in places)  # one before what it predicts
         targets += (tokens[place] for place in places)
         counts.append(len(places))
-        held_rows += (start + row for row in item.held)
+        held_rows += (first + row for row in item.held)
         masks = shares[item.trainee].masks_targets
         left_out += (tokens[row + 1] if masks else -1 for row in item.held)
         num_losses = len(places)
@@ -228,12 +305,13 @@ def pack(
             num_losses = min(num_losses, 1)
         spans.append(Span(item, part, start, stop, num_losses))
         start = stop
-    read = [sequence.tokens[:-1] for _, (_, sequence) in sequences]  # the last is only learned
+    # the last token is only learned
+    read = [x.tokens[above:-1] for (_, (_, x)), above in zip(sequences, shared, strict=True)]
     held_by = [item.held for item, _ in sequences]
     texts, text_rows = _held_texts([sequence for _, (_, sequence) in sequences], held_by)
     integers = {
         "ids": [*chain.from_iterable(read)],
-        "positions": _positions(read),
+        "positions": _positions(read, shared),
         "loss_rows": loss_rows,
         "targets": targets,
         "held_rows": held_rows,
@@ -258,9 +336,20 @@ def pack(
     learned = LearnedTokens(of["loss_rows"], of["targets"], of["weights"])
     held, terms = None, _terms(in_order, of)
     if texts:
-        tokens = _packed(of["text_ids"], of["text_positions"], texts)
-        held = HeldRows(of["held_rows"], of["kl_weights"], of["left_out"], tokens, of["text_rows"])
-    return MicroBatch(_packed(of["ids"], of["positions"], read), tuple(spans), learned, held, terms)
+        read_by_base = _packed(of["text_ids"], of["text_positions"], texts)
+        of_held = of["held_rows"], of["kl_weights"], of["left_out"]
+        held = HeldRows(*of_held, read_by_base, of["text_rows"])
+    tokens = _packed(of["ids"], of["positions"], read, shared)
+    return MicroBatch(tokens, tuple(spans), learned, held, terms)
+
+
+def _shared(in_families: Sequence[Family]) -> tuple[int, ...]:
+    """Of each sequence, how many of its first tokens are read with one before it."""
+    shared: list[int] = []
+    for family in in_families:
+        counts = [item.num_shared for item in family.members for _ in item.example.sequences]
+        shared += (0, *counts[1:])
+    return tuple(shared)
 
 
 def _held_texts(
@@ -341,14 +430,24 @@ def _of_tokens(nats: Sequence[Sequence[float]], counts: Sequence[int]) -> NDArra
     return np.array([*chain.from_iterable(parts)], np.float32)
 
 
-def _packed(ids: Tensor, positions: Tensor, sequences: Iterable[Sequence[int]]) -> PackedTokens:
-    layout = PackedLayout(tuple(len(sequence) for sequence in sequences))
+def _packed(
+    ids: Tensor,
+    positions: Tensor,
+    sequences: Iterable[Sequence[int]],
+    shared: tuple[int, ...] = (),
+) -> PackedTokens:
+    layout = PackedLayout(tuple(len(sequence) for sequence in sequences), shared)
     return PackedTokens(ids[None], layout, positions[None])  # both (1, tokens)
 
 
-def _positions(sequences: Iterable[Sequence[int]]) -> list[int]:
-    """Counted from each sequence's first token."""
-    return [place for sequence in sequences for place in range(len(sequence))]
+def _positions(sequences: Sequence[Sequence[int]], shared: Sequence[int] = ()) -> list[int]:
+    """Counted from each sequence's first token, which may be one that it shares."""
+    firsts = shared or (0,) * len(sequences)
+    return [
+        place
+        for sequence, first in zip(sequences, firsts, strict=True)
+        for place in range(first, first + len(sequence))
+    ]
 
 
 def pieces_of(batch: MicroBatch, trainees: Mapping[int, Trainee]) -> list[Piece]:
@@ -418,9 +517,12 @@ def read_losses(
     Raises:
         torch.OutOfMemoryError: a single one does not fit (MemoryError, RuntimeError on a CPU).
     """
-    placed = [Placed(0, place, one) for place, one in enumerate(dict.fromkeys(examples))]
-    least = max((item.example.num_inputs for item in placed), default=1)
     device: torch.device = next(model.parameters()).device
+    placed = [
+        Placed(0, place, one, num_shared=shared_tokens(one, device.type))
+        for place, one in enumerate(dict.fromkeys(examples))
+    ]
+    least = max((item.example.num_inputs for item in placed), default=1)
 
     def shrink() -> bool:
         nonlocal max_tokens

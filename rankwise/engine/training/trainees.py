@@ -239,6 +239,14 @@ class Trainee:
         )
 
     @property
+    def shares_prompts(self) -> bool:
+        """Whether a prompt may be read once for all of a step's texts that follow it.
+
+        Dropout is drawn anew for each of them, and a run may be held to the base in its prompts.
+        """
+        return self._config.dropout == 0 and self._kl is None
+
+    @property
     def is_taught(self) -> bool:
         """Whether it learns what a teacher says of its own texts."""
         return self.own is not None and self.own.is_distilled

@@ -115,11 +115,39 @@ def watched(look: Callable[[Any], None]) -> Iterator[None]:
 def test_a_layout_knows_groups_and_positions() -> None:
     layout = PackedLayout((2, 3, 2))
     assert layout.num_tokens == 7
-    assert layout.groups == ((2, (0, 5)), (3, (2,)))
+    assert layout.groups == ((2, 0, (0, 2)), (3, 0, (1,)))
     assert layout.position_ids(CPU).tolist() == [[0, 1, 0, 1, 2, 0, 1]]
     for lengths in ((), (3, 0)):
         with pytest.raises(DataError, match="cannot pack sequences"):
             PackedLayout(lengths)
+
+
+def test_a_layout_that_shares_tokens_knows_whose() -> None:
+    layout = PackedLayout((4, 2, 2, 3, 1), (0, 3, 3, 0, 1))
+    assert layout.trunks == (0, 0, 0, 3, 3)
+    assert layout.groups == ((4, 0, (0,)), (2, 3, (1, 2)), (3, 0, (3,)), (1, 1, (4,)))
+    assert layout.position_ids(CPU).tolist() == [[0, 1, 2, 3, 3, 4, 3, 4, 0, 1, 2, 1]]
+    for shared in ((1, 0), (0, 5), (0, -1)):
+        with pytest.raises(DataError, match="cannot share"):
+            PackedLayout((4, 2), shared)
+
+
+@pytest.mark.parametrize("family", OWN)
+def test_texts_that_share_a_prompt_are_read_as_if_each_had_its_own(family: str) -> None:
+    model, layout = tiny(family), PackedLayout((12, 4, 7), (0, 8, 8))
+    with torch.no_grad():
+        row = tokens()[:, :23]
+        with packed_attention(model):
+            found = model(
+                input_ids=row,
+                position_ids=layout.position_ids(CPU),
+                packed_layout=layout,
+                use_cache=False,
+            ).logits
+        for start, stop in ((12, 16), (16, 23)):
+            alone = torch.cat([row[:, :8], row[:, start:stop]], dim=1)
+            expected = model(input_ids=alone, use_cache=False).logits[:, 8:]
+            assert (found[:, start:stop] - expected).abs().max() <= 1e-4
 
 
 # refusals

@@ -44,7 +44,7 @@ def test_blocks_of_a_long_sequence_give_what_the_whole_gives(
     sizes = []
     for block_tokens in (64, 96, 1000):
         monkeypatch.setattr(module, "_BLOCK_TOKENS", block_tokens)
-        sizes.append(len(module._blocks(torch.empty(1, 900, 2), torch.empty(1, 300, 2), window)))
+        sizes.append(len(module._blocks(torch.empty(1, 900, 2), torch.empty(1, 300, 2), window, 0)))
         assert farthest(with_gradients(lengths, sliding_window=window), expected) < 2e-6
     assert sizes == [5, 3, 1]
 
@@ -93,6 +93,97 @@ def test_flex_attention_gives_what_grouped_products_give(
     use(monkeypatch, module.flex_attention)
     monkeypatch.setattr(flex, "_validate_device", lambda *_: None)  # refuses gradients on a CPU
     assert farthest(with_gradients(LENGTHS, **settings), expected) < 2e-6
+
+
+# the third and the fourth share five tokens of the second, the last one two of the one before it
+SHARED = PackedLayout((5, 9, 130, 1, 17, 4), (0, 0, 5, 5, 0, 2))
+
+
+def of_all_tokens(layout: PackedLayout) -> tuple[PackedLayout, list[int], list[int]]:
+    """The same without sharing: its layout, where each row comes from, and which are own ones."""
+    source: list[int] = []
+    own: list[int] = []
+    lengths: list[int] = []
+    for index, (length, shared) in enumerate(zip(layout.lengths, layout.shared, strict=True)):
+        start = layout.starts[layout.trunks[index]]
+        source += range(start, start + shared)
+        own += range(len(source), len(source) + length)
+        source += range(layout.starts[index], layout.starts[index] + length)
+        lengths.append(shared + length)
+    return PackedLayout(tuple(lengths)), source, own
+
+
+def shared_and_not(layout: PackedLayout, **settings: Any) -> tuple[list[Tensor], list[Tensor]]:
+    """Output and gradients, from a layout that shares, and from tokens that are repeated."""
+    whole, source, own = of_all_tokens(layout)
+    given = inputs(layout.lengths)
+    found: list[list[Tensor]] = []
+    for each, rows in ((layout, given), (whole, [x[:, :, source] for x in given])):
+        out, _ = packed_attention.attend_packed(
+            torch.nn.Identity(), *rows, None, packed_layout=each, **settings
+        )
+        out = out if each is layout else out[:, own]
+        weighting = torch.randn(out.shape, generator=torch.Generator().manual_seed(4))
+        found.append([out, *torch.autograd.grad(out, given, weighting)])
+    return found[0], found[1]
+
+
+@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
+@pytest.mark.parametrize("lengths", [SHARED.lengths, (5, 9, 17, 17, 17, 4)])
+def test_shared_tokens_give_what_repeated_ones_give(
+    settings: dict[str, Any], lengths: tuple[int, ...]
+) -> None:
+    found, expected = shared_and_not(PackedLayout(lengths, SHARED.shared), **settings)
+    assert farthest(found, expected) < 2e-6
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
+def test_flex_attention_shares_tokens_too(
+    settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use(monkeypatch, module.flex_attention)
+    monkeypatch.setattr(flex, "_validate_device", lambda *_: None)
+    found, expected = shared_and_not(SHARED, **settings)
+    assert farthest(found, expected) < 2e-6
+
+
+@pytest.mark.parametrize("window", [None, 1, 6, 100, 250, 1000])
+@pytest.mark.parametrize(
+    "layout", [SHARED, PackedLayout((400, 30, 300, 200, 7), (0, 390, 250, 0, 128))]
+)
+def test_masks_of_shared_tokens_leave_out_nothing_that_is_seen(
+    layout: PackedLayout, window: int | None
+) -> None:
+    _, source, own = of_all_tokens(layout)
+    whole = torch.tensor(layout.lengths) + torch.tensor(layout.shared)
+    of = torch.arange(len(whole)).repeat_interleave(whole)
+    at, total = torch.arange(len(of)), layout.num_tokens
+    behind = at[:, None] - at
+    seen_by_own = ((of[:, None] == of) & (behind >= 0) & (behind < (window or len(at))))[own]
+    seen = torch.zeros(total, total, dtype=torch.bool)
+    for query, keys in enumerate(seen_by_own):
+        seen[query, [source[key] for key in keys.nonzero()[:, 0].tolist()]] = True
+    found = module._block_mask(layout, window, CPU)
+    of_tokens = flex.create_mask(found.mask_mod, 1, 1, total, total, device="cpu")[0, 0]
+    assert torch.equal(of_tokens, seen)
+    # no block that is skipped has a key that is seen, none that counts as full one that is not
+    size = module.MASK_BLOCK
+    skipped, full = torch.ones_like(seen), torch.zeros_like(seen)
+    for counts, indices, is_full in (
+        (found.kv_num_blocks, found.kv_indices, False),
+        (found.full_kv_num_blocks, found.full_kv_indices, True),
+    ):
+        for block, count in enumerate(counts[0, 0].tolist()):
+            for key in indices[0, 0, block, :count].tolist():
+                part = (
+                    slice(block * size, (block + 1) * size),
+                    slice(key * size, (key + 1) * size),
+                )
+                skipped[part] = False
+                full[part] = is_full
+    assert not (skipped & seen).any()
+    assert not (full & ~seen).any()
 
 
 def use(patch: pytest.MonkeyPatch, kernel: Callable[..., Tensor]) -> None:
@@ -437,6 +528,8 @@ def test_the_kernel_is_chosen_by_the_tensors_and_the_terms(
     )
     with fake_cuda():
         x = torch.empty((1, 2, 3, 16), dtype=torch.bfloat16, device="cuda")
-        assert module.kernel_for(x, x, terms) is getattr(module, expected)
+        assert module.kernel_for(x, x, PackedLayout((3,)), terms) is getattr(module, expected)
+        shared = PackedLayout((2, 1), (0, 1))  # which flash attention cannot do
+        assert module.kernel_for(x, x, shared, terms) is module.flex_or_grouped
     x = torch.empty(1, 2, 3, 16)
-    assert module.kernel_for(x, x, terms) is module.grouped_attention
+    assert module.kernel_for(x, x, PackedLayout((3,)), terms) is module.grouped_attention

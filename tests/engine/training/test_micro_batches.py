@@ -10,7 +10,14 @@ from torch import nn
 
 from rankwise.engine.models.devices import is_out_of_memory
 from rankwise.engine.training.loop import _GOOD_STEPS, _Budget
-from rankwise.engine.training.micro_batches import Placed, pack, split_by_budget
+from rankwise.engine.training.micro_batches import (
+    Placed,
+    families,
+    pack,
+    shared_out,
+    shared_tokens,
+    split_by_budget,
+)
 from rankwise.engine.training.optimizers import make_optimizer
 from rankwise.engine.training.trainees import GradientShare
 from tests.support.micro_batches import cut, example, placed
@@ -127,3 +134,51 @@ def test_moments_exist_before_the_first_step_and_change_nothing(dtype: torch.dty
 def test_what_a_full_card_says_is_recognised(message: str, is_memory: bool) -> None:
     assert is_out_of_memory(RuntimeError(message)) is is_memory
     assert not is_out_of_memory(ValueError(message))
+
+
+PROMPT = list(range(10, 30))
+
+
+def test_answers_of_one_prompt_are_read_with_it_once() -> None:
+    pair = example([*PROMPT, 40, 41], 2)._replace(rejected=example([*PROMPT, 42], 1))
+    other = example([*PROMPT, 43, 44, 45], 3)
+    items = [Placed(0, place, each, num_shared=19) for place, each in enumerate((pair, other))]
+    batch = pack(items, {0: SHARE}, CPU)
+    prompt, last = PROMPT[:-1], PROMPT[-1]
+    assert batch.tokens.input_ids.tolist() == [[*PROMPT, 40, last, last, 43, 44]]
+    assert batch.tokens.position_ids.tolist() == [[*range(21), 19, 19, 20, 21]]
+    assert (batch.tokens.layout.lengths, batch.tokens.layout.shared) == ((21, 1, 3), (0, 19, 19))
+    assert len(prompt) == 19
+    assert batch.learned.rows.tolist() == [19, 20, 21, 22, 23, 24]
+    assert batch.learned.targets.tolist() == [40, 41, 42, 43, 44, 45]
+    assert [(span.start, span.stop) for span in batch.spans] == [(0, 21), (21, 22), (22, 25)]
+
+
+def test_a_family_is_cut_where_it_does_not_fit_and_what_differs_is_none() -> None:
+    texts = [example([*PROMPT, *range(40, 44)], 4) for _ in range(4)]
+    other = example([9, *PROMPT[1:], 40, 41], 2)
+    items = [Placed(0, i, x, num_shared=19) for i, x in enumerate([*texts, other])]
+    assert [(len(x.members), x.num_inputs) for x in families(items)] == [(4, 35), (1, 21)]
+    assert [(len(x.members), x.num_inputs) for x in families(items, 30)] == [
+        (2, 27),
+        (2, 27),
+        (1, 21),
+    ]
+    beside = [*items[:2], Placed(1, 0, texts[0], num_shared=19)]  # another trainee's
+    assert [len(x.members) for x in families(beside)] == [2, 1]
+    assert [len(x.members) for x in families([Placed(0, i, x) for i, x in enumerate(texts)])] == [
+        1
+    ] * 4
+    assert [len(group) for group in split_by_budget(items, 60)] == [5]
+    assert [len(part) for part in shared_out(items, 2)] == [4, 1]
+
+
+@pytest.mark.parametrize(("kind", "expected"), [("cpu", 19), ("cuda", 0)])
+def test_only_a_long_prompt_that_is_the_same_is_shared(kind: str, expected: int) -> None:
+    pair = example([*PROMPT, 40, 41], 2)._replace(rejected=example([*PROMPT, 42], 1))
+    assert shared_tokens(pair, kind) == expected
+    assert shared_tokens(example([*PROMPT[:16], 40], 1), "cpu") == 0
+    # a prompt that was cut for the longer answer
+    cut_off = pair._replace(rejected=example([*PROMPT[1:], 42], 1))
+    assert shared_tokens(cut_off, kind) == 0
+    assert shared_tokens(example(PROMPT, 0), kind) == 0
