@@ -123,7 +123,7 @@ class Writer:
         failed: dict[Trainee, DivergedError] = {}
         for trainee, written in zip(waiting, texts, strict=True):
             try:
-                trainee.written = self._learned(trainee.batch, written)
+                trainee.written = self.learned(trainee.batch, written)
             except RewardError as error:
                 failed[trainee] = DivergedError(str(error))
         self._read_base([trainee for trainee in waiting if trainee not in failed])
@@ -157,8 +157,12 @@ class Writer:
         with carrying(self._model, adapters, self._decoder.bank):
             yield adapters
 
-    def _learned(self, rows: Sequence[Example], written: Sequence[WrittenText]) -> WrittenTexts:
+    def learned(self, rows: Sequence[Example], written: Sequence[WrittenText]) -> WrittenTexts:
         """What is learned from the texts of a step.
+
+        Args:
+            rows: of the step.
+            written: ``num_texts`` of each, those of a row next to each other.
 
         Raises:
             RewardError: a reward fails, or gives what is no reward.

@@ -53,8 +53,8 @@ class Rewards:
         allow_code: whether a reward may be a user's function.
 
     Raises:
-        DataError: code is not allowed; a right answer cannot be judged; a function gets no prompt,
-            since no column of a row is one.
+        DataError: code is not allowed; a right answer cannot be judged; a check has no such metric;
+            a function gets no prompt, since no column of a row is one.
         TaskError: a function's file fails, or it does not take what TRL gives to it.
     """
 
@@ -74,7 +74,7 @@ class Rewards:
         for each in settings:
             if each.code is None:
                 check = checker(each.check or each, right, "rewards")
-                self._judges.append(_Checked(each.check or _kind(each), check))
+                self._judges.append(_checked(each, check, right))
             elif not allow_code:
                 raise DataError(f"rewards: {each.code} is code. {REMEDY}")
             else:
@@ -146,21 +146,35 @@ def _distinct(names: Sequence[str]) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class _Checked:
-    """A check, whose first number decides."""
+    """A check, of whose numbers that called ``metric`` decides; None: the first."""
 
     name: str
     check: Check
+    metric: str | None
 
     @property
     def content(self) -> str:
-        return self.check.content
+        return " ".join(filter(None, (self.check.content, self.metric)))
 
     def __call__(
         self, rows: Sequence[AskedRow], texts: Sequence[str], _: Sequence[Sequence[int]]
     ) -> _Numbers:
         pairs = zip(rows, texts, strict=True)
         numbers = (self.check(text.strip(), {"completion": _right(row)}) for row, text in pairs)
-        return [next(iter(each.values())) for each in numbers]
+        return [each[self.metric or next(iter(each))] for each in numbers]
+
+
+def _checked(config: RewardConfig, check: Check, right: Mapping[str, str]) -> _Checked:
+    """A check with the number that is wanted of it."""
+    name = config.check or _kind(config)
+    if config.metric is not None:
+        numbers = dict.fromkeys(
+            number for text in right.values() for number in check(text, {"completion": text})
+        )
+        if config.metric not in numbers:
+            known = ", ".join(numbers)
+            raise DataError(f"rewards: {name} has no number {config.metric}; name one of {known}.")
+    return _Checked(config.metric or name, check, config.metric)
 
 
 class RowReader(NamedTuple):

@@ -69,6 +69,25 @@ def test_checks_are_rewards_with_weights() -> None:
     assert found[4:] == [[1.0, 1.0, 0.0], [0.0, 0.0, 0.0]]
 
 
+def test_any_number_of_a_check_can_be_the_reward() -> None:
+    rows = [asked(completion=json.dumps({"year": 1815, "name": "Ada"}))]
+    partial = [
+        {"check": "json", "metric": "fields_correct", "weight": 0.8},
+        {"check": "json", "metric": "json_valid", "weight": 0.2},
+    ]
+    rewards = made(partial, rows)
+    assert rewards.names == ("fields_correct", "json_valid")
+    found = rewards(rows * 3, ['{"year": 1815}', "{}", "year: 1815"], [[1]] * 3)
+    assert found == [[0.5, 0.0, 0.0], [1.0, 1.0, 0.0]]
+    totals, _ = advantages(found, rewards.weights, 3, "group")
+    assert totals == pytest.approx([0.6, 0.2, 0.0])
+    assert rewards.content != made(["json", "json"], rows).content
+    with pytest.raises(DataError, match="no number fields; name one of all_correct, fields_corr"):
+        made([{"check": "json", "metric": "fields"}], rows)
+    with pytest.raises(ValueError, match="gives one number"):
+        made([{"code": "mine.py:score", "metric": "score"}])
+
+
 def test_numbers_are_compared_with_the_row() -> None:
     rows = [asked(completion="so\n#### 5"), asked(completion="#### 1,000")]
     assert made(["number"], rows)(rows, ["#### 5", "#### 999"], [[1]] * 2) == [[1.0, 0.0]]

@@ -88,13 +88,17 @@ class RewardConfig(CheckConfig):
 
     check: JudgeName | None = None
     """The name of a check without settings."""
+    metric: Text | None = None
+    """Which of the check's numbers: ``fields_correct`` of ``json``, say; None: the first."""
     weight: Number = 1.0
     """The factor of this reward in the sum."""
 
     def _problems(self) -> Iterator[str]:
-        checks = self.model_dump(exclude={"weight"}, exclude_none=True)
+        checks = self.model_dump(exclude={"metric", "weight"}, exclude_none=True)
         if len(checks) != 1:
             yield "name one reward: check, json, regex or code"
+        if self.code is not None and self.metric is not None:
+            yield f"metric: {self.code} gives one number; leave metric out"
 
 
 REWARD_TAGS = ("a name", "a reward")
