@@ -14,6 +14,7 @@ import torch
 
 from rankwise.engine.models.loading import load_frozen
 from rankwise.engine.training import loop as training
+from rankwise.engine.training import micro_batches
 from rankwise.engine.training.terms import PolicyTerms
 from rankwise.engine.training.trainees import AdapterTrainee
 from rankwise.engine.writing import Writer
@@ -116,6 +117,62 @@ def test_three_in_a_pass_are_as_three_alone(setting: Setting, name: str) -> None
                 assert torch.allclose(ours, theirs, rtol=1e-4, atol=1e-5)
         assert all(line.grad_norm > 1e-4 for line in lines)
         assert trainee.step == alone.step > 1
+
+
+@pytest.mark.parametrize("kind", ["adapter", "full"])
+@pytest.mark.parametrize("name", ["grpo", "held to the base, twice", "sdft"])
+def test_a_prompt_that_is_read_once_changes_nothing(
+    setting: Setting, tiny_model_folder: Path, monkeypatch: pytest.MonkeyPatch, name: str, kind: str
+) -> None:
+    train, pack = own_texts(OBJECTIVES[name]), training.pack
+    read: list[int] = []
+    weights: list[list[torch.Tensor]] = []
+    lines: list[list[float]] = []
+
+    def counted(*arguments: Any) -> Any:
+        batch = pack(*arguments)
+        read[-1] += batch.tokens.layout.num_tokens
+        return batch
+
+    monkeypatch.setattr(training, "pack", counted)
+    for least in (1, 10**6):
+        monkeypatch.setitem(micro_batches._LEAST_SHARED, "cpu", least)
+        read.append(0)
+        if kind == "adapter":
+            trainee = setting.trainee(train, rows=ROWS, name="it")
+            heard = trained(setting, train, trainee)
+            weights.append(trainee.adapter.weights)
+        else:
+            model, base = (load_frozen(tiny_model_folder, "float32", CPU) for _ in range(2))
+            heard, judge = Heard(), None if name == "sdft" else worth
+            training.train_pass(
+                model,
+                [setting.full(train, model, rows=ROWS, name="it")],
+                bank=None,
+                max_tokens=200,
+                precision="float32",
+                gradient_checkpointing=False,
+                observer=heard,
+                writer=Writer(
+                    model,
+                    setting.tokenizer,
+                    train,
+                    judge,
+                    other=base,
+                    is_base=False,
+                    max_tokens=128,
+                ),
+            )
+            weights.append([*model.parameters()])
+        lines.append([line.grad_norm for line in heard.lines["it"]])
+    assert lines[0][0] == pytest.approx(lines[1][0], rel=1e-6)
+    assert lines[0] == pytest.approx(lines[1], rel=1e-4)  # Adam divides rounding by small gradients
+    for ours, theirs in zip(*weights, strict=True):
+        assert (ours - theirs).norm() <= 1e-4 * max(float(theirs.norm()), 1.0)
+    if name == "sdft":  # a single text of each row shares nothing
+        assert read[0] == read[1]
+    else:
+        assert read[0] < 0.6 * read[1]
 
 
 def test_a_base_beside_a_full_model_teaches_as_the_base_below_adapters(

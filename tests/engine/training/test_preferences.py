@@ -13,6 +13,7 @@ from torch.func import functional_call
 
 from rankwise.engine.models.loading import load_frozen
 from rankwise.engine.training import loop as training
+from rankwise.engine.training import micro_batches
 from rankwise.engine.training.micro_batches import base_readings
 from rankwise.engine.training.trainees import AdapterTrainee, Trainee, rate_factor
 from rankwise.records.config.training import DpoConfig, TrainConfig
@@ -131,8 +132,12 @@ class Dense:
             self.losses.append(loss.item())
 
 
-@pytest.mark.parametrize("name", LOSSES)
-def test_ranks_in_one_pass_learn_as_each_would_alone(setting: Setting, name: str) -> None:
+@pytest.mark.parametrize(("name", "least"), [*((name, 16) for name in LOSSES), ("with sft", 2)])
+def test_ranks_in_one_pass_learn_as_each_would_alone(
+    setting: Setting, monkeypatch: pytest.MonkeyPatch, name: str, least: int
+) -> None:
+    # of two tokens on a prompt is read once for both answers
+    monkeypatch.setitem(micro_batches._LEAST_SHARED, "cpu", least)
     train = train_config(dpo=LOSSES[name])
     trainees = [
         trainee_of(setting, train, name=f"rank {rank}", rank=rank, alpha=2.0 * rank, seed=rank)
