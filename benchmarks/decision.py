@@ -292,6 +292,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 again = [found for each in of[name] if (found := rule.recount(*each)) is not None]
                 counted = simulate(group._replace(cells=again), rule.RECOUNT)
                 of[name] = rule.recounted(of[name], counted)
+            if name == "unequal":
+                above = [i for i, (_, tally) in enumerate(of[name]) if tally.rate.upper > rule.BAR]
+                cells = [of[name][i][0]._replace(is_recount=True) for i in above]
+                counted = simulate(group._replace(cells=cells), rule.RECOUNT)
+                for i, recounted in zip(above, counted, strict=True):
+                    of[name][i] = recounted
             took = round(time.monotonic() - started)
             print(f"{name} done after {took} s", file=sys.stderr, flush=True)
     summary: dict[str, Any] = {}

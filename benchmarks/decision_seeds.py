@@ -40,12 +40,16 @@ SPREAD = Family("runs apart", run_sd=(2.5, 1.0))
 
 
 class UnequalCell(NamedTuple):
-    """An edge of plain studies whose ranks have these numbers of seeds."""
+    """An edge of plain studies whose ranks have these numbers of seeds.
+
+    Those of a recount are fresh ones.
+    """
 
     edge: str
     truth: Truth
     counts: tuple[int, ...]
     num_items: int
+    is_recount: bool = False
 
     def __str__(self) -> str:
         return f"unequal seeds {self.counts}, {self.edge:17} n={self.num_items}"
