@@ -520,7 +520,8 @@ def read_losses(
     device: torch.device = next(model.parameters()).device
     placed = [
         Placed(0, place, one, num_shared=shared_tokens(one, device.type))
-        for place, one in enumerate(dict.fromkeys(examples))
+        # what begins alike stands together
+        for place, one in enumerate(sorted(dict.fromkeys(examples), key=lambda one: one.tokens))
     ]
     least = max((item.example.num_inputs for item in placed), default=1)
 
