@@ -593,6 +593,40 @@ class StudyRecord(StudyTasks, FileRecord, has_texts=False):
         return tuple({run.name: run for run in found if run is not None}.values())
 
 
+class Interval(Record):
+    """An estimate with its two-sided bounds, in whatever unit the subclass or the field says."""
+
+    estimate: float
+    lower: float
+    upper: float
+
+    def sign(self, at: float = 0.0) -> Literal[-1, 0, 1]:
+        """1 or -1 where the whole interval is above or below ``at``, else 0: undecided."""
+        return 1 if self.lower > at else -1 if self.upper < at else 0
+
+    def negated(self) -> Self:
+        """The interval of the opposite difference: a gain in nats as forgetting."""
+        ends = {"estimate": -self.estimate, "lower": -self.upper, "upper": -self.lower}
+        return self.model_copy(update=ends)
+
+    def bounded_by(self, other: Interval | None) -> Self:
+        """The estimate with the bounds of another interval of the same number; None: as it is."""
+        if other is None:
+            return self
+        return self.model_copy(update={"lower": other.lower, "upper": other.upper})
+
+
+class Change(Interval):
+    """How a mean has changed, with the mean that it had at first."""
+
+    first: float
+
+    @property
+    def last(self) -> float:
+        """The mean that it has come to."""
+        return self.first + self.estimate
+
+
 class LearnedTexts(Record):
     """What a run wrote and learned from: means over its first tenth of steps, and over its last."""
 
@@ -614,6 +648,12 @@ class LearnedTexts(Record):
     entropy_last: float | None
     kl_last: float | None
     """KL(model || base) in nats, by GRPO's estimate; None where the base has read no text."""
+    reward_change: Change | None
+    """Of a text's reward, from the first to the last quarter of the steps for which texts were
+    written; 95 %, by Welch's interval of the steps' means. None where nothing is rewarded, and
+    where a quarter has fewer than three steps."""
+    tokens_change: Change | None
+    """The same of a text's tokens."""
 
 
 class RunRecord(VersionedRecord, has_texts=False):
@@ -669,6 +709,16 @@ class RunRecord(VersionedRecord, has_texts=False):
         return cls(planned=planned, provenance=provenance, **(usual | measured))
 
     @property
+    def is_reward_failure(self) -> bool:
+        """Whether a reward ended it, such as a user's function that failed on a text."""
+        return self.message is not None and self.message.startswith("rewards: ")
+
+    @property
+    def ending(self) -> str:
+        """How a training ended that did not reach its end, in words."""
+        return "ended early" if self.is_reward_failure else "diverged"
+
+    @property
     def is_given_up(self) -> bool:
         """Whether its weights were removed, since a search needed its scores only."""
         return self.status == "trained" and self.weights_bytes == 0
@@ -698,29 +748,6 @@ class StageFailure(VersionedRecord, has_texts=False):
     def what(self) -> str:
         """What failed, in words: scoring arc_easy, or training."""
         return f"scoring {self.name}" if self.kind == "scoring" else self.kind
-
-
-class Interval(Record):
-    """An estimate with its two-sided bounds, in whatever unit the subclass or the field says."""
-
-    estimate: float
-    lower: float
-    upper: float
-
-    def sign(self, at: float = 0.0) -> Literal[-1, 0, 1]:
-        """1 or -1 where the whole interval is above or below ``at``, else 0: undecided."""
-        return 1 if self.lower > at else -1 if self.upper < at else 0
-
-    def negated(self) -> Self:
-        """The interval of the opposite difference: a gain in nats as forgetting."""
-        ends = {"estimate": -self.estimate, "lower": -self.upper, "upper": -self.lower}
-        return self.model_copy(update=ends)
-
-    def bounded_by(self, other: Interval | None) -> Self:
-        """The estimate with the bounds of another interval of the same number; None: as it is."""
-        if other is None:
-            return self
-        return self.model_copy(update={"lower": other.lower, "upper": other.upper})
 
 
 LARGEST_SCORE = 1e30
