@@ -89,7 +89,7 @@ OBJECTIVES: dict[str, Any] = {
 def test_own_texts_are_learned_up_to_the_verdict(
     study_file: Path, tmp_path: Path, name: str
 ) -> None:
-    outcome, _ = run(with_objective(study_file, OBJECTIVES[name]), tmp_path / "study")
+    outcome, told = run(with_objective(study_file, OBJECTIVES[name]), tmp_path / "study")
     folder = StudyFolder(tmp_path / "study")
     runs = trained(folder)
     assert [record.status for record in runs.values()] == ["trained"] * 3
@@ -102,6 +102,11 @@ def test_own_texts_are_learned_up_to_the_verdict(
         assert [each["num_texts"] for each in texts[:-times]] == [4 * texts_of_row] * 4 * times
         read = sum(each["num_tokens"] for each in texts)
         assert record.num_loss_tokens == read
+        gauges = [step.gauges for step in told.steps if step.run == model.name]
+        assert [each["completion_length"] for each in gauges] == [
+            each["num_tokens"] / each["num_texts"] for each in texts
+        ]
+        assert [each.get("reward") for each in gauges] == [each["reward"] for each in texts]
         assert record.learned_texts is not None
         assert record.learned_texts.num_texts == sum(each["num_texts"] for each in texts)
         assert record.learned_texts.reward_first == texts[0]["reward"]  # a tenth is one step

@@ -42,6 +42,21 @@ class TextMetrics(Record):
     rewards: Mapping[str, float | None] = {}
     no_spread_share: float | None = None
 
+    @property
+    def gauges(self) -> dict[str, float]:
+        """What is known, by the names that trackers and events have."""
+        named = {
+            "reward": self.reward,
+            **{f"rewards/{name}": reward for name, reward in self.rewards.items()},
+            "no_spread_share": self.no_spread_share,
+            "completion_length": self.num_tokens / self.num_texts,
+            "cut_share": self.cut_share,
+            "entropy": self.entropy_nats,
+            "kl": self.kl_nats,
+            "clipped_share": self.clipped_share,
+        }
+        return {name: value for name, value in named.items() if value is not None}
+
 
 _FEWEST_STEPS = 3
 """A quarter with fewer steps has no interval."""

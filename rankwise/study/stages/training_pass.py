@@ -125,6 +125,7 @@ class TrainingPass:
                 num_tokens=metrics.num_tokens,
                 loss_nats=metrics.loss_nats,
                 learning_rate=metrics.learning_rate,
+                gauges={} if metrics.texts is None else metrics.texts.gauges,
             )
         )
         stops, saves = self._signals.is_pending, self._save_every
