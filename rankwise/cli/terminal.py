@@ -62,7 +62,7 @@ def plan_table(study: StudyRecord, done: Done) -> Table:
         (None, *study.models),
         Column(name, "run"),
         Column(steps, "steps"),
-        Column(trained(lambda run: count(run.num_tokens)), "tokens"),
+        Column(trained(lambda run: count(run.num_read_tokens)), "tokens"),
         Column("num_trainable_parameters", "trainable", write=parameters),
         Column("trainable_share", "of full", write=".2%"),
         Column(trained(lambda run: f"~{memory(run.estimated_memory_bytes)}"), "memory"),

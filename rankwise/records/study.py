@@ -176,7 +176,13 @@ class PlannedRun(Record):
     num_examples: int
     """Training rows."""
     num_tokens: int
-    """Tokens that are read, over all epochs."""
+    """Tokens of its examples, over all epochs; of texts that it writes itself, at most."""
+    num_shared_tokens: int = 0
+    """Those of them that are not read again: a prompt is read once for all of a step's texts."""
+    num_written_tokens: int = 0
+    """Those that it writes itself, at most."""
+    num_beside_tokens: int = 0
+    """Tokens of its texts that the base or a teacher reads besides, at most."""
     num_trainable_parameters: int
     """0 where nobody knows: of a model that is known by its scores alone."""
     trainable_share: float
@@ -214,6 +220,11 @@ class PlannedRun(Record):
     def as_candidate(self) -> PlannedRun:
         """The same as a search sees it: scored on validation items only."""
         return self.model_copy(update={"role": "searched"})
+
+    @property
+    def num_read_tokens(self) -> int:
+        """Tokens that it reads as it trains, over all epochs."""
+        return self.num_tokens - self.num_shared_tokens
 
     @property
     def weights_bytes(self) -> int:
@@ -669,7 +680,7 @@ class RunRecord(VersionedRecord, has_texts=False):
     num_steps: int = 0
     """Optimizer steps that were taken."""
     num_tokens: int = 0
-    """Tokens that were read, over all epochs."""
+    """Tokens of the examples of all steps."""
     num_loss_tokens: int = 0
     """Those of them that were learned."""
     num_truncated: int = 0
