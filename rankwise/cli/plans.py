@@ -78,16 +78,22 @@ def _decomposing(found: Forecast) -> str:
 
 
 def _written_line(record: StudyRecord, written: WrittenConfig) -> str:
-    """What the runs write themselves, at most."""
-    train, longest = record.config.train, written.max_completion_length
-    rows = train.batch_size * train.gradient_accumulation_steps
+    """What a run writes itself, and what is read of it, at most."""
+    train = record.config.train
+    run = max(record.models, key=lambda model: model.num_written_tokens)
     times = written.num_iterations if isinstance(written, GrpoConfig) else 1
-    steps = max((run.num_steps for run in record.runs), default=0) // times
-    texts = rows * written.num_generations
+    rows = train.batch_size * train.gradient_accumulation_steps
+    number = quantities.counted(rows * written.num_generations, "text")
+    steps = quantities.counted(run.num_steps // times, "step")
+    wrote, read, beside = map(
+        quantities.count, (run.num_written_tokens, run.num_read_tokens, run.num_beside_tokens)
+    )
+    who = "a teacher" if written.is_distilled else "the base"
+    besides = f"; {who} reads {beside}" if run.num_beside_tokens else ""
     return (
-        f"own texts: each run writes up to {quantities.counted(texts, 'text')} for each of "
-        f"{quantities.counted(steps, 'step')}, of at most {longest:,} tokens: up to "
-        f"{quantities.count(steps * texts * longest)} tokens, which it reads again when it trains"
+        f"own texts: a run writes up to {number} of at most {written.max_completion_length:,} "
+        f"tokens for each of {steps}, {wrote} tokens in all, and reads up to {read} with their "
+        f"prompts to train{besides}"
     )
 
 

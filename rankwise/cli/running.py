@@ -196,9 +196,10 @@ def verdict_content(outcome: StudyOutcome, root: Path | None) -> dict[str, Any]:
 def _exit_code(outcome: StudyOutcome) -> int:
     """Say on stderr what is not in the verdict; 1 if a run diverged or a stage failed."""
     note_left_out(outcome)
-    diverged = [run.name for run in outcome.results.runs if run.run and run.run.status != "trained"]
-    for name in diverged:
-        cli.note(f"{name} diverged; the others are compared without it")
+    runs = [model.run for model in outcome.results.runs if model.run is not None]
+    diverged = [run for run in runs if run.status != "trained"]
+    for run in diverged:
+        cli.note(f"{run.planned.name} {run.ending}; the others are compared without it")
     for failure in outcome.failures:
         cli.note(f"{failure.model}: {failure.what} failed: {failure.error}: {failure.message}")
     if outcome.failures:

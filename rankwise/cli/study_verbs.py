@@ -152,7 +152,7 @@ def init(
             "--preset NAME",
             "The preset to copy: quickstart (default), sanity, retention, stress, "
             "learning-rate, alpha, data-size, fine-tune-at-all, beyond-128, mitigation, "
-            "variants, paper-llama, paper-qwen.",
+            "variants, self-distillation, on-policy, paper-llama, paper-qwen.",
         ),
     ] = None,
     source: Annotated[

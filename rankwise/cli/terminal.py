@@ -62,7 +62,7 @@ def plan_table(study: StudyRecord, done: Done) -> Table:
         (None, *study.models),
         Column(name, "run"),
         Column(steps, "steps"),
-        Column(trained(lambda run: count(run.num_tokens)), "tokens"),
+        Column(trained(lambda run: count(run.num_read_tokens)), "tokens"),
         Column("num_trainable_parameters", "trainable", write=parameters),
         Column("trainable_share", "of full", write=".2%"),
         Column(trained(lambda run: f"~{memory(run.estimated_memory_bytes)}"), "memory"),
@@ -126,12 +126,21 @@ def status_table(lines: Sequence[ModelStatus], study: StudyRecord) -> Table:
         num_tasks = len(line.tasks_scored) + len(line.tasks_left)
         return f"{len(line.tasks_scored)} of {num_tasks} tasks"
 
+    def texts(line: ModelStatus) -> str:
+        if line.tokens_per_text is None:
+            return ""
+        length = f"{line.tokens_per_text:.0f} tokens"
+        if line.reward is None:
+            return length
+        return f"reward {quantities.formatted(line.reward, '.3g')}, {length}"
+
     shown = ReportTable.of(
         "",
         [line for line in lines if line in first],
         Column(lambda line: names.get(line.model, line.model), "model"),
         Column("training", "training"),
         Column(steps, "steps", is_text=True),
+        *([Column(texts, "newest texts", is_text=True)] if any(map(texts, lines)) else []),
         Column(scored, "scored on", is_text=True),
         Column(lambda line: ", ".join(line.left) or "nothing", "left", is_text=True),
     )

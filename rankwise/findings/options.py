@@ -153,6 +153,11 @@ class Option(NamedTuple):
         return tuple(r.planned.seed or 0 for r in records if r.status == "diverged")
 
     @property
+    def reward_failed_seeds(self) -> tuple[int, ...]:
+        """Those of them whose reward failed."""
+        return tuple(r.planned.seed or 0 for r in self.records if r.is_reward_failure)
+
+    @property
     def share_finished(self) -> float:
         """How probably its next run does not diverge: 1 unless one has."""
         if not self.diverged_seeds:

@@ -283,8 +283,8 @@ def _judged_options(
     dropped: list[str] = []
     for option in source.planned:
         if option.plan.method == "lora" and option.label not in labels:
-            seeds = quantities.listed([str(seed) for seed in option.diverged_seeds])
-            what = f"diverged with seed {seeds}" if seeds else "has no run"
+            what = quantities.ended(option.diverged_seeds, option.reward_failed_seeds)
+            what = what or "has no run"
             dropped.append(f"{quantities.capital(option.label)} {what}, so it is not judged.")
     dropped += [
         f"{task} is scored in another unit, so it does not decide."
@@ -384,6 +384,7 @@ def _verdicts(
             worse_than=tuple(options[other].label for other in standing[index].worse_than),
             ruled_out_by=None if by is None else "retention" if by == index else options[by].label,
             diverged_seeds=option.diverged_seeds,
+            reward_failed_seeds=option.reward_failed_seeds,
         )
 
 

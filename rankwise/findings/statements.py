@@ -203,10 +203,9 @@ def _smaller(numbers: Recommendation) -> str:
 
 
 def _diverged(numbers: Recommendation) -> str:
-    """The options of which a run diverged, each with its seeds."""
+    """The options of which a run diverged, or its reward failed, each with its seeds."""
     said = [
-        f"{option_name(each)} diverged with seed{'s' * (len(each.diverged_seeds) > 1)} "
-        f"{quantities.listed([str(seed) for seed in each.diverged_seeds])}."
+        f"{option_name(each)} {quantities.ended(each.diverged_seeds, each.reward_failed_seeds)}."
         for each in numbers.verdicts
         if each.diverged_seeds
     ]
@@ -600,7 +599,8 @@ def _verdict(verdict: RankVerdict, numbers: Recommendation) -> str:
         behind = _against(max(verdict.shortfall.upper, 0.0), numbers.delta, unit)
         parts.append(f"at most {behind} {unit} below the best other" + near[verdict.near_the_best])
     if verdict.diverged_seeds:
-        parts.append("a run diverged")
+        is_reward = verdict.diverged_seeds == verdict.reward_failed_seeds
+        parts.append("a run's reward failed" if is_reward else "a run diverged")
     ends = "qualifies" if verdict.qualifies else "does not qualify"
     return f"{option_name(verdict)} {ends}: {'; '.join(parts)}."
 

@@ -46,8 +46,10 @@ class Tracking:
     """Tells a study's trackers what happens: an ``Observer``.
 
     Each tracker has one run, of the study's name, with ``loss_nats/RUN`` and ``learning_rate/RUN``
-    by step, ``score/TASK/MODEL`` with its bounds (``score_lower``, ``score_upper``; points or nats)
-    when it is measured, and the verdict. A study that goes on goes on in its run.
+    by step, and the gauges of texts that it learned from (``reward/RUN``, ``rewards/NAME/RUN``,
+    ``completion_length/RUN``), ``score/TASK/MODEL`` with its bounds (``score_lower``,
+    ``score_upper``; points or nats) when it is measured, and the verdict. A study that goes on goes
+    on in its run.
 
     Args:
         folder: of the study.
@@ -93,6 +95,7 @@ class Tracking:
                 values = {
                     f"loss_nats/{step.run}": step.loss_nats,
                     f"learning_rate/{step.run}": step.learning_rate,
+                    **{f"{name}/{step.run}": value for name, value in step.gauges.items()},
                 }
                 self._log(values, step.step)
             case StageFinished(stage):

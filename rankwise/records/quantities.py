@@ -214,6 +214,18 @@ def counted(value: int, noun: str) -> str:
     return f"{count(value)} {noun}" if value == 1 else f"{count(value)} {noun}s"
 
 
+def ended(diverged: Sequence[int], reward_failed: Sequence[int]) -> str:
+    """With which seeds trainings ended early, those whose reward failed apart; empty for none."""
+    others = [seed for seed in diverged if seed not in reward_failed]
+    parts = ("diverged", others), ("was ended by a reward that failed", reward_failed)
+    said = [
+        f"{what} with seed{'s' * (len(seeds) > 1)} {listed([str(seed) for seed in seeds])}"
+        for what, seeds in parts
+        if seeds
+    ]
+    return ", and ".join(said)
+
+
 def listed(names: Sequence[str]) -> str:
     """a, b and c; of more than ``MOST_LISTED``, the first and how many more there are."""
     left = len(names) - MOST_LISTED

@@ -127,7 +127,9 @@ class RankVerdict(Record):
     "retention", or the option that most probably keeps enough and is better by over delta.
     """
     diverged_seeds: tuple[int, ...] = ()
-    """With which its training diverged."""
+    """With which its training diverged, or its reward failed."""
+    reward_failed_seeds: tuple[int, ...] = ()
+    """Those of them whose reward failed."""
 
 
 class Recommendation(Record):

@@ -176,7 +176,13 @@ class PlannedRun(Record):
     num_examples: int
     """Training rows."""
     num_tokens: int
-    """Tokens that are read, over all epochs."""
+    """Tokens of its examples, over all epochs; of texts that it writes itself, at most."""
+    num_shared_tokens: int = 0
+    """Those of them that are not read again: a prompt is read once for all of a step's texts."""
+    num_written_tokens: int = 0
+    """Those that it writes itself, at most."""
+    num_beside_tokens: int = 0
+    """Tokens of its texts that the base or a teacher reads besides, at most."""
     num_trainable_parameters: int
     """0 where nobody knows: of a model that is known by its scores alone."""
     trainable_share: float
@@ -214,6 +220,11 @@ class PlannedRun(Record):
     def as_candidate(self) -> PlannedRun:
         """The same as a search sees it: scored on validation items only."""
         return self.model_copy(update={"role": "searched"})
+
+    @property
+    def num_read_tokens(self) -> int:
+        """Tokens that it reads as it trains, over all epochs."""
+        return self.num_tokens - self.num_shared_tokens
 
     @property
     def weights_bytes(self) -> int:
@@ -593,6 +604,40 @@ class StudyRecord(StudyTasks, FileRecord, has_texts=False):
         return tuple({run.name: run for run in found if run is not None}.values())
 
 
+class Interval(Record):
+    """An estimate with its two-sided bounds, in whatever unit the subclass or the field says."""
+
+    estimate: float
+    lower: float
+    upper: float
+
+    def sign(self, at: float = 0.0) -> Literal[-1, 0, 1]:
+        """1 or -1 where the whole interval is above or below ``at``, else 0: undecided."""
+        return 1 if self.lower > at else -1 if self.upper < at else 0
+
+    def negated(self) -> Self:
+        """The interval of the opposite difference: a gain in nats as forgetting."""
+        ends = {"estimate": -self.estimate, "lower": -self.upper, "upper": -self.lower}
+        return self.model_copy(update=ends)
+
+    def bounded_by(self, other: Interval | None) -> Self:
+        """The estimate with the bounds of another interval of the same number; None: as it is."""
+        if other is None:
+            return self
+        return self.model_copy(update={"lower": other.lower, "upper": other.upper})
+
+
+class Change(Interval):
+    """How a mean has changed, with the mean that it had at first."""
+
+    first: float
+
+    @property
+    def last(self) -> float:
+        """The mean that it has come to."""
+        return self.first + self.estimate
+
+
 class LearnedTexts(Record):
     """What a run wrote and learned from: means over its first tenth of steps, and over its last."""
 
@@ -614,6 +659,12 @@ class LearnedTexts(Record):
     entropy_last: float | None
     kl_last: float | None
     """KL(model || base) in nats, by GRPO's estimate; None where the base has read no text."""
+    reward_change: Change | None
+    """Of a text's reward, from the first to the last quarter of the steps for which texts were
+    written; 95 %, by Welch's interval of the steps' means. None where nothing is rewarded, and
+    where a quarter has fewer than three steps."""
+    tokens_change: Change | None
+    """The same of a text's tokens."""
 
 
 class RunRecord(VersionedRecord, has_texts=False):
@@ -629,7 +680,7 @@ class RunRecord(VersionedRecord, has_texts=False):
     num_steps: int = 0
     """Optimizer steps that were taken."""
     num_tokens: int = 0
-    """Tokens that were read, over all epochs."""
+    """Tokens of the examples of all steps."""
     num_loss_tokens: int = 0
     """Those of them that were learned."""
     num_truncated: int = 0
@@ -669,6 +720,16 @@ class RunRecord(VersionedRecord, has_texts=False):
         return cls(planned=planned, provenance=provenance, **(usual | measured))
 
     @property
+    def is_reward_failure(self) -> bool:
+        """Whether a reward ended it, such as a user's function that failed on a text."""
+        return self.message is not None and self.message.startswith("rewards: ")
+
+    @property
+    def ending(self) -> str:
+        """How a training ended that did not reach its end, in words."""
+        return "ended early" if self.is_reward_failure else "diverged"
+
+    @property
     def is_given_up(self) -> bool:
         """Whether its weights were removed, since a search needed its scores only."""
         return self.status == "trained" and self.weights_bytes == 0
@@ -698,29 +759,6 @@ class StageFailure(VersionedRecord, has_texts=False):
     def what(self) -> str:
         """What failed, in words: scoring arc_easy, or training."""
         return f"scoring {self.name}" if self.kind == "scoring" else self.kind
-
-
-class Interval(Record):
-    """An estimate with its two-sided bounds, in whatever unit the subclass or the field says."""
-
-    estimate: float
-    lower: float
-    upper: float
-
-    def sign(self, at: float = 0.0) -> Literal[-1, 0, 1]:
-        """1 or -1 where the whole interval is above or below ``at``, else 0: undecided."""
-        return 1 if self.lower > at else -1 if self.upper < at else 0
-
-    def negated(self) -> Self:
-        """The interval of the opposite difference: a gain in nats as forgetting."""
-        ends = {"estimate": -self.estimate, "lower": -self.upper, "upper": -self.lower}
-        return self.model_copy(update=ends)
-
-    def bounded_by(self, other: Interval | None) -> Self:
-        """The estimate with the bounds of another interval of the same number; None: as it is."""
-        if other is None:
-            return self
-        return self.model_copy(update={"lower": other.lower, "upper": other.upper})
 
 
 LARGEST_SCORE = 1e30

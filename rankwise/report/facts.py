@@ -135,7 +135,7 @@ def study_warnings(results: StudyResults) -> tuple[str, ...]:
         name = run.planned.name
         if run.status == "diverged":
             texts.append(
-                f"{name} diverged and takes no part: {run.message or 'no reason was recorded'}."
+                f"{name} {run.ending} and takes no part: {run.message or 'no reason was recorded'}."
             )
         elif run.update_is_zero:
             texts.append(f"{name} did not change the weights at all.")

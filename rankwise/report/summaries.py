@@ -125,7 +125,7 @@ def verdict_notes(recommendation: Recommendation, summaries: Summaries) -> Itera
     for row in summaries:
         if row.run is not None and row.run.status == "diverged":
             why = row.run.message or "no reason was recorded"
-            yield f"{row.label}: diverged and was not scored: {why}"
+            yield f"{row.label}: {row.run.ending} and was not scored: {why}"
     yield (
         "What a rank gains and keeps has the bounds of its verdict. Other intervals are "
         f"{quantities.percent(recommendation.confidence)}, each for one number by itself. "

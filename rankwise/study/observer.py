@@ -5,7 +5,8 @@ Whoever follows a study is a function of its events: a terminal, the lines of ``
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 from rankwise.records.study import PlannedRun, StageFailure
@@ -62,6 +63,7 @@ class TrainingStep(NamedTuple):
         num_tokens: that it has read so far.
         loss_nats: mean over the learned tokens of the step.
         learning_rate: of the step.
+        gauges: of the texts that the run wrote for it and learned from, by name, such as "reward".
     """
 
     run: str
@@ -70,6 +72,7 @@ class TrainingStep(NamedTuple):
     num_tokens: int
     loss_nats: float
     learning_rate: float
+    gauges: Mapping[str, float] = MappingProxyType({})
 
 
 class Planned(NamedTuple):

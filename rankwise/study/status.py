@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from collections.abc import Iterator
@@ -34,6 +35,9 @@ class ModelStatus(NamedTuple):
         training: "trained", "diverged", "started", "not started", or "none needed" for the base.
         num_steps_done: optimizer steps taken.
         num_steps: optimizer steps planned.
+        reward: mean of the texts that it wrote for its newest step; None where it is not being
+            trained, or on no rewarded texts of its own.
+        tokens_per_text: of these texts, on average.
         tasks_scored: the tasks that it is scored on under the study's present settings.
         tasks_left: the tasks that it is still to be scored on.
         others_left: what else is still to be done after training: "divergence" (it is compared
@@ -47,6 +51,8 @@ class ModelStatus(NamedTuple):
     training: str
     num_steps_done: int
     num_steps: int
+    reward: float | None
+    tokens_per_text: float | None
     tasks_scored: tuple[str, ...]
     tasks_left: tuple[str, ...]
     others_left: tuple[str, ...]
@@ -129,7 +135,7 @@ def study_status(folder: StudyFolder) -> list[ModelStatus]:
     lines: list[ModelStatus] = []
     for model in (None, *study.models):
         name, tasks = model_name(model), study.tasks_of(model)
-        training, done = "none needed", 0
+        training, done, texts = "none needed", 0, (None, None)
         if model is not None:
             record, metrics = intact.finished_run(model), folder.metrics_file(name)
             training = "not started"
@@ -137,7 +143,8 @@ def study_status(folder: StudyFolder) -> list[ModelStatus]:
                 training, done = record.status, record.num_steps
                 tasks = () if training == "diverged" else tasks
             elif intact.has(metrics):
-                training, done = "started", read_regular(metrics).count(b"\n")
+                content = read_regular(metrics)
+                training, done, texts = "started", content.count(b"\n"), _newest_texts(content)
         place, ids_left = folder.model_folder(name), {stage.id for stage in todo[name]}
         tasks_left = {stage.task for stage in todo[name] if isinstance(stage, Score)}
         others = [stage.name for stage in todo[name] if not isinstance(stage, Train | Score)]
@@ -147,6 +154,8 @@ def study_status(folder: StudyFolder) -> list[ModelStatus]:
                 training=training,
                 num_steps_done=done,
                 num_steps=0 if model is None else model.num_steps,
+                reward=texts[0],
+                tokens_per_text=texts[1],
                 tasks_scored=tuple(task for task in tasks if task not in tasks_left),
                 tasks_left=tuple(task for task in tasks if task in tasks_left),
                 others_left=tuple(dict.fromkeys(others)),
@@ -155,6 +164,15 @@ def study_status(folder: StudyFolder) -> list[ModelStatus]:
             )
         )
     return lines
+
+
+def _newest_texts(metrics: bytes) -> tuple[float | None, float | None]:
+    """Reward and tokens of a text, by the last whole line of what a training writes down."""
+    with contextlib.suppress(IndexError, ValueError, TypeError, KeyError, ZeroDivisionError):
+        texts = json.loads(metrics.split(b"\n")[-2])["texts"]
+        reward = None if texts["reward"] is None else float(texts["reward"])
+        return reward, texts["num_tokens"] / texts["num_texts"]
+    return None, None
 
 
 def what_is_left(folder: StudyFolder, study: StudyRecord) -> list[str]:

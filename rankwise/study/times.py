@@ -20,6 +20,10 @@ TRAINING_WORK = {"lora": 2.5, "full": 4.0}
 """Work of a trained token, in scored tokens: a backward pass, and for full fine-tuning the
 gradients of all weights. Only times are estimated from it, and work is shared out by it."""
 
+WRITING_WORK = 1.5
+"""Work of a token that is written to be learned from, in scored tokens; assumed, not measured: a
+step of the decoder has fewer rows than one of scoring."""
+
 CARD_FLOPS = 989e12
 """Multiplications and additions of an H100 SXM in a second, dense bfloat16, by its data sheet."""
 
@@ -39,8 +43,16 @@ def furthest(models: Sequence[PlannedRun]) -> tuple[PlannedRun, ...]:
 
 
 def training_work(models: Sequence[PlannedRun]) -> float:
-    """Work of training some runs and checkpoints; those of one training are trained once."""
-    return sum(model.num_tokens * TRAINING_WORK[model.method] for model in furthest(models))
+    """Work of training some runs and checkpoints; those of one training are trained once.
+
+    With what they write to learn from, and what the base or a teacher reads of that.
+    """
+    return sum(
+        model.num_read_tokens * TRAINING_WORK[model.method]
+        + model.num_written_tokens * WRITING_WORK
+        + model.num_beside_tokens
+        for model in furthest(models)
+    )
 
 
 def assumed_rate(num_parameters: int) -> float:

@@ -69,6 +69,23 @@ def test_all_that_is_being_done_is_shown(folder: StudyFolder, sentence: Sentence
     assert json.loads(rankwise("status", folder.root, "--json").stdout)["running"] is None
 
 
+def test_the_newest_texts_of_a_run_that_is_trained_are_shown(folder: StudyFolder) -> None:
+    run, other, *_ = folder.read_study().runs
+    assert "newest texts" not in rankwise("status", folder.root).stdout
+    folder.run_file(run.name).unlink()
+    texts = {"num_texts": 4, "num_tokens": 90, "reward": 0.4}
+    lines = [{"step": step, "texts": {**texts, "reward": step / 4}} for step in (1, 2)]
+    written = "".join(json.dumps(line) + "\n" for line in lines)
+    folder.metrics_file(run.name).write_text(written + '{"step": 3, "te')
+    shown = rankwise("status", folder.root).stdout
+    assert "reward 0.5, 22 tokens" in shown
+    models = json.loads(rankwise("status", folder.root, "--json").stdout)["models"]
+    told = {line["model"]: (line["reward"], line["tokens_per_text"]) for line in models}
+    assert (told[run.name], told[other.name]) == ((0.5, 22.5), (None, None))
+    folder.metrics_file(run.name).write_text('{"step": 1, "texts": null}\n')
+    assert "newest texts" not in rankwise("status", folder.root).stdout
+
+
 def test_a_damaged_progress_counts_for_none(folder: StudyFolder) -> None:
     with working(folder, {}):
         folder.progress_file.write_text("{")

@@ -14,14 +14,17 @@ from statsmodels.stats.proportion import confint_proportions_2indep, proportion_
 
 from rankwise import write_report
 from rankwise.cli.terminal import verdict_cards
+from rankwise.engine.training.written import TextMetrics, summary
 from rankwise.findings.options import option_gains
 from rankwise.findings.recommendation import recommend
 from rankwise.findings.signatures.found import failure_signatures, not_looked_for
 from rankwise.findings.signatures.scores import NEARLY_PERFECT_NATS
 from rankwise.findings.signatures.signature import SIGNATURES, TITLES, Signature
+from rankwise.findings.statements import headline, statement
 from rankwise.findings.stats.estimates import seed_spread
 from rankwise.findings.stats.items import Items
 from rankwise.findings.study import study_findings
+from rankwise.records.config.objectives import GrpoConfig, ObjectiveConfig
 from rankwise.records.config.study import RecommendationConfig, StudyConfig
 from rankwise.records.folder import StudyFolder
 from rankwise.records.results import ModelResults, StudyResults
@@ -227,6 +230,26 @@ def test_diverged_with_its_seed_and_reason() -> None:
     assert found(planted({4: 0.6}), "diverged") == []
 
 
+def test_a_reward_that_failed_is_not_told_as_a_divergence() -> None:
+    results = planted({4: 0.6, 16: 0.7}, seeds=(0, 1), diverged=((16, 1),))
+    said = "rewards: rewards.py:kinds on the text 'x' to 'Say 1.' gives 'good'."
+
+    def change(model: ModelResults) -> ModelResults:
+        if model.run is None or model.run.status == "trained":
+            return model
+        run = model.run.model_copy(update={"message": said})
+        return model.model_copy(update={"run": run})
+
+    failed = changed(results, change)
+    (signature,) = found(failed, "diverged")
+    assert signature.statement == f"Rank 16 with seed 1 ended early and is excluded: {said}"
+    assert signature.advice.startswith("Correct the function")
+    (answer,) = recommend(failed).by_train_task
+    assert "Rank 16 was ended by a reward that failed with seed 1." in headline(answer)
+    assert "diverged" not in " ".join((headline(answer), statement(answer)))
+    assert answer.verdicts[1].reward_failed_seeds == answer.verdicts[1].diverged_seeds == (1,)
+
+
 def test_scored_items_in_training_rows() -> None:
     results = planted({4: 0.6})
     overlaps = {"overlaps": {"kinship": {"kinship": 12, "syllogism": 0}}}
@@ -361,6 +384,99 @@ def test_one_seed_that_collapsed_is_named() -> None:
     assert "option A (1 of 4) on 100.0 % of 300 items of kinship with 1 of 3 seeds" in (
         signature.statement
     )
+
+
+# --- what a run wrote itself
+
+
+def texts(reward: float | None, tokens: float, cut: float = 0.0) -> TextMetrics:
+    return TextMetrics(num_texts=10, num_tokens=round(10 * tokens), cut_share=cut, reward=reward)
+
+
+def with_texts(results: StudyResults, steps: Sequence[TextMetrics], **grpo: Any) -> StudyResults:
+    """Every run wrote these texts and learned from them."""
+    objective = ObjectiveConfig(grpo=GrpoConfig(rewards=("json",), **grpo))
+    config = results.study.config
+    train = config.train.model_copy(update={"objective": objective})
+    study = {"config": config.model_copy(update={"train": train})}
+
+    def change(model: ModelResults) -> ModelResults:
+        if model.run is None:
+            return model
+        run = model.run.model_copy(update={"learned_texts": summary(steps)})
+        return model.model_copy(update={"run": run})
+
+    record = results.study.model_copy(update=study)
+    return changed(results.model_copy(update={"study": record}), change)
+
+
+FALLS = [0.8, 0.6, 0.7] + [0.5] * 6 + [0.2, 0.35, 0.2]
+"""Rewards of twelve steps: a quarter is three."""
+
+
+def test_a_reward_that_falls_is_named_with_welchs_bound() -> None:
+    results = with_texts(planted({4: 0.6}), [texts(reward, 20) for reward in FALLS])
+    (signature,) = found(results, "reward_falls")
+    theirs = stats.ttest_ind(FALLS[-3:], FALLS[:3], equal_var=False).confidence_interval(0.95)
+    assert signature.estimate == pytest.approx(0.25 - 0.7)
+    assert (signature.lower, signature.upper) == pytest.approx((theirs.low, theirs.high))
+    assert (signature.label, signature.unit) == ("rank 4", "units")
+    assert signature.statement == (
+        "Rank 4 wrote texts with a mean reward of 0.7 at first and of 0.25 in the end, at least "
+        f"{-theirs.high:.2g} less."
+    )
+    assert signature.advice.endswith("hold it to the base by train.objective.grpo.beta "
+                                     "(such as 0.04).")  # fmt: skip
+    held = with_texts(planted({4: 0.6}), [texts(reward, 20) for reward in FALLS], beta=0.04)
+    assert found(held, "reward_falls")[0].advice.endswith("a larger train.objective.grpo.beta.")
+
+
+@pytest.mark.parametrize(
+    "rewards",
+    [
+        [0.8, 0.2, 0.7] + [0.5] * 6 + [0.6, 0.1, 0.4],  # as much apart in a quarter as between them
+        FALLS[::-1],
+        FALLS[:2] + FALLS[-2:],  # too few steps
+        [None] * 12,
+    ],
+)
+def test_rewards_that_are_not_shown_to_fall(rewards: Sequence[float | None]) -> None:
+    results = with_texts(planted({4: 0.6}), [texts(reward, 20) for reward in rewards])
+    assert found(results, "reward_falls") == []
+
+
+@pytest.mark.parametrize(
+    ("ends", "cut", "is_named"),
+    [
+        ((48, 52, 50), 0.0, True),  # from 20: 30 more, at least 25
+        ((38, 39, 37), 0.0, False),  # not twice as long
+        ((38, 39, 37), 0.6, True),
+        ((38, 39, 37), 0.5, False),
+        ((20, 22, 18), 1.0, False),  # all cut, and none longer
+    ],
+)
+def test_texts_that_run_away(ends: Sequence[float], cut: float, is_named: bool) -> None:
+    lengths = [19, 20, 21, *[25] * 6]
+    steps = [texts(0.5, tokens) for tokens in lengths] + [texts(0.5, end, cut) for end in ends]
+    signatures = found(with_texts(planted({4: 0.6}, seeds=(0, 1)), steps), "texts_run_away")
+    assert bool(signatures) is is_named
+    if is_named:
+        (signature,) = signatures
+        theirs = stats.ttest_ind(ends, lengths[:3], equal_var=False).confidence_interval(0.95)
+        assert (signature.lower, signature.unit) == (pytest.approx(theirs.low), "tokens")
+        assert signature.statement.startswith("Rank 4 with 2 of 2 seeds wrote texts of 20.0 tokens")
+        for remedy in ("learning rate", "counts length", "dr_grpo", "max_completion_length"):
+            assert remedy in signature.advice
+
+
+def test_texts_of_several_steps_count_once() -> None:
+    once = [texts(reward, 20) for reward in FALLS]
+    twice = [step for step in once for _ in range(2)]
+    learned = summary(twice, 2)
+    assert learned is not None
+    one = summary(once)
+    assert one is not None
+    assert (learned.reward_change, learned.tokens_change) == (one.reward_change, one.tokens_change)
 
 
 # --- training rows
@@ -545,8 +661,15 @@ def test_the_bound_of_the_seed_spread_holds() -> None:
 def test_what_cannot_be_looked_for_is_said() -> None:
     everything = not_looked_for(planted({4: 0.6, 16: 0.7, 64: 0.8}, seeds=(0, 1)))
     assert set(everything) == {
-        "metrics_disagree", "does_not_stop", "memorised", "train_test_gap",
+        "metrics_disagree", "does_not_stop", "memorised", "train_test_gap", "reward_falls",
+        "texts_run_away",
     }  # fmt: skip
+    assert everything["texts_run_away"] == "no run learned from texts of its own"
+    short = not_looked_for(with_texts(planted({4: 0.6}), [texts(0.5, 20)] * 4))
+    assert short["reward_falls"] == short["texts_run_away"] == "too few steps"
+    taught = not_looked_for(with_texts(planted({4: 0.6}), [texts(None, 20)] * 12))
+    assert taught["reward_falls"] == "no text was rewarded"
+    assert "texts_run_away" not in taught
     little = not_looked_for(planted({4: 0.6}, out_of_domain_tasks=(), held_out_tasks=()))
     assert {"negative_transfer", "forgetting_on_prose", "too_easy", "unstable_over_seeds"} <= set(
         little

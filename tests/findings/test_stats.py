@@ -34,6 +34,7 @@ from rankwise.findings.stats.estimates import (
     mean_over_tasks,
     newcombe_interval,
     skewed_quantiles,
+    welch_interval,
     wilson_interval,
     zero_p_value,
 )
@@ -141,6 +142,16 @@ def test_newcombe_agrees_with_statsmodels(
     )
     ours = newcombe_interval(after, before, total, confidence)
     assert ours == pytest.approx(theirs, abs=1e-12)
+
+
+@pytest.mark.parametrize("sizes", [(2, 3), (3, 3), (5, 40)])
+def test_welch_agrees_with_scipy(sizes: tuple[int, int]) -> None:
+    rng = np.random.default_rng(sum(sizes))
+    before, after = (rng.normal(place, 1 + place, n) for place, n in enumerate(sizes))
+    theirs = stats.ttest_ind(after, before, equal_var=False).confidence_interval(0.9)
+    ours = welch_interval(before, after, 0.9)
+    assert ours == pytest.approx((after.mean() - before.mean(), theirs.low, theirs.high))
+    assert welch_interval([1.0, 1.0], [0.0, 0.0], 0.9) == (-1.0, -1.0, -1.0)
 
 
 def test_intervals_cover_also_where_few_items_disagree() -> None:

@@ -76,7 +76,8 @@ def tracked(folder: StudyFolder, notes: list[str]) -> Tracking:
 
 
 def a_step(number: int) -> TrainingStep:
-    return TrainingStep("r16", number, 9, 100, 1.5, 2e-4)
+    gauges = {"reward": 0.25, "rewards/json_valid": 0.5, "completion_length": 31.0}
+    return TrainingStep("r16", number, 9, 100, 1.5, 2e-4, gauges)
 
 
 def scoring(*records: str) -> StageOutline:
@@ -103,7 +104,14 @@ def test_steps_scores_and_the_verdict_are_told(
         observer.concluded(conclude(planted))
     assert [(each["project"], each["name"]) for each in begun] == [("rankwise", "planted")]
     (steps, at), (scores, _), (rank, _), (verdict, _) = run.logged
-    assert (steps, at) == ({"loss_nats/r16": 1.5, "learning_rate/r16": 2e-4}, 3)
+    assert at == 3
+    assert steps == {
+        "loss_nats/r16": 1.5,
+        "learning_rate/r16": 2e-4,
+        "reward/r16": 0.25,
+        "rewards/json_valid/r16": 0.5,
+        "completion_length/r16": 31.0,
+    }
     # planted: 240 of 300 right after 150; the bounds are Wilson's, by hand
     assert scores[f"score/kinship/{name}"] == pytest.approx(80.0)
     assert scores[f"score_lower/kinship/{name}"] == pytest.approx(75.1, abs=0.05)

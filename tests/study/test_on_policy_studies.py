@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
+from rankwise.engine.training.memory import PassMemory
 from rankwise.errors import ConfigError, PlanError
 from rankwise.records.folder import StudyFolder
 from rankwise.records.study import PlannedRun, RunRecord
@@ -40,6 +41,10 @@ CODE = """
 def kinds(prompts, completions, kind, **rest):
     assert len(prompts) == len(completions) == len(kind)
     return [len(set(text)) / 10 for text in completions]
+
+
+def says_yes(row, answer):
+    return float("yes" in answer)
 
 
 def failing(completions, **rest):
@@ -89,7 +94,7 @@ OBJECTIVES: dict[str, Any] = {
 def test_own_texts_are_learned_up_to_the_verdict(
     study_file: Path, tmp_path: Path, name: str
 ) -> None:
-    outcome, _ = run(with_objective(study_file, OBJECTIVES[name]), tmp_path / "study")
+    outcome, told = run(with_objective(study_file, OBJECTIVES[name]), tmp_path / "study")
     folder = StudyFolder(tmp_path / "study")
     runs = trained(folder)
     assert [record.status for record in runs.values()] == ["trained"] * 3
@@ -102,6 +107,11 @@ def test_own_texts_are_learned_up_to_the_verdict(
         assert [each["num_texts"] for each in texts[:-times]] == [4 * texts_of_row] * 4 * times
         read = sum(each["num_tokens"] for each in texts)
         assert record.num_loss_tokens == read
+        gauges = [step.gauges for step in told.steps if step.run == model.name]
+        assert [each["completion_length"] for each in gauges] == [
+            each["num_tokens"] / each["num_texts"] for each in texts
+        ]
+        assert [each.get("reward") for each in gauges] == [each["reward"] for each in texts]
         assert record.learned_texts is not None
         assert record.learned_texts.num_texts == sum(each["num_texts"] for each in texts)
         assert record.learned_texts.reward_first == texts[0]["reward"]  # a tenth is one step
@@ -117,6 +127,45 @@ def test_own_texts_are_learned_up_to_the_verdict(
         assert first["kl_nats"] == pytest.approx(0, abs=1e-6)  # a run begins as the base
         assert texts[1]["rewards"] == first["rewards"]  # the second step with the same texts
         assert texts[1]["num_tokens"] == first["num_tokens"]
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_a_plan_counts_what_is_written_and_a_prompt_once(study_file: Path, dropout: float) -> None:
+    rows = [{**row, "prompt": f"Say {'it, ' * (n % 8)}{n}."} for n, row in enumerate(ROWS)]
+    (study_file.parent / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    with_objective(study_file, OBJECTIVES["rewarded"], dropout=dropout)
+    plan = plan_study(load_config(study_file))
+    prompts = [len(example.tokens) for example in plan.examples["rows"]]
+    assert min(prompts) < 17 < max(prompts)  # 16 tokens without its last: it is read once
+    for each in plan.record.runs:
+        assert each.num_tokens == 2 * sum(3 * (prompt + 8) for prompt in prompts)  # 2 iterations
+        once = 2 * sum(2 * (prompt - 1) for prompt in prompts if prompt > 16)
+        assert each.num_shared_tokens == (0 if dropout else once)
+        assert each.num_written_tokens == sum(3 * 8 for _ in prompts)
+        assert each.num_beside_tokens == sum(3 * (prompt + 8) for prompt in prompts)  # of the base
+
+
+def test_a_teacher_beside_the_model_is_in_the_plan_s_memory(
+    study_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(PassMemory, "_process_bytes", lambda _: 0)
+
+    def bytes_of(objective: Any) -> dict[str, int]:
+        plan = plan_study(load_config(with_objective(study_file, objective)))
+        return {run.method: run.estimated_memory_bytes for run in plan.record.runs}
+
+    base = load_config(study_file).base_model.name
+    from transformers import AutoModelForCausalLM
+
+    size = 4 * AutoModelForCausalLM.from_pretrained(base).num_parameters()
+    alone = bytes_of({"sdft": {"max_completion_length": 8}})
+    taught = bytes_of({"sdft": {"max_completion_length": 8, "teacher": str(base)}})
+    grpo = {"rewards": "chrf", "max_completion_length": 8}
+    free, held = bytes_of({"grpo": grpo}), bytes_of({"grpo": {**grpo, "beta": 0.1}})
+    assert taught["lora"] - alone["lora"] == size
+    assert taught["full"] == alone["full"]  # one model beside it, whichever it is
+    assert held["full"] - free["full"] == size
+    assert held["lora"] == free["lora"]
 
 
 class Stopped(Exception):
@@ -167,6 +216,16 @@ def test_a_reward_that_fails_ends_its_run_alone(study_file: Path, tmp_path: Path
     (said,) = [record.message for record in runs.values() if record.message]
     for named in ("rewards.py:failing", "'Say ", "gives 'good'"):
         assert named in said
+
+
+def test_rows_without_a_right_answer_have_a_placeholder(study_file: Path) -> None:
+    rows = [{"prompt": f"Say {n}.", "completion": "-", "kind": n % 3} for n in range(24)]
+    (study_file.parent / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    grpo = {"grpo": {"rewards": {"code": "rewards.py:kinds"}, "max_completion_length": 8}}
+    judged_by = {"code": "rewards.py:says_yes"}
+    plan = plan_study(load_config(with_objective(study_file, grpo, judged_by=judged_by)))
+    assert plan.record.runs
+    assert not any("completion" in warning for warning in plan.record.warnings)
 
 
 def test_what_cannot_be_learned_so_is_refused_before_anything_is_trained(

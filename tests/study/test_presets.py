@@ -32,20 +32,24 @@ def written(folder: Path, name: str) -> Path:
 def test_a_preset_loads_and_plans(
     name: str, tmp_path: Path, tiny_model_folder: Path, tasks_folder: Path
 ) -> None:
-    """On tasks of its own kind: the preset's are on a hub."""
+    """On tasks and rows of its own kind: the preset's are on a hub, or too long."""
     config = load_config(written(tmp_path, name))
     assert config.name == name
     several = len(config.train.task) > 1
+    rows = [{"prompt": f"Say {n}.", "completion": f'{{"n": {n}}}'} for n in range(20)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
     overrides = [
         f"base_model={tiny_model_folder}",
         f"tasks_path={tasks_folder}",
         "allow_task_code=true",
-        f"train.task={'[colours, sums]' if several else 'colours'}",
+        "train.data=rows.jsonl"
+        if config.train.data
+        else f"train.task={'[colours, sums]' if several else 'colours'}",
         "train.split=null",
         f"evaluation.out_of_domain={'[]' if several else '[sums]'}",
         f"evaluation.retention={'[hues]' if config.mitigations else '[]'}",
         "evaluation.held_out_text=[small_prose]",
-        "evaluation.domains={colours: knowledge, sums: mathematics}",
+        f"evaluation.domains={{{'' if config.train.data else 'colours: knowledge, '}sums: maths}}",
     ]
     plan = plan_study(load_config(written(tmp_path, name), overrides))
     ranks = config.methods.lora.ranks if config.methods.lora else ()
@@ -67,6 +71,8 @@ def test_the_presets_are_the_paper_s_experiments_and_next_checks() -> None:
         "learning-rate",
         "mitigation",
         "variants",
+        "on-policy",
+        "self-distillation",
         "beyond-128",
         "paper-llama",
         "paper-qwen",

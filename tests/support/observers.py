@@ -78,6 +78,7 @@ class Recorder(Silent):
         self.stages: list[tuple[str, str]] = []
         self.outline: tuple[StageOutline, ...] = ()
         self.done = 0.0
+        self.steps: list[TrainingStep] = []
 
     @property
     def models(self) -> list[str]:
@@ -102,3 +103,6 @@ class Recorder(Silent):
 
     def advanced(self, work: float) -> None:
         self.done += work
+
+    def stepped(self, step: TrainingStep) -> None:
+        self.steps.append(step)

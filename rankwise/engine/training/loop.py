@@ -296,7 +296,8 @@ class _RunningPass:
             peak_reserved_bytes=self.memory.reserved_so_far(),
             kernels=self.kernels,
             learned_texts=summary(
-                [line.texts for line in trainee.metrics if line.texts is not None]
+                [line.texts for line in trainee.metrics if line.texts is not None],
+                getattr(trainee.own, "num_iterations", 1),
             ),
         )
 

@@ -146,7 +146,8 @@ class PassMemory:
         step = lanes * self._step_bytes(
             "lora", tokens, gradient_checkpointing, inner, num_trainees=len(adapters)
         )
-        return self._process + self.base_bytes + math.ceil(self._share * state) + step
+        held = self.base_bytes + self._setting.beside_bytes.get("lora", 0)
+        return self._process + held + math.ceil(self._share * state) + step
 
     @property
     def _share(self) -> float:
@@ -159,6 +160,7 @@ class PassMemory:
         weights, width = DTYPES[self.full.weights], DTYPES[self._setting.precision].itemsize
         held = optimizer_state_bytes(self._num_parameters, weights, self.full.optimizer)
         held += self._num_parameters * weights.itemsize
+        held += self._setting.beside_bytes.get("full", 0)
         tokens = self._tokens(max_tokens, 1)
         if weights.itemsize > width:
             held += self._head_size * width  # autocast's copy

@@ -14,6 +14,7 @@ import weakref
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -31,7 +32,7 @@ from rankwise.engine.models.packed_layout import PackedLayout
 from rankwise.engine.models.structure import LinearShape
 from rankwise.engine.models.trained_adapters import Adapter, DroppedSequence, Piece, adapted
 from rankwise.records.config.training import BasePrecision
-from rankwise.records.study import FullTraining
+from rankwise.records.study import FullTraining, Method
 
 _CUDA_STAND_IN = "rankwise_cuda_stand_in"
 # Rows by which flash attention pads its sums of each sequence.
@@ -72,6 +73,7 @@ class TrainingSetting(NamedTuple):
         is_held: whether any adapter is held to the base's distributions.
         num_cards: over which the layers of the frozen base lie under LoRA; see ``placed``.
         max_lanes: micro-batches of adapters that are read side by side; see ``lanes``.
+        beside_bytes: by method, of a model that is in memory beside what is trained.
     """
 
     device: torch.device
@@ -85,6 +87,7 @@ class TrainingSetting(NamedTuple):
     is_held: bool = False
     num_cards: int = 1
     max_lanes: int = 1
+    beside_bytes: Mapping[Method, int] = MappingProxyType({})
 
 
 def rehearsed(

@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from rankwise.findings.stats.estimates import welch_interval
 from rankwise.records.base import Record
 from rankwise.records.config.objectives import GrpoConfig, WrittenConfig
-from rankwise.records.study import LearnedTexts
+from rankwise.records.study import Change, LearnedTexts
 from rankwise.tasks.training_rows import Example, OwnText
 
 
@@ -41,9 +42,33 @@ class TextMetrics(Record):
     rewards: Mapping[str, float | None] = {}
     no_spread_share: float | None = None
 
+    @property
+    def gauges(self) -> dict[str, float]:
+        """What is known, by the names that trackers and events have."""
+        named = {
+            "reward": self.reward,
+            **{f"rewards/{name}": reward for name, reward in self.rewards.items()},
+            "no_spread_share": self.no_spread_share,
+            "completion_length": self.num_tokens / self.num_texts,
+            "cut_share": self.cut_share,
+            "entropy": self.entropy_nats,
+            "kl": self.kl_nats,
+            "clipped_share": self.clipped_share,
+        }
+        return {name: value for name, value in named.items() if value is not None}
 
-def summary(steps: Sequence[TextMetrics]) -> LearnedTexts | None:
-    """What all steps of a training say of its texts; None: it wrote none."""
+
+_FEWEST_STEPS = 3
+"""A quarter with fewer steps has no interval."""
+
+
+def summary(steps: Sequence[TextMetrics], num_iterations: int = 1) -> LearnedTexts | None:
+    """What all steps of a training say of its texts; None: it wrote none.
+
+    Args:
+        steps: in their order.
+        num_iterations: the steps that are taken with the same texts.
+    """
     if not steps:
         return None
     number = max(len(steps) // 10, 1)
@@ -59,6 +84,16 @@ def summary(steps: Sequence[TextMetrics]) -> LearnedTexts | None:
     def length(part: Sequence[TextMetrics]) -> float:
         return sum(step.num_tokens for step in part) / sum(step.num_texts for step in part)
 
+    def change(values: Sequence[float | None]) -> Change | None:
+        known = [value for value in values if value is not None]
+        if (size := len(known) // 4) < _FEWEST_STEPS:
+            return None
+        before, after = known[:size], known[-size:]
+        estimate, lower, upper = welch_interval(before, after, 0.95)
+        first = sum(before) / size
+        return Change(first=first, estimate=estimate, lower=lower, upper=upper)
+
+    new = steps[::num_iterations]
     return LearnedTexts(
         num_texts=sum(step.num_texts for step in steps),
         reward_first=of(first, "reward"),
@@ -71,6 +106,8 @@ def summary(steps: Sequence[TextMetrics]) -> LearnedTexts | None:
         entropy_first=of(first, "entropy_nats"),
         entropy_last=of(last, "entropy_nats"),
         kl_last=of(last, "kl_nats"),
+        reward_change=change([step.reward for step in new]),
+        tokens_change=change([step.num_tokens / step.num_texts for step in new]),
     )
 
 

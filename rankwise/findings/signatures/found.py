@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from rankwise.findings.options import OptionGains, ladders, option_gains
 from rankwise.findings.pairs import run_record
 from rankwise.findings.signatures.answers import answer_signatures
+from rankwise.findings.signatures.own_texts import text_signatures
 from rankwise.findings.signatures.scores import rank_signatures, score_signatures
 from rankwise.findings.signatures.signature import SIGNATURES, Signature, SignatureName
 from rankwise.findings.stats.items import POINTS
@@ -27,6 +28,7 @@ def failure_signatures(
         return ()
     signatures = [
         *_diverged(source),
+        *text_signatures(source),
         *_items_in_training(source.results),
         *score_signatures(source, recommendation),
         *answer_signatures(source),
@@ -54,19 +56,17 @@ def _diverged(source: OptionGains) -> Iterator[Signature]:
         if run.status == "diverged":
             seed = f" with seed {run.planned.seed}" if several else ""
             message = run.message or "no reason was recorded"
-            # a function of the user's that failed on a text is no matter of rates and rows
-            is_reward = message.startswith("rewards: ")
             yield Signature(
                 name="diverged",
                 train_task=results.train_task,
                 label=labels[model.name],
                 task=None,
                 statement=quantities.capital(
-                    f"{labels[model.name]}{seed} {'ended early' if is_reward else 'diverged'} and "
+                    f"{labels[model.name]}{seed} {run.ending} and "
                     f"is excluded: {message.removesuffix('.')}."
                 ),
                 advice="Correct the function, and run the study again: the run is trained anew."
-                if is_reward
+                if run.is_reward_failure
                 else "Lower its learning rate or lengthen the warm-up, and check for broken "
                 "training rows.",
             )
@@ -100,7 +100,16 @@ def _lacking(source: OptionGains) -> dict[SignatureName, str]:
     generates = any(record.num_unfinished is not None for record in base)
     chooses = any(len(record.predicted_shares or ()) > 1 for record in base)
     seeded = any(len(option.runs) > 1 for option in source.options)
+    learned = [run.learned_texts for option in source.options for run in option.records]
+    of_own = [each for each in learned if each is not None]
+    why = "too few steps" if of_own else "no run learned from texts of its own"
+    few_rewards = bool(of_own) and all(each.reward_first is None for each in of_own)
     is_there: dict[SignatureName, tuple[bool, str]] = {
+        "reward_falls": (
+            any(each.reward_change is not None for each in of_own),
+            "no text was rewarded" if few_rewards else why,
+        ),
+        "texts_run_away": (any(each.tokens_change is not None for each in of_own), why),
         "negative_transfer": (bool(source.tasks("out_of_domain")), "no out-of-domain task"),
         "metrics_disagree": (
             any(items.accuracy is not None for items in results.base.items.values()),

@@ -24,6 +24,8 @@ SignatureName = Literal[
     "not_a_matter_of_rank",
     "erratic_over_ranks",
     "unstable_over_seeds",
+    "reward_falls",
+    "texts_run_away",
 ]
 SIGNATURES: tuple[SignatureName, ...] = get_args(SignatureName)
 
@@ -42,6 +44,8 @@ TITLES: dict[SignatureName, str] = {
     "not_a_matter_of_rank": "Ranks alike: not a matter of rank",
     "erratic_over_ranks": "Erratic over ranks",
     "unstable_over_seeds": "Unstable over seeds",
+    "reward_falls": "Reward falls in training",
+    "texts_run_away": "Own texts run away",
 }
 
 

@@ -341,6 +341,33 @@ def student_interval(mean: float, values: ArrayLike, confidence: float) -> tuple
     return mean - reach, mean + reach
 
 
+def welch_interval(
+    before: ArrayLike, after: ArrayLike, confidence: float
+) -> tuple[float, float, float]:
+    """The difference of two means, ``after - before``, and its two-sided interval.
+
+    Variances may differ: the degrees of freedom are those of Satterthwaite (1946) and Welch (1947),
+    as in Snedecor and Cochran, Statistical Methods (1989), on the comparison of two samples.
+
+    Args:
+        before: (n,) independent values, at least two.
+        after: (m,) the same.
+        confidence: of the interval.
+
+    Returns:
+        The difference, its lower and its upper bound; all are equal where nothing varies.
+    """
+    first, last = (np.asarray(values, dtype=np.float64) for values in (before, after))
+    parts = [values.var(ddof=1) / len(values) for values in (first, last)]
+    difference, variance = float(last.mean() - first.mean()), float(sum(parts))
+    if variance == 0.0:
+        return difference, difference, difference
+    sizes = len(first), len(last)
+    freedom = variance**2 / sum(v**2 / (n - 1) for v, n in zip(parts, sizes, strict=True))
+    reach = float(special.stdtrit(freedom, (1.0 + confidence) / 2.0)) * math.sqrt(variance)
+    return difference, difference - reach, difference + reach
+
+
 def fieller(
     numerator: float, denominator: float, variances: tuple[float, float, float], quantile: float
 ) -> Bounded | None:

@@ -175,6 +175,7 @@ def plan_mitigated(
             "of": run.as_whole,
             "mitigation": arm,
             "num_tokens": run.num_tokens + round(other_tokens),
+            "num_shared_tokens": 0 if arm.kl is not None else run.num_shared_tokens,
         }
         models.append(run.model_copy(update=changed))
     return tuple(models)

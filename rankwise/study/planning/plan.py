@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 import torch
 
 from rankwise.engine.models.base_folder import BaseModel
-from rankwise.engine.models.devices import STEP_TOKENS, Machine
+from rankwise.engine.models.devices import DTYPES, STEP_TOKENS, Machine
+from rankwise.engine.models.structure import model_skeleton
 from rankwise.engine.models.variants import shares_a_pass
 from rankwise.engine.training.memory import PassMemory, TrainingSetting
 from rankwise.engine.training.micro_batches import training_lanes
@@ -30,6 +31,7 @@ from rankwise.records.results import MIN_ITEMS
 from rankwise.records.study import (
     Decompositions,
     FirstItems,
+    Method,
     PlannedRun,
     References,
     StudyRecord,
@@ -236,6 +238,7 @@ def plan_study(
         dropout=train.dropout,
         is_held=any(arm.kl is not None for arm in config.mitigations) or is_taught,
         max_lanes=training_lanes(train, model.machine.device),
+        beside_bytes=_beside_bytes(config, model, parts.teacher),
     )
     adapted = dict.fromkeys(name for to in parts.layers.values() for name in to.shapes)
     memory = PassMemory(model.skeleton, setting, list(adapted))
@@ -294,6 +297,19 @@ def _parts(
     with issues.of("train.objective.sdft.teacher"):
         teacher = found_teacher(config, model, report)
     return _Parts(tasks, examples, layers, others, rewards, teacher)
+
+
+def _beside_bytes(
+    config: StudyConfig, model: StudyModel, teacher: BaseModel | None
+) -> dict[Method, int]:
+    """By method, the bytes of a teacher, or of the base that is held beside full fine-tuning."""
+    own, width = config.train.written, DTYPES[model.precision].itemsize
+    if teacher is not None:
+        skeleton: Any = model_skeleton(teacher.folder)
+        weights = width * sum(parameter.numel() for parameter in skeleton.parameters())
+        return {"lora": weights, "full": weights}
+    is_held = own is not None and (own.is_distilled or (isinstance(own, GrpoConfig) and own.beta))
+    return {"full": width * model.num_parameters} if is_held else {}
 
 
 def _rewards(

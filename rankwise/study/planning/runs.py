@@ -12,6 +12,7 @@ from rankwise.engine.models.structure import LinearShape
 from rankwise.engine.models.variants import VARIANTS
 from rankwise.engine.training.loop import num_optimizer_steps
 from rankwise.engine.training.memory import PassMemory, estimate_training_memory
+from rankwise.engine.training.micro_batches import shared_tokens
 from rankwise.records.axes import (
     LoraSettings,
     VariantChoice,
@@ -20,7 +21,9 @@ from rankwise.records.axes import (
     rate_label,
     variant_choices,
 )
+from rankwise.records.config.objectives import GrpoConfig
 from rankwise.records.config.study import StudyConfig
+from rankwise.records.config.training import TrainConfig
 from rankwise.records.fingerprints import fingerprint, training_fingerprint
 from rankwise.records.study import Method, PlannedRun
 from rankwise.study.planning.model import StudyModel
@@ -97,6 +100,36 @@ def examples_digest(examples: Sequence[Example]) -> str:
     )
 
 
+_TOKENS = ("num_tokens", "num_shared_tokens", "num_written_tokens", "num_beside_tokens")
+"""Of what a run trains on, as ``PlannedRun`` has them."""
+
+
+def tokens_of(
+    example: Example, train: TrainConfig, kind: str, *, is_full: bool
+) -> tuple[int, int, int, int]:
+    """The tokens of an example in one epoch, by ``_TOKENS``.
+
+    Args:
+        example: of a trained task.
+        train: says how it is trained.
+        kind: of device: ``cpu`` or ``cuda``.
+        is_full: all weights are trained, so that the base is another model.
+    """
+    asks, own, beginning = example.asks, train.written, example
+    num_others, times, written, beside = len(example.sequences) - 1, 1, 0, 0
+    if asks is not None and own is not None:
+        num_others = asks.num_texts - 1
+        beginning = example._replace(tokens=(*example.tokens, 0), num_loss_tokens=1)
+        asked, read = len(asks.teacher), asks.num_texts  # by a teacher
+        if isinstance(own, GrpoConfig):
+            times, asked = own.num_iterations, len(example.tokens)
+            read = asks.num_texts if own.beta else int(not is_full)
+        written = asks.num_texts * asks.max_new_tokens
+        beside = read * (asked + asks.max_new_tokens)
+    shared = 0 if train.dropout else num_others * shared_tokens(beginning, kind)
+    return times * example.num_tokens, times * shared, written, beside
+
+
 def stopped(run: PlannedRun, step: int) -> PlannedRun:
     """A run after ``step`` of its optimizer steps, as a model of its own."""
     digest = fingerprint([run.fingerprint, step])
@@ -106,7 +139,7 @@ def stopped(run: PlannedRun, step: int) -> PlannedRun:
             "fingerprint": digest,
             "of": run.as_whole,
             "num_steps": step,
-            "num_tokens": round(run.num_tokens * step / run.num_steps),
+            **{name: round(getattr(run, name) * step / run.num_steps) for name in _TOKENS},
         }
     )
 
@@ -254,7 +287,11 @@ class RunMaker:
         if train.rows_at == "steps":
             num_steps = num_optimizer_steps(self._num_rows, train, epochs)
             epochs = math.ceil(num_steps / of_epoch)
-        tokens_of_epoch = sum(example.num_tokens for example in self._rows[number])
+        kind = self._base.model.machine.device.type
+        tokens_of_epoch = [
+            tokens_of(each, train, kind, is_full=method == "full") for each in self._rows[number]
+        ]
+        tokens = dict(zip(_TOKENS, map(sum, zip(*tokens_of_epoch, strict=True)), strict=True))
         run = PlannedRun(
             name="unnamed",
             fingerprint="",
@@ -262,7 +299,7 @@ class RunMaker:
             train_task=self._source,
             epochs=epochs,
             num_steps=num_steps,
-            num_tokens=tokens_of_epoch * num_steps // of_epoch,
+            **{name: round(count * num_steps / of_epoch) for name, count in tokens.items()},
             num_trainable_parameters=num_trainable,
             trainable_share=num_trainable / self._base.model.num_parameters,
             estimated_memory_bytes=estimate_training_memory(

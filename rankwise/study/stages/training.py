@@ -52,7 +52,7 @@ class Train(Stage):
 
     @property
     def num_tokens(self) -> int:
-        return sum(model.num_tokens for model in furthest(self.runs))
+        return sum(model.num_read_tokens for model in furthest(self.runs))
 
     @property
     def unit_kind(self) -> str:

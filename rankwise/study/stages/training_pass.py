@@ -12,7 +12,7 @@ from rankwise.records.files import require_room
 from rankwise.records.study import PlannedPass, PlannedRun, RunRecord
 from rankwise.study.observer import TrainingStep
 from rankwise.study.quarantine import set_aside
-from rankwise.study.times import TRAINING_WORK
+from rankwise.study.times import training_work
 
 if TYPE_CHECKING:
     from torch import nn
@@ -125,6 +125,7 @@ class TrainingPass:
                 num_tokens=metrics.num_tokens,
                 loss_nats=metrics.loss_nats,
                 learning_rate=metrics.learning_rate,
+                gauges={} if metrics.texts is None else metrics.texts.gauges,
             )
         )
         stops, saves = self._signals.is_pending, self._save_every
@@ -202,8 +203,9 @@ def _learns_nothing(metrics: Sequence[StepMetrics]) -> str | None:
 
 def _work(trainee: Trainee, start: int, stop: int) -> float:
     """The planned work of the steps from ``start`` to ``stop``; own texts may be shorter."""
-    planned = sum(each.num_tokens for step in trainee.batches[start:stop] for each in step)
-    return planned * TRAINING_WORK[trainee.run.method]
+    tokens, run = trainee.batches[start:stop], trainee.run
+    planned = sum(each.num_tokens for step in tokens for each in step)
+    return planned * training_work([run]) / run.num_tokens
 
 
 def finish_run(context: StudyContext, run: PlannedRun, **measured: Any) -> None:
