@@ -101,7 +101,7 @@ def _adapter_of(folder: StudyFolder, planned: PlannedRun) -> Path:
     if planned.method == "full":
         why = "all weights are trained, and those of the base are not shared"
     elif record is None or record.status == "diverged":
-        why = "its training diverged"
+        why = f"its training {'diverged' if record is None else record.ending}"
     elif record.is_given_up:
         why = "a search removed its weights"
     if why is not None:
