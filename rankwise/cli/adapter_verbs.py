@@ -239,7 +239,8 @@ def check(
         cli.option(
             "--forms FORM,FORM",
             "Check these deployed forms against the adapter: merged-bf16, merged-fp16, "
-            "merged-fp32, 8bit, 4bit (bitsandbytes), gguf:q8_0, gguf:q5_1, gguf:q5_0, gguf:q4_1, "
+            "merged-fp32; with bitsandbytes merged-8bit, merged-4bit, and unmerged beside-8bit, "
+            "beside-4bit (what QLoRA trains); gguf:q8_0, gguf:q5_1, gguf:q5_0, gguf:q4_1, "
             "gguf:q4_0; where llama-quantize is on the PATH, also gguf:q6_k, gguf:q5_k_m, "
             "gguf:q4_k_m and others.",
         ),
@@ -274,10 +275,11 @@ def check(
     """Check whether an adapter keeps its quality, as trained or deployed.
 
     Without --forms, compares the adapter with its base item by item: has it
-    forgotten what the base knew? With --forms, merges the adapter, rounds it to
-    each form, and compares it with the adapter as trained, unmerged: does it
-    survive deployment? The table then also compares the rounding error with the
-    adapter's update of the weights. Everything is done in memory.
+    forgotten what the base knew? With --forms, puts base and adapter into each
+    form (merged and rounded, or unmerged beside a rounded base), and compares
+    that with the adapter as trained: does it survive deployment? For merged
+    forms the table also compares the rounding error with the adapter's update
+    of the weights. Everything is done in memory.
 
     With --contract, each set of your own rows is a clause: it is judged by
     itself, beside the mean over --tasks.

@@ -55,7 +55,7 @@ class Question(NamedTuple):
 def check_deployment(
     found: Audited, question: Question, forms: Sequence[Form], advance: Advance = lambda _: None
 ) -> DeploymentCheck:
-    """Merge an adapter into each form, and compare that with the adapter beside its base.
+    """Put an adapter into each form, and compare that with the adapter beside its own base.
 
     Args:
         found: an adapter, with its base.
@@ -91,7 +91,9 @@ def check_deployment(
     for form in forms:
         with merged_as(model, form, found.updates) as merged:
             warnings += instead_warnings(form.name, merged)
-            (own,) = session.reopened().results(question.tasks, form.name, samples=samples)
+            beside = {form.name: found} if form.is_beside else {}
+            itself = None if form.is_beside else form.name
+            (own,) = session.reopened().results(question.tasks, itself, beside, samples)
         scored.append(own)
         weights.append(merged.weights)
     scored = comparable([adapter, *scored])

@@ -257,11 +257,13 @@ class ScoringSession:
     def results(
         self,
         tasks: Sequence[PreparedTask],
-        name: str,
+        name: str | None,
         adapters: Mapping[str, Audited] = MappingProxyType({}),
         samples: Samples | None = None,
     ) -> list[ModelResults]:
         """The model by a name, and then each adapter on it by its own, all in one pass.
+
+        Without a name the model itself is not scored.
 
         ``samples`` receives the lines of each model on each task, as lm-eval logs them; those of
         the base may be there already.
@@ -276,7 +278,9 @@ class ScoringSession:
             self.scorer.put_on(each, audited.adapter)
             if audited.has_update:
                 refuse_unapplied(self.scorer, [each], probes(tasks[0].requests))
-        scored = [ScoredModel(name, name), *(ScoredModel(each, each, each) for each in adapters)]
+        scored = [ScoredModel(each, each, each) for each in adapters]
+        if name is not None:
+            scored.insert(0, ScoredModel(name, name))
         by_task: list[list[Scoring]] = []
         for task in tasks:
             of_base: dict[int, tuple[Responses, ...]] | None = None

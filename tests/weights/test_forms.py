@@ -76,14 +76,14 @@ def test_a_missing_package_is_named(name: str, monkeypatch: pytest.MonkeyPatch) 
         find_forms([name])
 
 
-@pytest.mark.parametrize(("name", "most"), [("8bit", 0.01), ("4bit", 0.12)])
+@pytest.mark.parametrize(("name", "most"), [("merged-8bit", 0.01), ("merged-4bit", 0.12)])
 def test_bitsandbytes_layers_hold_the_same_numbers(name: str, most: float) -> None:
     """An identity matrix through the library's own layer gives its weights."""
     nn: Any = pytest.importorskip("bitsandbytes.nn", exc_type=ImportError)
     (form,) = find_forms([name])
     (stored,) = form.matrices([("layer.weight", weights())])
     layer: Any
-    if name == "4bit":
+    if name == "merged-4bit":
         layer = nn.Linear4bit(64, 6, bias=False, compute_dtype=torch.float32, quant_type="nf4")
         layer.weight = nn.Params4bit(weights(), requires_grad=False, quant_type="nf4")
     else:
