@@ -18,6 +18,7 @@ from rankwise.records.config.training import Precision
 from rankwise.records.deployment import FormVerdict
 from rankwise.records.files import write_atomically, write_record
 from rankwise.records.folder import StudyFolder
+from rankwise.records.forms import is_served
 from rankwise.records.heads import HeadMode
 from rankwise.records.names import find_run
 from rankwise.records.outputs import refuse_foreign
@@ -242,7 +243,7 @@ def check(
             "merged-fp32; with bitsandbytes merged-8bit, merged-4bit, and unmerged beside-8bit, "
             "beside-4bit (what QLoRA trains); gguf:q8_0, gguf:q5_1, gguf:q5_0, gguf:q4_1, "
             "gguf:q4_0; where llama-quantize is on the PATH, also gguf:q6_k, gguf:q5_k_m, "
-            "gguf:q4_k_m and others.",
+            "gguf:q4_k_m and others. http://HOST:PORT/v1#MODEL asks a server.",
         ),
     ] = "",
     margin: Annotated[
@@ -277,9 +278,10 @@ def check(
     Without --forms, compares the adapter with its base item by item: has it
     forgotten what the base knew? With --forms, puts base and adapter into each
     form (merged and rounded, or unmerged beside a rounded base), and compares
-    that with the adapter as trained: does it survive deployment? For merged
-    forms the table also compares the rounding error with the adapter's update
-    of the weights. Everything is done in memory.
+    that with the adapter as trained: does it survive deployment? A server that
+    speaks OpenAI's completions is a form too: are its answers the adapter's?
+    For merged forms the table also compares the rounding error with the
+    adapter's update of the weights. Everything is done in memory.
 
     With --contract, each set of your own rows is a clause: it is judged by
     itself, beside the mean over --tasks.
@@ -320,7 +322,9 @@ def check(
             chat_template=chat_template,
             precision=precision or ("float32" if wanted else "auto"),
         )
-        found_forms = find_forms(wanted) if forms else []
+        servers = [each for each in wanted if is_served(each)]
+        others = [each for each in wanted if not is_served(each)]
+        found_forms = find_forms(others) if others or (forms and not servers) else []
         folder = trained_folder(adapter, cli.note)
         use = "merged" if wanted else "checked"
         found = find_adapter(base, folder, use, any_base=any_base, report=cli.note)
@@ -329,9 +333,9 @@ def check(
         rule = LossRule(margin, RecommendationConfig().delta_nats, CONFIDENCE, margins)
         question = Question(prepared_tasks(found, settings), settings, rule)
         num_tokens = sum(task.num_tokens for task in question.tasks)
-        with counted("scoring, tokens", (2 + len(found_forms)) * num_tokens) as add:
-            if found_forms:
-                record = check_deployment(found, question, found_forms, add)
+        with counted("scoring, tokens", (2 + len({*found_forms, *servers})) * num_tokens) as add:
+            if wanted:
+                record = check_deployment(found, question, found_forms, add, servers=servers)
             else:
                 record = check_retention(found, question, add)
         if output is not None:

@@ -23,8 +23,18 @@ AS_TRAINED = "as-trained"
 """A study's run with the adapter beside the base, in float32: what its forms are compared with."""
 
 
+def is_served(form: str) -> bool:
+    """Whether a form is a server: its URL, with the model's name behind ``#``."""
+    return form.startswith(("http:", "https:"))
+
+
 def known_form(name: str) -> str:
     """Refuse a name that is not a form's."""
+    if is_served(name):
+        raise ValueError(
+            f"{name!r} cannot serve a run before it is trained; leave it out, and ask rankwise "
+            "check --forms"
+        )
     if name in ("8bit", "4bit"):
         raise ValueError(
             f"{name!r} does not say where the adapter is; write 'merged-{name}' (merged, then "

@@ -12,7 +12,7 @@ import torch
 
 from rankwise.engine.models.loading import prepare_quantised
 from rankwise.errors import ConfigError, ModelError
-from rankwise.records.forms import BITSANDBYTES_FORMS, FLOAT_FORMS, GGUF_FORMS
+from rankwise.records.forms import BITSANDBYTES_FORMS, FLOAT_FORMS, GGUF_FORMS, known_form
 from rankwise.weights.forms import find_forms, in_dtype, in_gguf
 
 
@@ -67,6 +67,8 @@ def test_unknown_forms_are_all_named() -> None:
     assert "merged-bf16, merged-fp16" in second
     with pytest.raises(ConfigError, match="--forms names no form; there is merged-bf16"):
         find_forms([])
+    with pytest.raises(ValueError, match=r"'http://host/v1#a' cannot serve a run before"):
+        known_form("http://host/v1#a")  # of a study
 
 
 @pytest.mark.parametrize("name", BITSANDBYTES_FORMS)

@@ -93,7 +93,7 @@ def check_table(record: DeploymentCheck) -> Table:
     lines = [_Line("base", None, own, record.base_scores[own.task]) for own in scores if merged]
     lines += [_Line(name, size, own, own.reference_score) for own in scores]
     lines += [
-        _Line(form.form, form.num_bytes, own, own.form_score, form)
+        _Line(form.form, form.num_bytes or None, own, own.form_score, form)
         for form in record.forms
         for own in form.scores
     ]
