@@ -14,6 +14,9 @@ FormVerdict = Literal["keeps", "loses", "cannot_tell"]
 
 CheckReference = Literal["adapter", "base"]
 
+MergeMethod = Literal["linear", "ties", "dare"]
+"""How several adapters are merged into one, by PEFT's names (``dare`` is its ``dare_linear``)."""
+
 
 class DeltaInForm(Record):
     """What is left of delta where the merged weights are rounded to a form.
@@ -119,7 +122,8 @@ class JudgedForm(Record):
     """A form against the reference."""
 
     form: str
-    """One of ``forms.FORMS``, a server's URL, or ``adapter``, which is compared with its base."""
+    """One of ``forms.FORMS``, a server's URL, a merge with other adapters, or ``adapter``, which is
+    compared with its base."""
     num_bytes: int
     """Bytes of its weights on the disk, without names and headers; 0 where a server has them."""
     verdict: FormVerdict

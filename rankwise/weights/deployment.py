@@ -135,7 +135,7 @@ def check_deployment(
         scored += results_by(server, asked, question.tasks, advance, samples)
         weights.append(FormWeights(0))
     scored = comparable([adapter, *scored])
-    record = _record(found, question, base, scored, samples, weights, warnings)
+    record = record_of(found, question, base, scored, samples, weights, warnings)
     for server in served:
         server.finish()
     return record
@@ -160,8 +160,8 @@ def check_retention(
     samples: Samples = {}
     scored = session.results(question.tasks, BASE, {ADAPTER: found}, samples)
     base, adapter = comparable(scored)
-    weights = FormWeights(_num_bytes(found, with_adapter=True))
-    return _record(found, question, base, [base, adapter], samples, [weights])
+    weights = FormWeights(num_bytes(found, with_adapter=True))
+    return record_of(found, question, base, [base, adapter], samples, [weights])
 
 
 def instead_warnings(form: str, merged: Merged) -> list[str]:
@@ -175,7 +175,7 @@ def instead_warnings(form: str, merged: Merged) -> list[str]:
     ]
 
 
-def _record(
+def record_of(
     found: Audited,
     question: Question,
     base: ModelResults,
@@ -213,7 +213,7 @@ def _record(
         base_fingerprint=found.base.fingerprint,
         adapter=str(found.target),
         reference=reference,
-        reference_bytes=_num_bytes(found, with_adapter=reference == "adapter"),
+        reference_bytes=num_bytes(found, with_adapter=reference == "adapter"),
         base_scores={
             task: (POINTS if items.unit == "points" else 1.0) * statistics.fmean(items.values)
             for task, items in base.items.items()
@@ -292,7 +292,7 @@ def _differ(ours: Sequence[Any], theirs: Sequence[Any]) -> bool:
     return abs(after[0] - before[0]) > _ALIKE * abs(before[0])
 
 
-def _num_bytes(found: Audited, *, with_adapter: bool) -> int:
+def num_bytes(found: Audited, *, with_adapter: bool) -> int:
     """The bytes of the files of weights."""
     adapter = (found.target / WEIGHTS_FILE).stat().st_size if with_adapter else 0
     return weights_bytes(found.base.folder) + adapter

@@ -29,6 +29,7 @@ TIMEOUT_SECONDS = 300
 # A request is sent so often if the server is overloaded or drops the connection.
 _ATTEMPTS = 3
 PAUSE_SECONDS = 1
+_BUSY = (429, *range(500, 600))
 _AT_ONCE = 8
 _FEW_PROBES, _PROBE_TOKENS = 4, 16
 
@@ -239,11 +240,11 @@ class ServedModel:
                 with self._understood():
                     return self._client.model_call(messages, **options)
             except ModelError as error:
-                cause: Any = error.__cause__
-                again = isinstance(cause, requests.RequestException)
-                again &= not isinstance(cause, requests.Timeout | ValueError)
-                if isinstance(cause, requests.HTTPError):
-                    again = cause.response.status_code in (429, *range(500, 600))
+                cause, response = error.__cause__, getattr(error.__cause__, "response", None)
+                again = isinstance(cause, requests.RequestException) and not (
+                    isinstance(cause, requests.Timeout | ValueError)
+                    or (response is not None and response.status_code not in _BUSY)
+                )
                 if not again or attempt == _ATTEMPTS:
                     raise
             time.sleep(attempt * PAUSE_SECONDS)
