@@ -15,9 +15,10 @@ from rankwise.errors import ConfigError, RankwiseError
 from rankwise.records import fields
 from rankwise.records.config.study import RecommendationConfig
 from rankwise.records.config.training import Precision
-from rankwise.records.deployment import FormVerdict
+from rankwise.records.deployment import FormVerdict, MergeMethod, worst
 from rankwise.records.files import write_atomically, write_record
 from rankwise.records.folder import StudyFolder
+from rankwise.records.forms import is_served
 from rankwise.records.heads import HeadMode
 from rankwise.records.names import find_run
 from rankwise.records.outputs import refuse_foreign
@@ -228,9 +229,13 @@ def heads(
 @cli.verb(ADAPTERS)
 def check(
     base: Base,
-    adapter: Annotated[
-        str,
-        cli.argument("ADAPTER", "A PEFT LoRA folder, or a hub repository.", parser=cli.given_name),
+    adapters: Annotated[
+        list[str],
+        cli.argument(
+            "ADAPTER...",
+            "A PEFT LoRA folder, or a hub repository; with --merge several.",
+            parser=cli.given_name,
+        ),
     ],
     tasks: Annotated[str, cli.option("--tasks TASK,TASK", "Tasks to score and compare.")] = "",
     contract: Contract = None,
@@ -239,11 +244,20 @@ def check(
         cli.option(
             "--forms FORM,FORM",
             "Check these deployed forms against the adapter: merged-bf16, merged-fp16, "
-            "merged-fp32, 8bit, 4bit (bitsandbytes), gguf:q8_0, gguf:q5_1, gguf:q5_0, gguf:q4_1, "
+            "merged-fp32; with bitsandbytes merged-8bit, merged-4bit, and unmerged beside-8bit, "
+            "beside-4bit (what QLoRA trains); gguf:q8_0, gguf:q5_1, gguf:q5_0, gguf:q4_1, "
             "gguf:q4_0; where llama-quantize is on the PATH, also gguf:q6_k, gguf:q5_k_m, "
-            "gguf:q4_k_m and others.",
+            "gguf:q4_k_m and others. http://HOST:PORT/v1#MODEL asks a server.",
         ),
     ] = "",
+    merge: Annotated[
+        MergeMethod | None,
+        cli.option(
+            "--merge linear|ties|dare",
+            "Merge the adapters by PEFT's add_weighted_adapter, each with weight 1, and compare "
+            "the merged one with each alone.",
+        ),
+    ] = None,
     margin: Annotated[
         float,
         cli.option(
@@ -274,10 +288,15 @@ def check(
     """Check whether an adapter keeps its quality, as trained or deployed.
 
     Without --forms, compares the adapter with its base item by item: has it
-    forgotten what the base knew? With --forms, merges the adapter, rounds it to
-    each form, and compares it with the adapter as trained, unmerged: does it
-    survive deployment? The table then also compares the rounding error with the
+    forgotten what the base knew? With --forms, puts base and adapter into each
+    form (merged and rounded, or unmerged beside a rounded base), and compares
+    that with the adapter as trained: does it survive deployment? A server that
+    speaks OpenAI's completions is a form too: are its answers the adapter's?
+    For merged forms the table also compares the rounding error with the
     adapter's update of the weights. Everything is done in memory.
+
+    With --merge, compares several adapters merged into one with each of them:
+    what does each lose by it? All are scored in one pass.
 
     With --contract, each set of your own rows is a clause: it is judged by
     itself, beside the mean over --tasks.
@@ -295,6 +314,10 @@ def check(
             problems.append(f"--max-loss {error}")
         if not names and contract is None:
             problems.append("--tasks names no task; name at least one, or give a --contract")
+        if merge and (len({*adapters}) < max(2, len(adapters)) or wanted):
+            problems.append("--merge takes two different adapters at least, and no --forms")
+        if not merge and len(adapters) > 1:
+            problems.append(f"{len(adapters)} adapters are named; --merge says how to merge them")
         if problems:
             raise ConfigError("check", problems)
         clauses = {} if contract is None else load_contract(contract)
@@ -304,6 +327,7 @@ def check(
         from rankwise.engine.models.base_folder import trained_folder
         from rankwise.findings.deployment import LossRule, check_report
         from rankwise.weights.audit import find_adapter
+        from rankwise.weights.combined import check_merge
         from rankwise.weights.deployment import Question, check_deployment, check_retention
         from rankwise.weights.forms import find_forms
         from rankwise.weights.session import CONFIDENCE, ScoreSettings, prepared_tasks
@@ -318,34 +342,48 @@ def check(
             chat_template=chat_template,
             precision=precision or ("float32" if wanted else "auto"),
         )
-        found_forms = find_forms(wanted) if forms else []
-        folder = trained_folder(adapter, cli.note)
-        use = "merged" if wanted else "checked"
-        found = find_adapter(base, folder, use, any_base=any_base, report=cli.note)
+        servers = [each for each in wanted if is_served(each)]
+        stored = [each for each in wanted if not is_served(each)]
+        found_forms = find_forms(stored) if stored or (forms and not servers) else []
+        use = "merged" if wanted or merge else "checked"
+        found, *others = (
+            find_adapter(
+                base, trained_folder(each, cli.note), use, any_base=any_base, report=cli.note
+            )
+            for each in adapters
+        )
         # tasks in nats have the margin of a study
         margins = {name: clause.max_loss for name, clause in clauses.items()}
         rule = LossRule(margin, RecommendationConfig().delta_nats, CONFIDENCE, margins)
         question = Question(prepared_tasks(found, settings), settings, rule)
         num_tokens = sum(task.num_tokens for task in question.tasks)
-        with counted("scoring, tokens", (2 + len(found_forms)) * num_tokens) as add:
-            if found_forms:
-                record = check_deployment(found, question, found_forms, add)
+        num_models = 2 + len({*found_forms, *servers}) + len(adapters[1:]) + (merge is not None)
+        with counted("scoring, tokens", num_models * num_tokens) as add:
+            if merge:
+                records = check_merge([found, *others], question, merge, add)
+            elif wanted:
+                records = (check_deployment(found, question, found_forms, add, servers=servers),)
             else:
-                record = check_retention(found, question, add)
-        if output is not None:
-            write_record(output / CHECK_RECORD, record)
-            write_atomically(output / CHECK_REPORT, check_report(record))
+                records = (check_retention(found, question, add),)
+        for number, record in enumerate(records, start=1):
+            folder = output and (output / str(number) if merge else output)
+            if folder is not None:
+                write_record(folder / CHECK_RECORD, record)
+                write_atomically(folder / CHECK_REPORT, check_report(record))
     if as_json:
-        cli.emit(record)
+        cli.emit({"checks": records} if merge else records[0])
     else:
         from rankwise.cli.terminal import as_shown
         from rankwise.report.sections.deployment import check_table
 
-        cli.warn(record.warnings)
-        cli.stdout.print(as_shown(check_table(record)))
-        for form in record.forms:
-            cli.say(f"- {form.statement}")
-    return EXIT_CODES[record.verdict]
+        for record in records:
+            if merge:
+                cli.say(f"{record.adapter}:", folded=False)
+            cli.warn(record.warnings)
+            cli.stdout.print(as_shown(check_table(record)))
+            for form in record.forms:
+                cli.say(f"- {form.statement}")
+    return EXIT_CODES[worst([record.verdict for record in records])]
 
 
 @contextlib.contextmanager

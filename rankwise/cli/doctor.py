@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 # Optional package -> (what needs it, how to install it).
 OPTIONAL_PARTS = {
     "bitsandbytes": (
-        "8bit and 4bit (train.base_precision, check --forms)",
+        "8 and 4 bits (train.base_precision, check --forms)",
         to_install("quantization"),
     ),
     "torchao": ("the optimizer adamw_8bit", to_install("torchao")),

@@ -36,6 +36,7 @@ from rankwise.records.deployment import (
     FormVerdict,
     JudgedForm,
     MeanDifference,
+    Served,
     worst,
 )
 from rankwise.records.forms import AS_TRAINED
@@ -155,6 +156,45 @@ def judged_in_groups(
         delta=weights.delta,
         modules=weights.modules,
         statement=_statement(form.name, verdict, means, weights.delta),
+    )
+
+
+_MOST_ITEMS = 8
+
+
+def judged_server(judged: JudgedForm, served: Served) -> JudgedForm:
+    """A server's answers, judged as a form's are, with whether they are the adapter's."""
+    number = sum(task.num_examples for task in served.tasks)
+    nats = [task.largest_nats for task in served.tasks if task.largest_nats is not None]
+    far = (
+        f" Log-likelihoods differ by {quantities.number(float(f'{max(nats):.2g}'))} nats at most."
+        if nats
+        else ""
+    )
+    if served.ignores_adapter:
+        said = (
+            f"It answers as the base does: of what the adapter changes its answers show "
+            f"{quantities.share(max(served.adapter_share or 0.0, 0.0))}. The server does not apply "
+            "the adapter; check its options, and the model's name behind # in the URL."
+        )
+    elif not served.items_that_differ:
+        said = (
+            f"Served equals scored: the same answers to all {quantities.counted(number, 'item')}."
+        )
+    else:
+        items = [f"{task.task} {each}" for task in served.tasks for each in task.differ]
+        more = len(items) - _MOST_ITEMS
+        named = [*items[:_MOST_ITEMS], *([f"{quantities.count(more)} more"] if more > 0 else [])]
+        said = (
+            f"Served differs from scored in {quantities.count(len(items))} of "
+            f"{quantities.counted(number, 'item')}: {quantities.listed(named)}."
+        )
+    return judged.model_copy(
+        update={
+            "served": served,
+            "verdict": "loses" if served.ignores_adapter else judged.verdict,
+            "statement": f"{judged.statement} {said}{far}",
+        }
     )
 
 

@@ -14,6 +14,9 @@ FormVerdict = Literal["keeps", "loses", "cannot_tell"]
 
 CheckReference = Literal["adapter", "base"]
 
+MergeMethod = Literal["linear", "ties", "dare"]
+"""How several adapters are merged into one, by PEFT's names (``dare`` is its ``dare_linear``)."""
+
 
 class DeltaInForm(Record):
     """What is left of delta where the merged weights are rounded to a form.
@@ -81,15 +84,51 @@ class MeanDifference(Record):
     """Relation of the tasks to what was trained; None where no study says it."""
 
 
+class ServedItems(Record):
+    """What a server answers to a task's items, against the adapter that is scored here."""
+
+    task: str
+    num_examples: int
+    differ: tuple[int, ...]
+    """doc_id of the items with another option, another text, or a log-likelihood of a whole text
+    that differs by more than 1 %."""
+    largest_nats: float | None
+    """Largest difference of a log-likelihood; None for texts that are written."""
+
+
+class Served(Record):
+    """A server against the adapter that is scored here."""
+
+    tasks: tuple[ServedItems, ...]
+    adapter_share: float | None
+    """How much of what the adapter changes the server's answers show: 1 all of it, 0 none.
+
+    With b, a and s the log-likelihoods of base, adapter and server, Σ (s - b)(a - b) / Σ (a - b)².
+    Where only texts are written: of those that the adapter changes and that are the adapter's or
+    the base's, the share that are the adapter's. None where the adapter changes nothing.
+    """
+
+    ignores_adapter: bool
+    """Whether it shows less than half of it, and is no farther from the base than the adapter is.
+    """
+
+    @property
+    def items_that_differ(self) -> int:
+        """Over all tasks."""
+        return sum(len(task.differ) for task in self.tasks)
+
+
 class JudgedForm(Record):
     """A form against the reference."""
 
     form: str
-    """One of ``forms.FORMS``, or ``adapter`` where that is compared with its base."""
+    """One of ``forms.FORMS``, a server's URL, a merge with other adapters, or ``adapter``, which is
+    compared with its base."""
     num_bytes: int
-    """Bytes of its weights on the disk, without names and headers."""
+    """Bytes of its weights on the disk, without names and headers; 0 where a server has them."""
     verdict: FormVerdict
-    """``loses`` where a unit's mean does, ``keeps`` where each does."""
+    """``loses`` where a unit's mean does or a server ignores the adapter; ``keeps`` where each
+    does."""
     means: tuple[MeanDifference, ...]
     scores: tuple[FormScore, ...]
     delta: DeltaInForm | None
@@ -97,6 +136,8 @@ class JudgedForm(Record):
     modules: tuple[DeltaInForm, ...]
     """Every module whose delta is not zero, in the model's order."""
     statement: str
+    served: Served | None = None
+    """Set for a server."""
 
 
 class ChangedAnswer(Record):

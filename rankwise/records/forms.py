@@ -5,7 +5,7 @@ from __future__ import annotations
 from rankwise.errors import did_you_mean
 
 FLOAT_FORMS = ("merged-bf16", "merged-fp16", "merged-fp32")
-BITSANDBYTES_FORMS = ("8bit", "4bit")
+BITSANDBYTES_FORMS = ("merged-8bit", "merged-4bit", "beside-8bit", "beside-4bit")
 GGUF_FORMS = ("gguf:q8_0", "gguf:q5_1", "gguf:q5_0", "gguf:q4_1", "gguf:q4_0")
 """Those that the gguf package writes, with llama.cpp's numbers."""
 
@@ -16,14 +16,30 @@ LLAMA_CPP_FORMS = (
 """Those that only llama.cpp's own quantiser makes."""
 
 FORMS = (*FLOAT_FORMS, *BITSANDBYTES_FORMS, *GGUF_FORMS, *LLAMA_CPP_FORMS)
-"""Names of the forms in which an adapter can be deployed; in each, it is merged first."""
+"""Names of the forms in which an adapter can be deployed: ``beside`` the rounded base, else merged
+into the base before that is rounded."""
 
 AS_TRAINED = "as-trained"
 """A study's run with the adapter beside the base, in float32: what its forms are compared with."""
 
 
+def is_served(form: str) -> bool:
+    """Whether a form is a server: its URL, with the model's name behind ``#``."""
+    return form.startswith(("http:", "https:"))
+
+
 def known_form(name: str) -> str:
     """Refuse a name that is not a form's."""
+    if is_served(name):
+        raise ValueError(
+            f"{name!r} cannot serve a run before it is trained; leave it out, and ask rankwise "
+            "check --forms"
+        )
+    if name in ("8bit", "4bit"):
+        raise ValueError(
+            f"{name!r} does not say where the adapter is; write 'merged-{name}' (merged, then "
+            f"quantised) or 'beside-{name}' (unmerged beside the quantised base, as QLoRA trains)"
+        )
     if name not in FORMS:
         instead = did_you_mean(name, FORMS) or f"there is {', '.join(FORMS)}"
         raise ValueError(f"no form is named {name!r}; {instead}")

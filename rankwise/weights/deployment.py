@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import statistics
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -13,17 +13,34 @@ from rankwise.engine.models.adapter_folder import WEIGHTS_FILE
 from rankwise.engine.models.devices import DTYPES, choose_device, provenance_on
 from rankwise.engine.models.files import weights_bytes
 from rankwise.engine.models.loading import load_frozen, load_tokenizer
+from rankwise.engine.scoring.served import ServedModel
 from rankwise.errors import ConfigError, ModelError
-from rankwise.findings.deployment import FormWeights, LossRule, field_changes, judged_form
+from rankwise.findings.deployment import (
+    FormWeights,
+    LossRule,
+    field_changes,
+    judged_form,
+    judged_server,
+)
 from rankwise.findings.item_table import changed_answers
 from rankwise.findings.stats.items import POINTS
 from rankwise.records import quantities
-from rankwise.records.deployment import CheckReference, DeploymentCheck, worst
+from rankwise.records.deployment import (
+    CheckReference,
+    DeploymentCheck,
+    Served,
+    ServedItems,
+    worst,
+)
 from rankwise.records.folder import BASE
+from rankwise.records.forms import is_served
 from rankwise.records.p_right import Line
 from rankwise.records.results import ModelResults, left_out_warnings, missing_items
+from rankwise.tasks.evaluation import ScoredModel, responses_of
+from rankwise.tasks.judgement import Responses
 from rankwise.tasks.questions import Advance
 from rankwise.tasks.requests import PreparedTask
+from rankwise.tasks.update_guard import probes
 from rankwise.weights.audit import Audited
 from rankwise.weights.forms import Form
 from rankwise.weights.merging import Merged, merged_as
@@ -33,9 +50,12 @@ from rankwise.weights.session import (
     ScoringSession,
     comparable,
     cut_warnings,
+    results_by,
 )
 
 ADAPTER = "adapter"
+# Share by which two log-likelihoods of a whole text may differ and still be the same answer.
+_ALIKE = 0.01
 
 
 class Question(NamedTuple):
@@ -53,19 +73,27 @@ class Question(NamedTuple):
 
 
 def check_deployment(
-    found: Audited, question: Question, forms: Sequence[Form], advance: Advance = lambda _: None
+    found: Audited,
+    question: Question,
+    forms: Sequence[Form],
+    advance: Advance = lambda _: None,
+    *,
+    servers: Sequence[str] = (),
 ) -> DeploymentCheck:
-    """Merge an adapter into each form, and compare that with the adapter beside its base.
+    """Put an adapter into each form, and compare that with the adapter beside its own base.
 
     Args:
         found: an adapter, with its base.
         question: what is asked.
-        forms: at least one.
+        forms: at least one, or a server.
+        servers: URLs of models that are served, each with the model's name behind ``#``.
         advance: receives the number of tokens read or written, for base, adapter and each form.
 
     Raises:
-        ConfigError: a form has numbers that are not exact in the precision of scoring.
-        ModelError: the base cannot be loaded, the update is zero, or does not fit a form.
+        ConfigError: a form has numbers that are not exact in the precision of scoring, or a URL is
+            none.
+        ModelError: the base cannot be loaded, the update is zero, or does not fit a form; a server
+            does not answer, or cannot answer this.
         RecordError: a task has fewer than two items.
         UnchangedOutputsError: the adapter answers as the base does.
     """
@@ -80,9 +108,15 @@ def check_deployment(
             "score these in float32"
         )
         raise ConfigError("check", [problem])
+    tokenizer = load_tokenizer(folder)
+    served = [ServedModel(each, tokenizer) for each in dict.fromkeys(servers)]
+    probed = probes([request for task in question.tasks for request in task.requests])
+    likelihoods = any(task.loaded.output_type != "generate_until" for task in question.tasks)
+    for server in served:
+        server.probe(probed, needs_likelihoods=likelihoods)
     # whole, as its weights are changed
     model = load_frozen(folder, precision, choose_device())
-    session = ScoringSession(model, load_tokenizer(folder), advance)
+    session = ScoringSession(model, tokenizer, advance)
     samples: Samples = {}
     base, adapter = session.results(question.tasks, BASE, {ADAPTER: found}, samples)
     warnings: list[str] = []
@@ -91,11 +125,20 @@ def check_deployment(
     for form in forms:
         with merged_as(model, form, found.updates) as merged:
             warnings += instead_warnings(form.name, merged)
-            (own,) = session.reopened().results(question.tasks, form.name, samples=samples)
+            beside = {form.name: found} if form.is_beside else {}
+            itself = None if form.is_beside else form.name
+            (own,) = session.reopened().results(question.tasks, itself, beside, samples)
         scored.append(own)
         weights.append(merged.weights)
+    for server in served:
+        asked = [ScoredModel(server.form, server.form)]
+        scored += results_by(server, asked, question.tasks, advance, samples)
+        weights.append(FormWeights(0))
     scored = comparable([adapter, *scored])
-    return _record(found, question, base, scored, samples, weights, warnings)
+    record = record_of(found, question, base, scored, samples, weights, warnings)
+    for server in served:
+        server.finish()
+    return record
 
 
 def check_retention(
@@ -117,8 +160,8 @@ def check_retention(
     samples: Samples = {}
     scored = session.results(question.tasks, BASE, {ADAPTER: found}, samples)
     base, adapter = comparable(scored)
-    weights = FormWeights(_num_bytes(found, with_adapter=True))
-    return _record(found, question, base, [base, adapter], samples, [weights])
+    weights = FormWeights(num_bytes(found, with_adapter=True))
+    return record_of(found, question, base, [base, adapter], samples, [weights])
 
 
 def instead_warnings(form: str, merged: Merged) -> list[str]:
@@ -132,7 +175,7 @@ def instead_warnings(form: str, merged: Merged) -> list[str]:
     ]
 
 
-def _record(
+def record_of(
     found: Audited,
     question: Question,
     base: ModelResults,
@@ -157,6 +200,12 @@ def _record(
         judged_form(ours, form, its, question.rule)
         for form, its in zip(forms, weights, strict=True)
     ]
+    judged = [
+        judged_server(each, _served(each.form, [*ours.items], samples))
+        if is_served(each.form)
+        else each
+        for each in judged
+    ]
     fields = [field_changes(ours, form, confidence) for form in forms]
     changed = [changed_answers(ours, form, read) for form in forms]
     return DeploymentCheck(
@@ -164,7 +213,7 @@ def _record(
         base_fingerprint=found.base.fingerprint,
         adapter=str(found.target),
         reference=reference,
-        reference_bytes=_num_bytes(found, with_adapter=reference == "adapter"),
+        reference_bytes=num_bytes(found, with_adapter=reference == "adapter"),
         base_scores={
             task: (POINTS if items.unit == "points" else 1.0) * statistics.fmean(items.values)
             for task, items in base.items.items()
@@ -185,7 +234,65 @@ def _record(
     )
 
 
-def _num_bytes(found: Audited, *, with_adapter: bool) -> int:
+def _served(form: str, tasks: Sequence[str], samples: Samples) -> Served:
+    """A server's answers beside those of base and adapter, which are scored here."""
+    by_task: list[ServedItems] = []
+    moved = kept = away = as_adapter = as_base = 0.0
+    for task in tasks:
+        base, ours, its = (responses_of(samples[each, task]) for each in (BASE, ADAPTER, form))
+        differ, largest = list[int](), list[float]()
+        for doc_id, served in its.items():
+            before, after, answers = (_flat(each) for each in (base[doc_id], ours[doc_id], served))
+            if isinstance(answers[0], str):
+                as_adapter += answers == after != before
+                as_base += answers == before != after
+            else:
+                numbers = zip(*map(_nats, (before, after, answers)), strict=True)
+                for b, a, s in numbers:
+                    moved, kept = moved + (a - b) ** 2, kept + (s - b) * (a - b)
+                    away += (s - b) ** 2
+                    largest.append(abs(s - a))
+            if _differ(after, answers):
+                differ.append(doc_id)
+        by_task.append(
+            ServedItems(
+                task=task,
+                num_examples=len(its),
+                differ=tuple(sorted(differ)),
+                largest_nats=max(largest, default=None),
+            )
+        )
+    share = None
+    if moved:
+        share = kept / moved
+    elif as_adapter + as_base:
+        share = as_adapter / (as_adapter + as_base)
+    ignores = share is not None and share < 0.5 and away <= moved
+    return Served(tasks=tuple(by_task), adapter_share=share, ignores_adapter=ignores)
+
+
+def _flat(responses: Sequence[Responses]) -> list[Any]:
+    """An item's texts, (nats, is greedy) of its options, or the nats of its text."""
+    return [*itertools.chain.from_iterable(responses)]
+
+
+def _nats(answers: Sequence[Any]) -> list[float]:
+    return [each[0] if isinstance(each, tuple) else each for each in answers]
+
+
+def _differ(ours: Sequence[Any], theirs: Sequence[Any]) -> bool:
+    """Whether these are other answers: another text or option, or another number by over 1 %."""
+    if isinstance(ours[0], str):
+        return list(ours) != list(theirs)
+    before, after = _nats(ours), _nats(theirs)
+    if len(before) > 1:
+        return before.index(max(before)) != after.index(max(after))
+    if isinstance(ours[0], tuple):
+        return ours[0][1] != theirs[0][1]
+    return abs(after[0] - before[0]) > _ALIKE * abs(before[0])
+
+
+def num_bytes(found: Audited, *, with_adapter: bool) -> int:
     """The bytes of the files of weights."""
     adapter = (found.target / WEIGHTS_FILE).stat().st_size if with_adapter else 0
     return weights_bytes(found.base.folder) + adapter

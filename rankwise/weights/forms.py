@@ -1,4 +1,4 @@
-"""The forms in which merged weights are stored: what a matrix is after it was written and read.
+"""The forms in which weights are stored: what a matrix is after it was written and read.
 
 A form is a table of roundings. What is computed with the numbers afterwards is the same for all of
 them: LLM.int8() and llama.cpp on a CPU round the inputs of a product too, which is not done here.
@@ -69,6 +69,7 @@ class Form(NamedTuple):
         vectors: norms and biases.
         dtype: in which every stored number is exact.
         is_of_linear_layers: whether fused experts and routers are stored as ``vectors`` instead.
+        is_beside: whether the base alone is stored so, and the adapter is not merged into it.
     """
 
     name: str
@@ -77,6 +78,7 @@ class Form(NamedTuple):
     vectors: Storage
     dtype: torch.dtype
     is_of_linear_layers: bool = False
+    is_beside: bool = False
 
 
 def in_dtype(dtype: torch.dtype) -> Storage:
@@ -140,6 +142,20 @@ _FLOAT32, _BFLOAT16, _FLOAT16 = map(in_dtype, (torch.float32, torch.bfloat16, to
 def _merged(name: str, dtype: torch.dtype) -> Form:
     store = in_dtype(dtype)
     return Form(name, each(store), store, store, dtype)
+
+
+def _bitsandbytes(name: str) -> Form:
+    """Transformers leaves everything but linear layers in the dtype that it loads."""
+    where, bits = name.split("-")
+    return Form(
+        name,
+        each(in_int8 if bits == "8bit" else in_nf4),
+        _BFLOAT16,
+        _BFLOAT16,
+        torch.float32,
+        is_of_linear_layers=True,
+        is_beside=where == "beside",
+    )
 
 
 def has_llama_cpp() -> bool:
@@ -248,9 +264,7 @@ _TABLE = {
         _merged("merged-bf16", torch.bfloat16),
         _merged("merged-fp16", torch.float16),
         _merged("merged-fp32", torch.float32),
-        # transformers leaves everything but linear layers in the dtype that it loads
-        Form("8bit", each(in_int8), _BFLOAT16, _BFLOAT16, torch.float32, is_of_linear_layers=True),
-        Form("4bit", each(in_nf4), _BFLOAT16, _BFLOAT16, torch.float32, is_of_linear_layers=True),
+        *map(_bitsandbytes, BITSANDBYTES_FORMS),
         *(_gguf(name) for name in (*GGUF_FORMS, *LLAMA_CPP_FORMS)),
     )
 }

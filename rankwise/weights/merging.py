@@ -100,7 +100,9 @@ def merged_as(
 ) -> Generator[Merged]:
     """Within the block, a model has its weights and the updates in a form; afterwards its own.
 
-    Its own weights are kept meanwhile, on the CPU, and put back as they were, bit by bit.
+    A form with the adapter beside the base has the base's weights alone, and ``weights`` counts the
+    adapter's bytes. The model's own weights are kept meanwhile, on the CPU, and put back as they
+    were, bit by bit.
 
     Args:
         base_model: frozen, without adapters.
@@ -113,7 +115,12 @@ def merged_as(
     parameters = dict(base_model.named_parameters())
     own = {name: parameter.data.to("cpu") for name, parameter in parameters.items()}
     try:
-        yield _merge(base_model, form, updates)
+        merged = _merge(base_model, form, {} if form.is_beside else updates)
+        if form.is_beside:
+            beside = sum(each.lora_A.nbytes + each.lora_B.nbytes for each in updates.values())
+            weights = merged.weights._replace(num_bytes=merged.weights.num_bytes + beside)
+            merged = merged._replace(weights=weights)
+        yield merged
     finally:
         for name, parameter in parameters.items():
             parameter.data = own[name].to(parameter.device)

@@ -24,6 +24,7 @@ from rankwise.engine.models.loading import load_tokenizer
 from rankwise.engine.models.placed import load_to_score
 from rankwise.engine.models.structure import context_length, model_skeleton
 from rankwise.engine.scoring.resident import ResidentScorer
+from rankwise.engine.scoring.served import ServedModel
 from rankwise.errors import ConfigError, DataError, ModelError, TaskError
 from rankwise.findings.pairs import accuracy_difference, pair_items, paired_test
 from rankwise.records import quantities
@@ -257,11 +258,13 @@ class ScoringSession:
     def results(
         self,
         tasks: Sequence[PreparedTask],
-        name: str,
+        name: str | None,
         adapters: Mapping[str, Audited] = MappingProxyType({}),
         samples: Samples | None = None,
     ) -> list[ModelResults]:
         """The model by a name, and then each adapter on it by its own, all in one pass.
+
+        Without a name the model itself is not scored.
 
         ``samples`` receives the lines of each model on each task, as lm-eval logs them; those of
         the base may be there already.
@@ -276,19 +279,35 @@ class ScoringSession:
             self.scorer.put_on(each, audited.adapter)
             if audited.has_update:
                 refuse_unapplied(self.scorer, [each], probes(tasks[0].requests))
-        scored = [ScoredModel(name, name), *(ScoredModel(each, each, each) for each in adapters)]
-        by_task: list[list[Scoring]] = []
-        for task in tasks:
-            of_base: dict[int, tuple[Responses, ...]] | None = None
-            if task.loaded.is_against_base and samples and (BASE, task.name) in samples:
-                of_base = responses_of(samples[BASE, task.name])
-            by_task.append(self.score(scored, task, of_base=of_base))
+        scored = [ScoredModel(each, each, each) for each in adapters]
+        if name is not None:
+            scored.insert(0, ScoredModel(name, name))
+        found = results_by(self.scorer, scored, tasks, self._advance, samples)
         for each in adapters:
             self.scorer.take_off(each)
-        if samples is not None:
-            for scoring in itertools.chain.from_iterable(by_task):
-                samples[scoring.record.model, scoring.record.task] = scoring.samples
-        return [_results(of_model, tasks) for of_model in zip(*by_task, strict=True)]
+        return found
+
+
+def results_by(
+    scorer: ResidentScorer | ServedModel,
+    scored: Sequence[ScoredModel],
+    tasks: Sequence[PreparedTask],
+    advance: Advance,
+    samples: Samples | None = None,
+) -> list[ModelResults]:
+    """The results of models of any scorer; see ``ScoringSession.results``."""
+    by_task: list[list[Scoring]] = []
+    for task in tasks:
+        of_base: dict[int, tuple[Responses, ...]] | None = None
+        if task.loaded.is_against_base and samples and (BASE, task.name) in samples:
+            of_base = responses_of(samples[BASE, task.name])
+        by_task.append(
+            evaluate(scorer, scored, task, metric=None, advance=advance, of_base=of_base)
+        )
+    if samples is not None:
+        for scoring in itertools.chain.from_iterable(by_task):
+            samples[scoring.record.model, scoring.record.task] = scoring.samples
+    return [_results(of_model, tasks) for of_model in zip(*by_task, strict=True)]
 
 
 def _results(scorings: Sequence[Scoring], tasks: Sequence[PreparedTask]) -> ModelResults:

@@ -12,6 +12,7 @@ import yaml
 
 from rankwise.records.deployment import DeploymentCheck
 from rankwise.records.files import read_record
+from tests.planted.beside import BESIDE, stored_in_bfloat16
 from tests.planted.rounded import KEPT, LOST, blue_tasks, deciding_adapter, undecided_base
 from tests.support.audited_models import adapter, checkpoint, without_chat_template
 from tests.support.command_line import rankwise, words
@@ -74,6 +75,17 @@ def test_bfloat16_loses_a_weak_adapter_and_finer_numbers_keep_it(
     assert fp32.scores[0].difference.estimate == pytest.approx(0.0, abs=0.01)
     assert fp32.scores[0].lost == ()
     assert record.precision == "float32"
+
+
+def test_an_adapter_beside_a_rounded_base_keeps_what_a_merge_loses(
+    weak: Planted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = weak.check(f"merged-bf16,{stored_in_bfloat16(monkeypatch)}", "--json")
+    record = DeploymentCheck.model_validate_json(done.stdout)
+    merged, beside = record.forms
+    assert (merged.verdict, beside.scores[0].difference.estimate) == ("loses", 0.0)
+    assert (beside.form, beside.delta, beside.modules) == (BESIDE, None, ())
+    assert beside.num_bytes > merged.num_bytes
 
 
 def test_a_strong_adapter_is_kept(strong: Planted) -> None:
@@ -347,6 +359,8 @@ def test_bad_input_is_told_and_exits_with_2(
     sentence(of(weak.base, weak.adapter, "--forms", ","), "no form", names=("--forms",))
     misspelt = of(weak.base, weak.adapter, "--forms", "merged-bf61")
     sentence(misspelt, "a misspelt form", names=("--forms: ", "'merged-bf16'"))
+    old = of(weak.base, weak.adapter, "--forms", "4bit,8bit")
+    sentence(old, "not said where", names=("'merged-4bit'", "'beside-8bit'"))
     sentence(of(weak.base, weak.adapter, "--max-loss", "nan"), "no margin")
     full = tmp_path / "full"
     sentence(of(weak.base, weak.adapter, "--output", full), "not empty", names=(full,))

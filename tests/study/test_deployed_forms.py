@@ -22,6 +22,7 @@ from rankwise.study.planning.plan import plan_study
 from rankwise.study.reading import read_results
 from rankwise.study.stages.form import CheckForm
 from rankwise.study.stages.graph import stages
+from tests.planted.beside import stored_in_bfloat16
 from tests.planted.rounded import KEPT, LOST, blue_tasks, deciding_adapter, undecided_base
 from tests.support.command_line import rankwise, words
 from tests.support.pages import Page
@@ -201,6 +202,17 @@ def test_in_bfloat16_the_adapter_as_trained_is_scored_in_float32_too(tmp_path: P
     )
 
 
+def test_an_adapter_beside_a_rounded_base_keeps_what_a_merge_loses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deploy = f"deploy=[merged-bf16,{stored_in_bfloat16(monkeypatch)}]"
+    outcome, _ = run(study_file(tmp_path, LOST), tmp_path / "study", deploy)
+    (found,) = outcome.findings.deployed
+    merged, beside = found.forms
+    assert (merged.verdict, beside.scores[0].difference.estimate) == ("loses", 0.0)
+    assert beside.delta is None
+
+
 def test_before_the_verdict_the_plan_has_the_work(
     planted: Planted, tmp_path: Path, sentence: Sentences
 ) -> None:
@@ -223,11 +235,11 @@ def test_the_setting_changes_no_fingerprint_of_older_studies(planted: Planted) -
 @pytest.mark.parametrize(
     ("override", "named"),
     [
-        ("deploy=[4bit]", "'.[quantization]'"),
+        ("deploy=[beside-4bit]", "'.[quantization]'"),
         ("deploy=[gguf:q4_k_m]", "llama.cpp"),
         ("methods.imported=[]", "full fine-tuning"),
     ],
-    ids=["4bit", "gguf", "full fine-tuning"],
+    ids=["beside-4bit", "gguf", "full fine-tuning"],
 )
 def test_what_cannot_be_checked_is_a_problem_of_planning(
     planted: Planted,

@@ -12,7 +12,7 @@ import torch
 
 from rankwise.engine.models.loading import prepare_quantised
 from rankwise.errors import ConfigError, ModelError
-from rankwise.records.forms import BITSANDBYTES_FORMS, FLOAT_FORMS, GGUF_FORMS
+from rankwise.records.forms import BITSANDBYTES_FORMS, FLOAT_FORMS, GGUF_FORMS, known_form
 from rankwise.weights.forms import find_forms, in_dtype, in_gguf
 
 
@@ -67,6 +67,8 @@ def test_unknown_forms_are_all_named() -> None:
     assert "merged-bf16, merged-fp16" in second
     with pytest.raises(ConfigError, match="--forms names no form; there is merged-bf16"):
         find_forms([])
+    with pytest.raises(ValueError, match=r"'http://host/v1#a' cannot serve a run before"):
+        known_form("http://host/v1#a")  # of a study
 
 
 @pytest.mark.parametrize("name", BITSANDBYTES_FORMS)
@@ -76,14 +78,14 @@ def test_a_missing_package_is_named(name: str, monkeypatch: pytest.MonkeyPatch) 
         find_forms([name])
 
 
-@pytest.mark.parametrize(("name", "most"), [("8bit", 0.01), ("4bit", 0.12)])
+@pytest.mark.parametrize(("name", "most"), [("merged-8bit", 0.01), ("merged-4bit", 0.12)])
 def test_bitsandbytes_layers_hold_the_same_numbers(name: str, most: float) -> None:
     """An identity matrix through the library's own layer gives its weights."""
     nn: Any = pytest.importorskip("bitsandbytes.nn", exc_type=ImportError)
     (form,) = find_forms([name])
     (stored,) = form.matrices([("layer.weight", weights())])
     layer: Any
-    if name == "4bit":
+    if name == "merged-4bit":
         layer = nn.Linear4bit(64, 6, bias=False, compute_dtype=torch.float32, quant_type="nf4")
         layer.weight = nn.Params4bit(weights(), requires_grad=False, quant_type="nf4")
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,15 @@ import numpy as np
 import peft
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from rankwise.engine.models.adapter_folder import AdapterFolder
-from rankwise.engine.models.loading import load_frozen
+from rankwise.engine.models.loading import load_frozen, load_tokenizer
+from rankwise.engine.scoring.resident import ResidentScorer
 from rankwise.errors import ModelError
+from rankwise.tasks.questions import Continuation
 from rankwise.weights.forms import find_forms
 from rankwise.weights.lowrank import LowRankUpdate, read_updates
 from rankwise.weights.merging import Rounding, merged_as, rounding
@@ -126,6 +131,72 @@ def test_a_form_of_linear_layers_leaves_experts_and_routers() -> None:
         }
     linear = {f"{name}.weight" for name, each in model.named_modules() if type(each) is nn.Linear}
     assert rounded == linear | {"model.embed_tokens.weight"}
+
+
+@pytest.mark.parametrize("name", ["beside-4bit", "beside-8bit"])
+def test_an_adapter_beside_a_quantised_base_by_hand(
+    name: str, tiny_model_folder: Path, tmp_path: Path
+) -> None:
+    """Weights that transformers quantised, plus scaling * B @ A, give the same log-likelihoods."""
+    bits: Any = pytest.importorskip("bitsandbytes.functional", exc_type=ImportError)
+    adapter(tiny_model_folder, tmp_path / "a", std=0.2)
+    settings = json.loads((tmp_path / "a" / "adapter_config.json").read_text())
+    factors = load_file(tmp_path / "a" / "adapter_model.safetensors")
+    quantised: Any = AutoModelForCausalLM.from_pretrained(
+        tiny_model_folder,
+        dtype=torch.float32,
+        quantization_config=BitsAndBytesConfig(
+            load_in_4bit=name == "beside-4bit",
+            load_in_8bit=name == "beside-8bit",
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=torch.float32,
+        ),
+        device_map={"": "cpu"},
+    )
+    by_hand: Any = AutoModelForCausalLM.from_pretrained(tiny_model_folder, dtype=torch.float32)
+    adapted = set[str]()
+    for path, layer in by_hand.named_modules():
+        if isinstance(layer, nn.Linear) and path != "lm_head":
+            held = quantised.get_submodule(path).weight
+            if name == "beside-4bit":
+                layer.weight.data = bits.dequantize_4bit(held.data, held.quant_state).float()
+            else:
+                layer.weight.data = held.CB.float() * held.SCB[:, None] / 127
+            key = f"base_model.model.{path}.lora_%s.weight"
+            if key % "A" in factors:
+                delta = factors[key % "B"] @ factors[key % "A"]
+                layer.weight.data += settings["lora_alpha"] / settings["r"] * delta
+                adapted.add(path)
+        elif isinstance(layer, nn.Linear | nn.Embedding) or "norm" in path:
+            layer.weight.data = layer.weight.data.bfloat16().float()
+    assert len(adapted) == len(factors) // 2
+    texts = [tuple(range(3, 12)), (5, 40, 7, 21)]
+    model = frozen(tiny_model_folder)
+    own = AdapterFolder(tmp_path / "a")
+    with merged_as(model, form(name), read_updates(own)) as merged:
+        scorer = ResidentScorer(model, load_tokenizer(tiny_model_folder))
+        scorer.put_on("a", own)
+        items = [Continuation(text[:2], text[2:]) for text in texts]
+        (found,) = scorer.log_likelihoods(["a"], items)
+    assert merged.weights.delta is None
+    for text, answer in zip(texts, found, strict=True):
+        logits = by_hand(torch.tensor([text])).logits[0, 1:-1].log_softmax(-1)
+        wanted = logits[range(len(text) - 2), text[2:]].sum()
+        assert answer.nats == pytest.approx(float(wanted), abs=1e-4)
+
+
+def test_beside_a_rounded_base_a_weak_adapter_is_whole(tmp_path: Path) -> None:
+    """A merge loses it in bfloat16; the base is stored in bfloat16, so its rounding is nothing."""
+    base = undecided_base(tmp_path / "base", LOST)
+    deciding_adapter(base, tmp_path / "a", LOST)
+    model, own = frozen(base), AdapterFolder(tmp_path / "a")
+    before = copies(model)
+    beside = form("merged-bf16")._replace(is_beside=True)
+    with merged_as(model, beside, read_updates(own)) as merged:
+        assert all(torch.equal(each, before[key]) for key, each in model.named_parameters())
+    factors = 4 * 2 * (64 + 96)
+    assert merged.weights.num_bytes == 2 * sum(each.numel() for each in before.values()) + factors
 
 
 @pytest.mark.parametrize("name", ["merged-bf16", "merged-fp16", "gguf:q8_0", "gguf:q4_0"])

@@ -28,8 +28,9 @@ def deployment_section(found: Sequence[DeployedRun], *_: object) -> ReportSectio
         "deployment",
         "In the forms in which it is deployed",
         [
-            "The adapter is merged into the base and rounded to each form, and answers the same "
-            "items as the adapter as it was trained. A form keeps enough where the loss of each "
+            "The adapter is merged into the base, which is then rounded to each form, or is put "
+            "beside a rounded base (beside-4bit, beside-8bit). It answers the same items as the "
+            "adapter as it was trained. A form keeps enough where the loss of each "
             "group of tasks is shown to be below its margin, and loses too much where one is shown "
             "to be above. Everything is scored in float32, so nothing but the rounding of the "
             "weights differs. The recommendation does not rest on this.",
@@ -92,7 +93,7 @@ def check_table(record: DeploymentCheck) -> Table:
     lines = [_Line("base", None, own, record.base_scores[own.task]) for own in scores if merged]
     lines += [_Line(name, size, own, own.reference_score) for own in scores]
     lines += [
-        _Line(form.form, form.num_bytes, own, own.form_score, form)
+        _Line(form.form, form.num_bytes or None, own, own.form_score, form)
         for form in record.forms
         for own in form.scores
     ]

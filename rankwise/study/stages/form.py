@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -152,16 +153,17 @@ class CheckForm(Stage):
             base = load_frozen(fetch_weights(plan.base), "float32", plan.device)
         weights, warnings = FormWeights(0), list[str]()
         session = ScoringSession(base, plan.tokenizer, step_tokens=plan.step_tokens)
-        if self.form == AS_TRAINED:
-            session.scorer.put_on(ADAPTER, adapter)
-            probed = probes(plan.tasks[self.tasks[0]].requests)
-            refuse_unapplied(session.scorer, [ADAPTER], probed)
-            seconds = self._score(context, run, session, ADAPTER)
-        else:
-            (form,) = find_forms([self.form])
-            with merged_as(base, form, updates) as merged:
-                seconds = self._score(context, run, session.reopened(), None)
-            weights, warnings = merged.weights, instead_warnings(form.name, merged)
+        form = None if self.form == AS_TRAINED else find_forms([self.form])[0]
+        with contextlib.nullcontext() if form is None else merged_as(base, form, updates) as merged:
+            if merged is not None:
+                session = session.reopened()
+                weights, warnings = merged.weights, instead_warnings(self.form, merged)
+            beside = ADAPTER if form is None or form.is_beside else None
+            if beside is not None:
+                session.scorer.put_on(beside, adapter)
+                probed = probes(plan.tasks[self.tasks[0]].requests)
+                refuse_unapplied(session.scorer, [beside], probed)
+            seconds = self._score(context, run, session, beside)
         record = FormRecord(
             fingerprint=self.fingerprint_of(run),
             model=run.name,
