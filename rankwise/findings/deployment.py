@@ -189,12 +189,14 @@ def judged_server(judged: JudgedForm, served: Served) -> JudgedForm:
             f"Served differs from scored in {quantities.count(len(items))} of "
             f"{quantities.counted(number, 'item')}: {quantities.listed(named)}."
         )
+    verdict, statement = judged.verdict, f"{judged.statement} {said}"
+    if served.ignores_adapter:
+        verdict, statement = "loses", f"{judged.form}: {said}"
+    elif not served.items_that_differ and verdict == "cannot_tell":
+        # the interval is that of few items, all of which are answered alike
+        verdict, statement = "keeps", f"{judged.form}: {said}"
     return judged.model_copy(
-        update={
-            "served": served,
-            "verdict": "loses" if served.ignores_adapter else judged.verdict,
-            "statement": f"{judged.statement} {said}{far}",
-        }
+        update={"served": served, "verdict": verdict, "statement": f"{statement}{far}"}
     )
 
 
