@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -15,7 +15,7 @@ from rankwise.errors import ConfigError, RankwiseError
 from rankwise.records import fields
 from rankwise.records.config.study import RecommendationConfig
 from rankwise.records.config.training import Precision
-from rankwise.records.deployment import FormVerdict, MergeMethod, worst
+from rankwise.records.deployment import DeploymentCheck, FormVerdict, MergeMethod, worst
 from rankwise.records.files import write_atomically, write_record
 from rankwise.records.folder import StudyFolder
 from rankwise.records.forms import is_served
@@ -226,6 +226,31 @@ def heads(
     return cli.OK
 
 
+def _refuse_questions(
+    adapters: Sequence[str],
+    tasks: Sequence[str],
+    *,
+    forms: Sequence[str],
+    contract: Path | None,
+    merge: MergeMethod | None,
+    margin: float,
+) -> None:
+    """Raises ConfigError with all that ``check`` cannot do as it is asked."""
+    problems: list[str] = []
+    try:
+        fields.margin(margin)
+    except ValueError as error:
+        problems.append(f"--max-loss {error}")
+    if not tasks and contract is None:
+        problems.append("--tasks names no task; name at least one, or give a --contract")
+    if merge and (len({*adapters}) < max(2, len(adapters)) or forms):
+        problems.append("--merge takes two different adapters at least, and no --forms")
+    if not merge and len(adapters) > 1:
+        problems.append(f"{len(adapters)} adapters are named; --merge says how to merge them")
+    if problems:
+        raise ConfigError("check", problems)
+
+
 @cli.verb(ADAPTERS)
 def check(
     base: Base,
@@ -307,25 +332,15 @@ def check(
     """
     with cli.usage_errors((RankwiseError,)):
         wanted, names = cli.listed_names(forms), cli.listed_names(tasks)
-        problems: list[str] = []
-        try:
-            fields.margin(margin)
-        except ValueError as error:
-            problems.append(f"--max-loss {error}")
-        if not names and contract is None:
-            problems.append("--tasks names no task; name at least one, or give a --contract")
-        if merge and (len({*adapters}) < max(2, len(adapters)) or wanted):
-            problems.append("--merge takes two different adapters at least, and no --forms")
-        if not merge and len(adapters) > 1:
-            problems.append(f"{len(adapters)} adapters are named; --merge says how to merge them")
-        if problems:
-            raise ConfigError("check", problems)
+        _refuse_questions(
+            adapters, names, forms=wanted, contract=contract, merge=merge, margin=margin
+        )
         clauses = {} if contract is None else load_contract(contract)
         if output is not None:
             refuse_replacing(output)
         quiet_libraries()
         from rankwise.engine.models.base_folder import trained_folder
-        from rankwise.findings.deployment import LossRule, check_report
+        from rankwise.findings.deployment import LossRule
         from rankwise.weights.audit import find_adapter
         from rankwise.weights.combined import check_merge
         from rankwise.weights.deployment import Question, check_deployment, check_retention
@@ -343,18 +358,16 @@ def check(
             precision=precision or ("float32" if wanted else "auto"),
         )
         servers = [each for each in wanted if is_served(each)]
-        stored = [each for each in wanted if not is_served(each)]
+        stored = [each for each in wanted if each not in servers]
         found_forms = find_forms(stored) if stored or (forms and not servers) else []
         use = "merged" if wanted or merge else "checked"
+        folders = (trained_folder(each, cli.note) for each in adapters)
         found, *others = (
-            find_adapter(
-                base, trained_folder(each, cli.note), use, any_base=any_base, report=cli.note
-            )
-            for each in adapters
+            find_adapter(base, each, use, any_base=any_base, report=cli.note) for each in folders
         )
         # tasks in nats have the margin of a study
-        margins = {name: clause.max_loss for name, clause in clauses.items()}
-        rule = LossRule(margin, RecommendationConfig().delta_nats, CONFIDENCE, margins)
+        own = {name: clause.max_loss for name, clause in clauses.items()}
+        rule = LossRule(margin, RecommendationConfig().delta_nats, CONFIDENCE, own)
         question = Question(prepared_tasks(found, settings), settings, rule)
         num_tokens = sum(task.num_tokens for task in question.tasks)
         num_models = 2 + len({*found_forms, *servers}) + len(adapters[1:]) + (merge is not None)
@@ -365,25 +378,35 @@ def check(
                 records = (check_deployment(found, question, found_forms, add, servers=servers),)
             else:
                 records = (check_retention(found, question, add),)
-        for number, record in enumerate(records, start=1):
-            folder = output and (output / str(number) if merge else output)
-            if folder is not None:
-                write_record(folder / CHECK_RECORD, record)
-                write_atomically(folder / CHECK_REPORT, check_report(record))
+        if output is not None:
+            numbered = [output / str(number + 1) for number in range(len(records))]
+            _write_checks(records, numbered if merge else [output])
     if as_json:
         cli.emit({"checks": records} if merge else records[0])
     else:
-        from rankwise.cli.terminal import as_shown
-        from rankwise.report.sections.deployment import check_table
-
         for record in records:
             if merge:
                 cli.say(f"{record.adapter}:", folded=False)
-            cli.warn(record.warnings)
-            cli.stdout.print(as_shown(check_table(record)))
-            for form in record.forms:
-                cli.say(f"- {form.statement}")
+            _say_check(record)
     return EXIT_CODES[worst([record.verdict for record in records])]
+
+
+def _write_checks(records: Sequence[DeploymentCheck], folders: Sequence[Path]) -> None:
+    from rankwise.findings.deployment import check_report
+
+    for record, folder in zip(records, folders, strict=True):
+        write_record(folder / CHECK_RECORD, record)
+        write_atomically(folder / CHECK_REPORT, check_report(record))
+
+
+def _say_check(record: DeploymentCheck) -> None:
+    from rankwise.cli.terminal import as_shown
+    from rankwise.report.sections.deployment import check_table
+
+    cli.warn(record.warnings)
+    cli.stdout.print(as_shown(check_table(record)))
+    for form in record.forms:
+        cli.say(f"- {form.statement}")
 
 
 @contextlib.contextmanager

@@ -252,7 +252,8 @@ def verb(
 OF_TRAINING = frozenset(
     {
         "accelerate", "datasets", "fsspec", "gguf", "huggingface_hub", "jaxtyping", "lm_eval",
-        "peft", "rouge_score", "sacrebleu", "tokenizers", "torch", "tqdm", "transformers",
+        "peft", "requests", "rouge_score", "sacrebleu", "tenacity", "tokenizers", "torch", "tqdm",
+        "transformers",
     }
 )  # fmt: skip
 """The modules that the extra ``train`` brings."""

@@ -53,7 +53,7 @@ class Placed(NamedTuple):
     num_shared: int = 0
 
 
-class Family(NamedTuple):
+class PromptFamily(NamedTuple):
     """Neighbours of a trainee's batch whose first tokens are read once; mostly a single example.
 
     ``num_inputs`` are the tokens that are read of all.
@@ -179,14 +179,14 @@ def shared_tokens(example: Example, kind: str) -> int:
     return number if number >= _LEAST_SHARED[kind] and len(beginnings) == 1 else 0
 
 
-def families(placed: Iterable[Placed], max_tokens: int | None = None) -> list[Family]:
+def families(placed: Iterable[Placed], max_tokens: int | None = None) -> list[PromptFamily]:
     """Examples with those neighbours that begin with the same tokens, as far as they share them.
 
     Args:
         placed: in the order of their batches.
         max_tokens: that are read of one family, a longer example is one alone; None: any number.
     """
-    found: list[Family] = []
+    found: list[PromptFamily] = []
     for item in placed:
         shared, inputs = item.num_shared, item.example.num_inputs
         inputs -= shared * (len(item.example.sequences) - 1)
@@ -195,9 +195,9 @@ def families(placed: Iterable[Placed], max_tokens: int | None = None) -> list[Fa
             together = so_far + inputs - shared
             fits = max_tokens is None or together <= max_tokens
             if fits and _beginning(members[0]) == _beginning(item):
-                found[-1] = Family((*members, item), together)
+                found[-1] = PromptFamily((*members, item), together)
                 continue
-        found.append(Family((item,), inputs))
+        found.append(PromptFamily((item,), inputs))
     return found
 
 
@@ -238,7 +238,7 @@ def split_by_budget(
         kind: of device: ``cpu`` or ``cuda``.
     """
 
-    def order(family: Family) -> tuple[int, int, int]:
+    def order(family: PromptFamily) -> tuple[int, int, int]:
         trainee, longest, place = family.order
         return (trainee, longest, place) if kind == "cuda" else (longest, place, trainee)
 
@@ -298,12 +298,7 @@ def pack(
         held_rows += (first + row for row in item.held)
         masks = shares[item.trainee].masks_targets
         left_out += (tokens[row + 1] if masks else -1 for row in item.held)
-        num_losses = len(places)
-        if item.example.rejected is not None:
-            num_losses = 1 - part
-        elif sequence.own is not None:
-            num_losses = min(num_losses, 1)
-        spans.append(Span(item, part, start, stop, num_losses))
+        spans.append(Span(item, part, start, stop, _num_losses(item, part, len(places))))
         start = stop
     # the last token is only learned
     read = [x.tokens[above:-1] for (_, (_, x)), above in zip(sequences, shared, strict=True)]
@@ -334,16 +329,26 @@ def pack(
     }
     of = dict(zip(arrays, moved_together([*arrays.values()], device), strict=True))
     learned = LearnedTokens(of["loss_rows"], of["targets"], of["weights"])
-    held, terms = None, _terms(in_order, of)
-    if texts:
-        read_by_base = _packed(of["text_ids"], of["text_positions"], texts)
-        of_held = of["held_rows"], of["kl_weights"], of["left_out"]
-        held = HeldRows(*of_held, read_by_base, of["text_rows"])
     tokens = _packed(of["ids"], of["positions"], read, shared)
-    return MicroBatch(tokens, tuple(spans), learned, held, terms)
+    return MicroBatch(tokens, tuple(spans), learned, _held(of, texts), _terms(in_order, of))
 
 
-def _shared(in_families: Sequence[Family]) -> tuple[int, ...]:
+def _num_losses(item: Placed, part: int, num_learned: int) -> int:
+    """Of a sequence: a pair and a text that a model wrote have one, the others one a token."""
+    if item.example.rejected is not None:
+        return 1 - part
+    return num_learned if item.example.own is None else min(num_learned, 1)
+
+
+def _held(of: Mapping[str, Tensor], texts: Sequence[Sequence[int]]) -> HeldRows | None:
+    """Where trainees are held, from the arrays on the device; nowhere without texts."""
+    if not texts:
+        return None
+    read = _packed(of["text_ids"], of["text_positions"], texts)
+    return HeldRows(of["held_rows"], of["kl_weights"], of["left_out"], read, of["text_rows"])
+
+
+def _shared(in_families: Sequence[PromptFamily]) -> tuple[int, ...]:
     """Of each sequence, how many of its first tokens are read with one before it."""
     shared: list[int] = []
     for family in in_families:
