@@ -39,7 +39,6 @@ import transformers
 
 from benchmarks.training import MAX_TOKENS, Observer
 from benchmarks.training_peer import (
-    LEARNING_RATE,
     ROOT,
     TRAIN,
     Timer,
@@ -48,6 +47,7 @@ from benchmarks.training_peer import (
     new_adapter,
     now,
     planned,
+    trl_arguments,
     with_adapter,
 )
 from rankwise.engine.models.base_folder import find_base_model
@@ -290,25 +290,11 @@ def train_peer(
             args=trl.GRPOConfig(
                 folder,
                 per_device_train_batch_size=ROWS * GENERATIONS,
-                gradient_accumulation_steps=1,
                 num_generations=GENERATIONS,
                 max_completion_length=options.length,
                 generation_kwargs={"min_new_tokens": options.length},
-                num_train_epochs=1,
                 shuffle_dataset=False,
-                optim="adamw_torch_fused",
-                learning_rate=LEARNING_RATE,
-                lr_scheduler_type=train.schedule,
-                warmup_steps=-(-num_steps // 10),
-                weight_decay=train.weight_decay,
-                max_grad_norm=train.max_grad_norm,
-                bf16=options.dtype == "bfloat16",
-                gradient_checkpointing=False,
-                use_cpu=options.device == "cpu",
-                logging_steps=1,
-                save_strategy="no",
-                report_to=[],
-                disable_tqdm=True,
+                **trl_arguments(options, train, num_steps),
             ),
             train_dataset=Dataset.from_list([{"prompt": prompt} for prompt in prompts]),
             processing_class=tokenizer,

@@ -38,7 +38,6 @@ import transformers
 
 from benchmarks.training import MAX_TOKENS, Observer
 from benchmarks.training_peer import (
-    LEARNING_RATE,
     ROOT,
     STEP_SIZE,
     TRAIN,
@@ -49,6 +48,7 @@ from benchmarks.training_peer import (
     new_adapter,
     now,
     planned,
+    trl_arguments,
     with_adapter,
 )
 from rankwise.engine.models.base_folder import find_base_model
@@ -166,22 +166,8 @@ def train_peer(
             args=trl.DPOConfig(
                 folder,
                 per_device_train_batch_size=DPO.batch_size,
-                gradient_accumulation_steps=DPO.gradient_accumulation_steps,
-                num_train_epochs=1,
                 train_sampling_strategy="sequential",
-                optim="adamw_torch_fused",
-                learning_rate=LEARNING_RATE,
-                lr_scheduler_type=DPO.schedule,
-                warmup_steps=-(-num_steps // 10),
-                weight_decay=DPO.weight_decay,
-                max_grad_norm=DPO.max_grad_norm,
-                bf16=options.dtype == "bfloat16",
-                gradient_checkpointing=False,
-                use_cpu=options.device == "cpu",
-                logging_steps=1,
-                save_strategy="no",
-                report_to=[],
-                disable_tqdm=True,
+                **trl_arguments(options, DPO, num_steps),
             ),
             train_dataset=Dataset.from_list(tokens),
             processing_class=load_tokenizer(Path(options.model)),

@@ -194,6 +194,29 @@ class Timer(TrainerCallback):
             self.ended = now(self._device)
 
 
+def trl_arguments(
+    options: argparse.Namespace, train: TrainConfig, num_steps: int
+) -> dict[str, Any]:
+    """What every trainer of TRL is told, so that it takes the steps that ours takes."""
+    return {
+        "gradient_accumulation_steps": train.gradient_accumulation_steps,
+        "num_train_epochs": 1,
+        "optim": "adamw_torch_fused",
+        "learning_rate": LEARNING_RATE,
+        "lr_scheduler_type": train.schedule,
+        "warmup_steps": -(-num_steps // 10),
+        "weight_decay": train.weight_decay,
+        "max_grad_norm": train.max_grad_norm,
+        "bf16": options.dtype == "bfloat16",
+        "gradient_checkpointing": False,
+        "use_cpu": options.device == "cpu",
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": [],
+        "disable_tqdm": True,
+    }
+
+
 class _LossKeeper(Trainer):
     """Keeps the losses where they are, instead of fetching each one to log it."""
 

@@ -63,6 +63,7 @@ THOROUGH = (
     # benchmarks
     "tests/test_study_benchmark.py",
     "tests/test_parity.py",
+    "tests/test_on_policy_benchmark.py::test_both_sides_take_the_same_steps",
     "tests/test_preference_benchmark.py::test_losses_move_and_agree",
     "tests/findings/test_reference_benchmark.py",
     "tests/test_zoo.py",

@@ -74,12 +74,9 @@ class ServedModel:
                 "check",
                 [f"--forms: {form!r} {why}; write http://HOST:PORT/v1#MODEL, of completions"],
             )
+        self.form, self._tokenizer = form, tokenizer
+        self._root = f"{url.scheme}://{url.netloc}{path}"
         self._file: Path | None = None
-        self.form, self._root, self._tokenizer = (
-            form,
-            f"{url.scheme}://{url.netloc}{path}",
-            tokenizer,
-        )
         try:
             from lm_eval.models.openai_completions import LocalCompletionsAPI
 
