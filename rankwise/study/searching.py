@@ -133,10 +133,11 @@ class Search:
         if model.name in self._shown:
             return self._shown[model.name]
         adapted = read_model(self._folder, self._study, model.as_candidate)
+        by_relation = self._study.validation_items[model.train_task]
 
         def gains(relation: Relation) -> tuple[Floats, ...]:
-            names = self._deciding(model.train_task, relation)
-            return tuple(pair_items(self._base, adapted, name).gain for name in names)
+            names = by_relation.get(relation, {})
+            return tuple(pair_items(self._base, adapted, name).gain for name in names.values())
 
         losses = tuple(-values for values in gains("retention"))
         self._shown[model.name] = searches.TrialResult(gains("in_domain"), losses)
@@ -151,20 +152,14 @@ class Search:
         """How the validation items are scored; in points until the base is scored."""
         if any(self._folder.earlier_evaluation(BASE, name) is None for name in self._tasks):
             return Measures()
-        items = self._base.items
+        items, by_relation = self._base.items, self._study.validation_items[source]
 
         def metrics(relation: Relation) -> tuple[str, ...]:
-            return tuple(items[name].metric for name in self._deciding(source, relation))
+            return tuple(items[name].metric for name in by_relation.get(relation, {}).values())
 
-        units = {items[name].unit for name in self._deciding(source, "in_domain")}
+        units = {items[name].unit for name in by_relation["in_domain"].values()}
         unit: Unit = "nats" if units == {"nats"} else "points"
         return Measures(unit, metrics("in_domain"), metrics("retention"))
-
-    def _deciding(self, source: str, relation: Relation) -> list[str]:
-        """The validation items that count: a loss in-domain only where nothing else is scored."""
-        names = [*self._study.validation_items[source].get(relation, {}).values()]
-        in_nats = {name for name in names if self._base.items[name].unit == "nats"}
-        return [name for name in names if name not in in_nats or relation != "in_domain"] or names
 
     def _record(self, source: str, course: _Course) -> TrainTaskSearch:
         terms = terms_of(self._study.config, course.measures)

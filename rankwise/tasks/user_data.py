@@ -51,7 +51,7 @@ class UserData(NamedTuple):
         training: rows to train on.
         tasks: the held-out rows as tasks, the one that decides first.
         trained_items: all rows that are not held out as a task, scored as the task of ``name``.
-        left: each of ``tasks`` by its name, made of all rows that are not held out.
+        left: those of ``tasks`` that decide, by name, made of all rows that are not held out.
         format: ``letters`` if every completion is a letter; conversations if all rows are.
         name: of the task that scores held-out rows as the trained items are scored.
         read: what was read, and how.
@@ -110,8 +110,10 @@ def load_user_data(
     name = rows_name(train.data)
     trained_items = _of_likelihoods(f"{name}@train", others, train.judged_by, answers)
     tasks = [_of_likelihoods(name, held_out, train.judged_by, answers)]
-    left = {name: trained_items}
-    if of_texts := judges_of_texts(train.judged_by):
+    of_texts = judges_of_texts(train.judged_by)
+    is_loss = not answers and "preference" not in train.judged_by
+    left = {} if of_texts and is_loss else {name: trained_items}
+    if of_texts:
         room = _room(train.max_new_tokens, held_out, tokenizer, max_length)
         called = f"{name}{TEXTS_SUFFIX}"
         texts, left[called] = (

@@ -97,7 +97,7 @@ class _Source(NamedTuple):
         leaves: the scored tasks of each relation.
         trained: those leaf tasks of which trained rows are scored too, as tasks made of them.
         asked: task in-domain -> the leaf task whose rows are examples of what it asks.
-        left: of own rows, task in-domain -> it, asked of all rows that are not scored.
+        left: of own rows, task in-domain that decides -> it, asked of all rows that are not scored.
     """
 
     name: str
@@ -536,9 +536,11 @@ class TaskFinder:
         for relation in CHOSEN_BY:
             tasks = source.leaves[relation]
             # what each task has at most, two at least; rows that are asked in two ways count once
-            asked = {source.asked.get(name, name) for name in tasks}
-            most = max(math.ceil(self.config.search.validation_items / max(len(asked), 1)), 2)
+            leaves = {source.asked.get(name, name) for name in tasks}
+            most = max(math.ceil(self.config.search.validation_items / max(len(leaves), 1)), 2)
             for loaded in tasks.values():
+                if source.left and loaded.name in source.asked.keys() - source.left.keys():
+                    continue  # a loss beside points decides nothing
                 with self.issues.of("search"):
                     held_out = self._held_out(source, loaded, kept, drawn, most)
                     if held_out is None:
