@@ -250,7 +250,9 @@ def _recommended(numbers: Recommendation) -> str:
     settings = [setting for setting in known if setting]
     text = f"Use {chosen.label}"
     if chosen.rank is not None:
-        text = f"Use rank {chosen.rank}" + (f" ({', '.join(settings)})" if settings else "")
+        the = "" if chosen.mean_rank is None else "the "
+        text = f"Use {the}{quantities.rank(chosen)}"
+        text += f" ({', '.join(settings)})" if settings else ""
         if chosen.imported_as is not None:
             text += f", imported as {chosen.imported_as}"
     says: list[str] = []
