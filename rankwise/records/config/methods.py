@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Discriminator, Field, Tag
 
@@ -26,7 +26,7 @@ from rankwise.records.fields import (
     exactly_one,
     run_name,
 )
-from rankwise.records.patterns import layer_pattern
+from rankwise.records.patterns import Pattern, layer_pattern
 
 
 class AlphaConfig(Section):
@@ -73,8 +73,15 @@ def _layers_and_ranks(pattern: Mapping[str, int]) -> Mapping[str, int]:
     if not pattern:
         raise ValueError("no layer is named; name some, or leave the key out")
     for key in pattern:
+        Pattern(key)  # names the key as it stands, where it is no regular expression
         layer_pattern(key)
     return pattern
+
+
+def _mapping_or_path(value: Any) -> Any:
+    if not isinstance(value, str | Path | Mapping):
+        raise ValueError(f"{value!r} given; write ranks by layer, or an adapter's folder")
+    return value  # pyright: ignore[reportUnknownVariableType]
 
 
 PATTERN_TAGS = ("an adapter", "a mapping")
@@ -88,6 +95,7 @@ RankPattern = Annotated[
         Tag(PATTERN_TAGS[1]),
     ],
     Discriminator(lambda value: PATTERN_TAGS[isinstance(value, Mapping)]),
+    BeforeValidator(_mapping_or_path),
 ]
 """A rank for each layer, as PEFT's ``rank_pattern`` has them, or an adapter that has such ranks."""
 

@@ -49,6 +49,7 @@ def with_pattern(
 
 def _saved_ranks(adapter: AdapterFolder, model: StudyModel) -> Mapping[str, int]:
     """The rank of each layer that a saved adapter adapts; its weights are not read."""
+    _ = adapter.config  # what is no adapter has no weights either, and its config says so
     adapter.check_fit(model.skeleton)
     adapter.refuse_beyond_lora()
     return {name: factors.lora_A[0] for name, factors in adapter.shapes.items()}
@@ -88,8 +89,8 @@ def _named_ranks(
         issues.problems.append(f"{_PLACE}: {_idle(key, every)}")
     if unranked := [name for name, key in key_of.items() if key is None]:
         issues.problems.append(
-            f"{_PLACE}: no rank for {_some(unranked)}; PEFT would give the layers r, and a study "
-            "has several ranks: name them, or end the pattern with '.*': RANK"
+            f"{_PLACE}: it has no rank for {_some(unranked)}; PEFT would take r, and a study has "
+            "several ranks: name these layers, or end the pattern with '.*': RANK"
         )
     return {
         names: {name: pattern[key] for name in of.shapes if (key := key_of[name]) is not None}
