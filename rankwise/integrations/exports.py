@@ -181,7 +181,7 @@ def write_setup(
         what = f"no config of {tool.title} is written for {setup.stage.upper()}"
         raise ConfigError("export", [f"--format: {what}; take {others}"])
     if planned.layer_ranks and tool is not PEFT:
-        what = f"{planned.name} has a rank for each layer, and a config of {tool.title} has one"
+        what = f"{planned.name} has a rank for each layer, and {tool.title}'s config has one rank"
         raise ConfigError("export", [f"--format: {what}; take peft"])
     entries = written_entries(setup, tool, final)
     file = folder / tool.file_name
