@@ -302,7 +302,7 @@ def test_patterns_that_take_long(
     sentence: Sentences,
 ) -> None:
     """Python's own ``re`` would take years."""
-    monkeypatch.setattr("rankwise.engine.models.adapter_config._MOST_SECONDS", 0.01)
+    monkeypatch.setattr("rankwise.engine.models.adapter_config.MOST_SECONDS", 0.01)
     folder = tmp_path / "slow"
     shutil.copytree(good, folder)
     config(**{entry: {"(?:.|.)*(?!.|$)": 4}})(folder)

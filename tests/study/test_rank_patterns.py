@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from rankwise.engine.models.adapter_folder import WEIGHTS_FILE, AdapterFolder
 from rankwise.errors import ConfigError, PlanError
+from rankwise.records.axes import run_labels
 from rankwise.records.folder import StudyFolder
 from rankwise.records.names import find_run
 from rankwise.records.study import PlannedRun
@@ -22,6 +23,8 @@ from rankwise.records.study_file import load_config
 from rankwise.report.page import study_page
 from rankwise.report.rendering import rendered
 from rankwise.study.planning.plan import StudyPlan, plan_study
+from rankwise.weights.lowrank import read_updates, save_updates
+from rankwise.weights.repairs import cut_to_energy
 from tests.support.killed_studies import run_until_path, started
 from tests.support.sentences import Sentences
 from tests.support.small_studies import write_study
@@ -104,6 +107,16 @@ def test_layers_have_the_ranks_that_peft_gives_them(
     per_rank = finished.folder.read_study().runs[0].num_trainable_parameters / 2
     assert pattern.mean_rank == pytest.approx(pattern.num_trainable_parameters / per_rank)
     assert pattern.rank == round(pattern.mean_rank or 0)
+    # memory is that of the highest rank in every layer
+    assert (pattern.highest_rank, pattern.num_held_weights) == (6, 6 * per_rank)
+    uniform = planned(
+        finished.file,
+        "methods.lora={ranks: [6], target_modules: [q_proj, v_proj, o_proj]}",
+        ONE_BY_ONE,
+    )
+    assert pattern.estimated_memory_bytes == pytest.approx(
+        uniform.record.runs[0].estimated_memory_bytes, rel=0.05
+    )
 
 
 def test_peft_loads_it_with_one_scaling(finished: Finished, tiny_model_folder: Path) -> None:
@@ -200,6 +213,20 @@ def test_a_folder_s_ranks_are_taken_and_what_it_leaves_out_is_not_adapted(
     assert pattern.num_trainable_parameters < sum(weight.numel() for weight in uniform.values())
 
 
+def test_the_ranks_of_a_cut_adapter_are_trained(finished: Finished, tmp_path: Path) -> None:
+    """As ``rankwise repair --by energy`` writes it; the key is relative to the study file."""
+    study = finished.folder.read_study()
+    uniform = finished.folder.weights(find_run(study, "8"))
+    updates = read_updates(AdapterFolder(uniform))
+    cut = cut_to_energy(updates, 0.6)
+    save_updates(cut, finished.file.parent / "cut", source=AdapterFolder(uniform))
+    plan = planned(finished.file, "methods.lora.rank_pattern=./cut")
+    (pattern,) = (each for each in plan.record.runs if each.layer_ranks)
+    assert dict(pattern.layer_ranks) == {name: update.rank for name, update in cut.items()}
+    assert len({rank for _, rank in pattern.layer_ranks}) > 1
+    assert (pattern.mean_rank or 8) < 8
+
+
 def test_killed_while_it_trains_it_goes_on_to_the_same_weights(
     finished: Finished, tmp_path: Path, tiny_model_folder: Path
 ) -> None:
@@ -236,6 +263,35 @@ def test_a_pattern_that_does_not_fit_the_model(
     with pytest.raises(PlanError) as caught:
         planned(finished.file, f"methods.lora.rank_pattern={override}")
     sentence(caught.value, names=("methods.lora.rank_pattern",), part=True)
+
+
+def test_a_pattern_that_takes_long(
+    finished: Finished, monkeypatch: pytest.MonkeyPatch, sentence: Sentences
+) -> None:
+    monkeypatch.setattr("rankwise.study.planning.rank_patterns.MOST_SECONDS", 0.01)
+    with pytest.raises(PlanError) as caught:
+        planned(finished.file, "methods.lora.rank_pattern={'(?:.|.)*(?!.|$)': 4, .*: 2}")
+    sentence(caught.value, names=("methods.lora.rank_pattern", "0.01"), part=True)
+
+
+def test_several_sets_of_modules_and_rows_and_arms(finished: Finished) -> None:
+    """One pattern for each set of modules; runs on fewer rows and arms have it too."""
+    plan = planned(
+        finished.file,
+        "methods.lora.target_modules=[[q_proj], [q_proj, v_proj]]",
+        "methods.lora.rank_pattern={q_proj: 1, v_proj: 6}",
+        "train.max_examples=[6, 12]",
+        "mitigations=[{learning_rate_factor: 0.3}]",
+    )
+    patterns = [each for each in plan.record.models if each.layer_ranks]
+    assert {each.role for each in patterns} == {"trained", "fewer_rows", "mitigated"}
+    of_set = {each.target_modules: {*dict(each.layer_ranks).values()} for each in patterns}
+    assert of_set == {("q_proj",): {1}, ("q_proj", "v_proj"): {1, 6}}
+    labels = run_labels(plan.record.runs)
+    assert sorted({labels[each.name] for each in patterns if each.role == "trained"}) == [
+        "rank pattern (mean 1.0), on q",
+        "rank pattern (mean 3.1), on q/v",  # v_proj is smaller,
+    ]
 
 
 def test_a_rank_above_a_layer_s_width_is_warned_of(finished: Finished, sentence: Sentences) -> None:

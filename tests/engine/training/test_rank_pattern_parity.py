@@ -108,7 +108,7 @@ def test_losses_and_factors_are_those_of_peft_s_rank_pattern(
             trainee.adapter.update[name], (layer.lora_A, layer.lora_B), strict=True
         ):
             peer = theirs["default"].weight.detach()
-            assert float((ours - peer).norm() / peer.norm()) < 1e-4
+            assert float((ours - peer).norm() / peer.norm()) < 1e-5
     save_adapter(
         trainee.adapter,
         tmp_path,
