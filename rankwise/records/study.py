@@ -250,7 +250,7 @@ class PlannedRun(Record):
         At most so many, where a rank pattern leaves out layers.
         """
         factor = 1.0 if self.mean_rank is None else self.highest_rank / self.mean_rank
-        return math.ceil(self.num_trainable_parameters * factor)
+        return round(self.num_trainable_parameters * factor)
 
     @property
     def num_read_tokens(self) -> int:

@@ -12,6 +12,7 @@ from peft.tuners.lora import LoraLayer
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM
 
+from rankwise.engine.models import grouped_adapters, trained_adapters
 from rankwise.engine.models.peft_adapters import save_adapter
 from rankwise.engine.models.structure import adaptable_shapes, target_shapes
 from rankwise.engine.training.trainees import AdapterTrainee, lora_adapter
@@ -139,17 +140,27 @@ def test_what_is_beyond_a_layer_s_rank_stays_exactly_zero(setting: Setting) -> N
         assert not bool(lora_B[:, rank:].any())
 
 
-@pytest.mark.parametrize("dropout", [0.0, 0.1])
-def test_alone_and_beside_uniform_ranks_it_is_the_same(setting: Setting, dropout: float) -> None:
+@pytest.mark.parametrize("kind", ["plain", "dropout", "as on a card"])
+def test_alone_and_beside_uniform_ranks_it_is_the_same(
+    setting: Setting, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     shapes = target_shapes(adaptable_shapes(setting.base), TARGETS)
     # one layer is left out
     ranks = {name: 1 + place % 5 for place, name in enumerate([*shapes][1:])}
     alone, together = trainee_of(setting, ranks), trainee_of(setting, ranks)
-    for each in (alone, together):
-        each.adapter.dropout = dropout
-    others = [setting.trainee(config(epochs=7), rank=rank, name=f"r{rank}") for rank in (2, 16)]
+    for each in (alone, together) if kind == "dropout" else ():
+        each.adapter.dropout = 0.1
     losses = setting.train(alone).losses["pattern"]
+    if kind == "as on a card":  # all adapters are multiplied at once
+        monkeypatch.setattr(grouped_adapters, "has_grouped_products", lambda *_: True)
+        monkeypatch.setattr(trained_adapters, "_copied_rank", lambda rank, *_: -(-rank // 8) * 8)
+        together = trainee_of(setting, ranks)
+    others = [setting.trainee(config(epochs=7), rank=rank, name=f"r{rank}") for rank in (2, 16)]
     heard = setting.train(others[0], together, others[1])
     assert heard.losses["pattern"] == pytest.approx(losses, rel=1e-5)
+    assert together.adapter.scaling_left == (1.0 if kind == "as on a card" else 2.0)  # stacked
+    for name, (lora_A, lora_B) in together.adapter.factors.items():
+        assert not bool(lora_A[ranks[name] :].any())
+        assert not bool(lora_B[:, ranks[name] :].any())
     for name, factors in together.adapter.update.items():
         torch.testing.assert_close(factors, alone.adapter.update[name], rtol=1e-4, atol=1e-6)
