@@ -34,6 +34,11 @@ def _read_own(draft: Draft) -> None:
     draft.read_bias()
     draft.read_targets("target_modules")
     draft.read_initialisation("init_lora_weights")
+    if entries.take("rank_pattern"):
+        draft.not_carried.append(
+            "rank_pattern, a rank for each layer: name the adapter's folder in "
+            "methods.lora.rank_pattern"
+        )
     draft.fields["data"] = entries.text("dataset")
     if draft.fields["learning_rate"] is None:
         draft.to_check.append(

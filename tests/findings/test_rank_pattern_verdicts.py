@@ -14,6 +14,7 @@ from rankwise.findings.options import OptionGains, ladders
 from rankwise.findings.recommendation import recommend, recommend_for
 from rankwise.findings.study import study_findings
 from rankwise.integrations.formats import export_study
+from rankwise.integrations.sources import read_source
 from rankwise.records.config.study import RecommendationConfig
 from rankwise.records.folder import StudyFolder
 from rankwise.records.results import StudyResults
@@ -144,3 +145,12 @@ def test_its_card_names_no_rank_that_it_has_not(folder: StudyFolder) -> None:
     assert "| 2r |" in text
     assert "rank-8" not in text
     assert re.search(r"(?<!mean )rank 8\b", text) is None
+
+
+def test_a_study_file_made_of_it_says_where_ranks_of_layers_go(folder: StudyFolder) -> None:
+    (done,) = export_study(folder, "peft")
+    said = [text for text in read_source(done.file).not_carried if "rank_pattern" in text]
+    assert said == [
+        "rank_pattern, a rank for each layer: name the adapter's folder in "
+        "methods.lora.rank_pattern"
+    ]

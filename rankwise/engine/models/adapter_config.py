@@ -23,8 +23,8 @@ _MAX_RANK = 1 << 17
 # Patterns that are more than a name or a tail of one: how many, and seconds of matching all layers.
 _MOST_PATTERNS, MOST_SECONDS = 100, 10.0
 _NAME, _TAIL = re.compile(r"[\w.]+"), re.compile(r"^|\.")
-# A name, or what ``rank_entries`` makes of one: no repeats, so that PEFT matches it at once.
-_PLAIN = re.compile(r"\^?(?:[\w.]|\\\.)+")
+# A whole name as ``rank_entries`` writes it: it matches that layer and no tail of another.
+_WHOLE = re.compile(r"\^((?:\w|\\\.)+)")
 # Entries of PEFT's config that are read here, or that change nothing in a trained adapter of plain
 # LoRA. Any other entry that is set is refused, including those that PEFT may add one day.
 _UNDERSTOOD = {
@@ -47,12 +47,17 @@ def _printable(text: str) -> str:
 
 
 def _patterns(values: dict[str, Any]) -> dict[str, Any]:
-    patterns = [text for text in values if not _NAME.fullmatch(text)]
+    patterns = [text for text in values if not _is_name(text)]
     if len(patterns) > _MOST_PATTERNS:
         raise ValueError(f"has more than {_MOST_PATTERNS} patterns that are no names")
     for text in patterns:
         layer_pattern(text)
     return values
+
+
+def _is_name(key: str) -> bool:
+    """Whether it names one layer, or a tail of names, so that it is matched at once."""
+    return bool(_NAME.fullmatch(key) or _WHOLE.fullmatch(key))
 
 
 _Rank = Annotated[int, Field(ge=1, le=_MAX_RANK)]
@@ -168,11 +173,14 @@ def by_pattern(
     """
     places = {key: place for place, key in enumerate(values or {})}
     names = {key: place for key, place in places.items() if _NAME.fullmatch(key)}
+    found = {key: _WHOLE.fullmatch(key) for key in places}
+    wholes = {it[1].replace("\\", ""): places[key] for key, it in found.items() if it}
     first: dict[str, int] = {}  # layer -> place of the first pattern that matches
     for layer in layers:
         tails = [layer[end.end() :] for end in _TAIL.finditer(layer)]
-        first[layer] = min((names[tail] for tail in tails if tail in names), default=len(places))
-    for key in places.keys() - names.keys():
+        matching = [names[tail] for tail in tails if tail in names]
+        first[layer] = min([*matching, wholes.get(layer, len(places))])
+    for key in (key for key in places if not _is_name(key)):
         pattern = layer_pattern(key)  # one at a time: each may take megabytes
         for layer, place in first.items():
             seconds = max(1e-6, ends - time.monotonic())
@@ -190,7 +198,7 @@ def refuse_patterns(folder: Path) -> None:
     """
     for entry, value in _content_of(folder).items():
         names = value if isinstance(value, list | dict) else [value]
-        wrong = [name for name in names if not _PLAIN.fullmatch(str(name))]
+        wrong = [name for name in names if not _is_name(str(name))]
         if entry.endswith(_MATCHED) and wrong:
             raise ModelError(
                 f"{folder}: {CONFIG_FILE} cannot be used: {entry} has {wrong[0]!r:.40}, which is "
