@@ -434,7 +434,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--precision",
         choices=("auto", "float32", "bfloat16"),
         default="auto",
-        help="auto: bfloat16 where the device multiplies it natively, as of a study",
+        help="auto: bfloat16 where the device multiplies it faster, as of a study",
     )
     parser.add_argument(
         "--peer-sampling", choices=("sequential", "group_by_length"), default="sequential"

@@ -50,7 +50,8 @@ class UserData(NamedTuple):
     Attributes:
         training: rows to train on.
         tasks: the held-out rows as tasks, the one that decides first.
-        trained_items: the training rows as a task, scored as the task of ``name``.
+        trained_items: all rows that are not held out as a task, scored as the task of ``name``.
+        left: those of ``tasks`` that decide, by name, made of all rows that are not held out.
         format: ``letters`` if every completion is a letter; conversations if all rows are.
         name: of the task that scores held-out rows as the trained items are scored.
         read: what was read, and how.
@@ -59,6 +60,7 @@ class UserData(NamedTuple):
     training: list[TrainingRow]
     tasks: tuple[LoadedTask, ...]
     trained_items: LoadedTask
+    left: dict[str, LoadedTask]
     format: TrainedFormat
     name: str
     read: OwnData
@@ -101,23 +103,31 @@ def load_user_data(
             break
         chosen.update(its)
     held_out = [rows[index] for index in sorted(chosen)]
-    trained = [row for index, row in enumerate(rows) if index not in chosen]
-    trained = trained[: train.most_examples]
+    others = [row for index, row in enumerate(rows) if index not in chosen]
+    trained = others[: train.most_examples]
 
     assert train.data is not None
     name = rows_name(train.data)
+    trained_items = _of_likelihoods(f"{name}@train", others, train.judged_by, answers)
     tasks = [_of_likelihoods(name, held_out, train.judged_by, answers)]
-    if of_texts := judges_of_texts(train.judged_by):
+    of_texts = judges_of_texts(train.judged_by)
+    is_loss = not answers and "preference" not in train.judged_by
+    left = {} if of_texts and is_loss else {name: trained_items}
+    if of_texts:
         room = _room(train.max_new_tokens, held_out, tokenizer, max_length)
-        part = own._replace(rows=held_out)
-        texts = _texts(f"{name}{TEXTS_SUFFIX}", part, of_texts, room, tokenizer, allow_code)
+        called = f"{name}{TEXTS_SUFFIX}"
+        texts, left[called] = (
+            _texts(called, own._replace(rows=part), of_texts, room, tokenizer, allow_code)
+            for part in (held_out, others)
+        )
         tasks.insert(0 if train.judged_by[0] in of_texts else 1, texts)
-    seen, distinct = f"{name}@train", sorted({row.completion.strip() for row in rows})
+    distinct = sorted({row.completion.strip() for row in rows})
     is_letters = len(distinct) > 1 and options_of([distinct]) == "letters"
     return UserData(
         training=[row.as_trained for row in trained],
         tasks=tuple(tasks),
-        trained_items=_of_likelihoods(seen, trained, train.judged_by, answers),
+        trained_items=trained_items,
+        left=left,
         format=TrainedFormat(
             "letters" if is_letters else None, all(row.is_conversation for row in rows)
         ),

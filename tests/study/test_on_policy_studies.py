@@ -11,7 +11,9 @@ import yaml
 
 from rankwise.engine.training.memory import PassMemory
 from rankwise.errors import ConfigError, PlanError
+from rankwise.records.files import read_record
 from rankwise.records.folder import StudyFolder
+from rankwise.records.search import SearchRecord
 from rankwise.records.study import PlannedRun, RunRecord
 from rankwise.records.study_file import load_config
 from rankwise.study.planning.plan import plan_study
@@ -170,6 +172,26 @@ def test_a_teacher_beside_the_model_is_in_the_plan_s_memory(
 
 class Stopped(Exception):
     """In place of a kill, between two steps."""
+
+
+@pytest.mark.parametrize("max_examples", [None, 6])
+def test_rates_are_chosen_by_what_runs_write(
+    study_file: Path, tmp_path: Path, max_examples: int | None
+) -> None:
+    settings = ("train.learning_rate.tune=true", "search.validation_items=8", "methods.full=null")
+    with_objective(study_file, OBJECTIVES["rewarded"], max_examples=max_examples)
+    run(study_file, tmp_path / "study", *settings)
+    folder = StudyFolder(tmp_path / "study")
+    study = folder.read_study()
+    (by_relation,) = study.validation_items.values()
+    assert [*by_relation["in_domain"]] == ["data_rows_texts"]  # no loss of right answers
+    (part,) = read_record(folder.search_file, SearchRecord).by_train_task
+    assert part.unit == "points"
+    number = part.num_items["data_rows_texts"]
+    # a quarter of 24 rows is scored; where 6 are trained on, eight others are left, else a quarter
+    # of the 18 is held out
+    assert number == (4 if max_examples is None else 8)
+    assert {one.num_examples for one in study.runs} == {max_examples or 18 - number}
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)

@@ -199,6 +199,7 @@ def test_ranks_beyond_the_smaller_side_are_a_warning(
         f"tasks_path={tasks_folder}",
         "allow_task_code=true",
         "train.task=colours",
+        "train.split=null",
         "evaluation.retention=[]",
         "evaluation.held_out_text=[]",
         "evaluation.domains={}",

@@ -11,6 +11,7 @@ import itertools
 import math
 import random
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 from rankwise.errors import DataError, TaskError
@@ -96,6 +97,7 @@ class _Source(NamedTuple):
         leaves: the scored tasks of each relation.
         trained: those leaf tasks of which trained rows are scored too, as tasks made of them.
         asked: task in-domain -> the leaf task whose rows are examples of what it asks.
+        left: of own rows, task in-domain that decides -> it, asked of all rows that are not scored.
     """
 
     name: str
@@ -104,6 +106,7 @@ class _Source(NamedTuple):
     leaves: Leaves
     trained: dict[str, LoadedTask]
     asked: Mapping[str, str]
+    left: Mapping[str, LoadedTask] = MappingProxyType({})
 
 
 class _SourcePlan(NamedTuple):
@@ -441,7 +444,8 @@ class TaskFinder:
         self._clusters |= {task.name: data.read.cluster for task in data.tasks}
         self.warnings += [*_lost_unsaid(data), *_warnings("train.data", data.tasks)]
         rows, seen = {data.name: data.training}, {data.name: data.trained_items}
-        return _Source(source, rows, data.format, leaves, seen, dict.fromkeys(held_out, data.name))
+        asked = dict.fromkeys(held_out, data.name)
+        return _Source(source, rows, data.format, leaves, seen, asked, data.left)
 
     def _leaves(self, relation: Relation, listed: Sequence[str]) -> dict[str, LoadedTask]:
         leaves: dict[str, LoadedTask] = {}
@@ -528,13 +532,17 @@ class TaskFinder:
     ) -> dict[Relation, dict[str, str]]:
         """Relation -> {task: its validation items}; rows that are held out are taken from kept."""
         found: dict[Relation, dict[str, str]] = {}
+        drawn: dict[str, list[int]] = {}
         for relation in CHOSEN_BY:
             tasks = source.leaves[relation]
-            # what each of the tasks has at most; two at least
-            most = max(math.ceil(self.config.search.validation_items / max(len(tasks), 1)), 2)
+            # what each task has at most, two at least; rows that are asked in two ways count once
+            leaves = {source.asked.get(name, name) for name in tasks}
+            most = max(math.ceil(self.config.search.validation_items / max(len(leaves), 1)), 2)
             for loaded in tasks.values():
+                if source.left and loaded.name in source.asked.keys() - source.left.keys():
+                    continue  # a loss beside points decides nothing
                 with self.issues.of("search"):
-                    held_out = self._held_out(source, loaded, kept, most)
+                    held_out = self._held_out(source, loaded, kept, drawn, most)
                     if held_out is None:
                         self.warnings.append(
                             f"search: {loaded.name} has no split besides the scored one, so runs "
@@ -554,29 +562,34 @@ class TaskFinder:
         return found
 
     def _held_out(
-        self, source: _Source, loaded: LoadedTask, kept: dict[str, list[int]], number: int
+        self,
+        source: _Source,
+        loaded: LoadedTask,
+        kept: dict[str, list[int]],
+        drawn: dict[str, list[int]],
+        number: int,
     ) -> tuple[LoadedTask, int] | None:
         """The validation items of a task, and how many; None where there are fewer than two.
 
         Of a task that is trained on they are rows behind those that were read, else some of the
-        rows that are kept; of another one they are of a split that is not scored.
+        rows that are kept; of another one they are of a split that is not scored. ``drawn`` has
+        the rows of each leaf: what is asked in two ways is asked of the same ones.
         """
-        if loaded.name in source.rows:
-            is_own = self.config.train.data is not None
+        leaf = source.asked.get(loaded.name)
+        if leaf is not None:
+            is_own = loaded.name in source.left
             split = "test" if is_own else self.config.train.split_of(source.name)
-            asks = source.trained[loaded.name] if is_own else loaded
-            rows, left = kept[loaded.name], kept[loaded.name]
-            free = range(len(source.rows[loaded.name]), num_documents(asks, split))
-            if len(free) >= number:
-                chosen = _chosen(asks, free, number)
-            else:
-                chosen = _chosen(asks, rows, min(number, int(MOST_HELD_OUT * len(rows))))
-                left = sorted(set(rows) - set(chosen))
-            if len(chosen) < 2:
-                return None
-            items = validation_items(asks, split, chosen)
-            kept[loaded.name] = left
-            return items, len(chosen)
+            asks = source.left[loaded.name] if is_own else loaded
+            if leaf not in drawn:
+                rows = kept[leaf]
+                free = range(len(source.rows[leaf]), num_documents(asks, split))
+                if len(free) >= number:
+                    drawn[leaf] = _chosen(asks, free, number)
+                else:
+                    drawn[leaf] = _chosen(asks, rows, min(number, int(MOST_HELD_OUT * len(rows))))
+                    kept[leaf] = sorted({*rows} - {*drawn[leaf]})
+            items = validation_items(asks, split, drawn[leaf])
+            return (items, len(drawn[leaf])) if len(drawn[leaf]) > 1 else None
         config = loaded.task.config
         scored = config.test_split or config.validation_split
         for split in (config.validation_split, config.training_split):

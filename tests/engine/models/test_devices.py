@@ -18,18 +18,20 @@ from tests.support.fake_cuda import CUDA, fake_cuda
 
 
 @pytest.mark.parametrize(
-    ("flags", "has_kernels", "precision"),
+    ("vendor", "flags", "has_kernels", "precision"),
     [
-        ("avx2 avx512f avx512_bf16", True, "bfloat16"),
-        ("avx2 amx_bf16", True, "bfloat16"),
-        ("avx2 avx512f", True, "float32"),  # oneDNN emulates bfloat16 there
-        ("avx2 avx512f avx512_bf16", False, "float32"),  # ONEDNN_MAX_CPU_ISA=AVX2
+        ("AuthenticAMD", "avx2 avx512f avx512_bf16", True, "bfloat16"),
+        ("GenuineIntel", "avx2 avx512f avx512_bf16 amx_bf16", True, "bfloat16"),
+        ("GenuineIntel", "avx2 avx512f avx512_bf16", True, "float32"),  # AMX hidden: slower there
+        ("AuthenticAMD", "avx2 avx512f", True, "float32"),  # oneDNN emulates bfloat16 there
+        ("AuthenticAMD", "avx2 avx512f avx512_bf16", False, "float32"),  # ONEDNN_MAX_CPU_ISA=AVX2
     ],
 )
-def test_auto_is_bfloat16_where_a_processor_multiplies_it_and_may(
-    flags: str, has_kernels: bool, precision: str, monkeypatch: pytest.MonkeyPatch
+def test_auto_is_bfloat16_where_a_processor_multiplies_it_faster_and_may(
+    vendor: str, flags: str, has_kernels: bool, precision: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Path, "read_text", lambda *_, **__: f"flags : {flags}\n")
+    cpu = f"vendor_id : {vendor}\nflags : {flags}\n"
+    monkeypatch.setattr(Path, "read_text", lambda *_, **__: cpu)
     monkeypatch.setattr(devices, "has_bfloat16_kernels", lambda: has_kernels)
     assert devices.resolve_precision("auto", torch.device("cpu")) == precision
 
