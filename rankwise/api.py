@@ -37,9 +37,9 @@ if TYPE_CHECKING:
 AnyPath = str | os.PathLike[str]
 
 _PLANNED = (
-    *("name", "train_task", "method", "rank", "alpha", "learning_rate", "epochs", "seed"),
-    *("num_examples", "num_steps", "num_tokens", "num_trainable_parameters", "trainable_share"),
-    "estimated_memory_bytes",
+    *("name", "train_task", "method", "rank", "mean_rank", "alpha", "learning_rate", "epochs"),
+    *("seed", "num_examples", "num_steps", "num_tokens", "num_trainable_parameters"),
+    *("trainable_share", "estimated_memory_bytes"),
 )
 _FRAME_HEIGHT = 640
 

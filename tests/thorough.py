@@ -11,6 +11,7 @@ THOROUGH = (
     "tests/faults/",
     "tests/fuzz/",
     "tests/study/test_study.py::test_killed_with_9_and_run_again_ends_with_the_same_records",
+    "tests/study/test_rank_patterns.py::test_killed_while_it_trains",
     "tests/study/test_variants_study.py::test_killed_while_a_variant_trains_it_resumes",
     "tests/study/test_search_study.py::test_a_search_that_is_stopped_again_and_again_ends_the_same",
     "tests/study/test_acceptance.py",

@@ -147,7 +147,7 @@ def _reported(folder: StudyFolder, events: Events | None, outcome: StudyOutcome)
     from rankwise.findings.statements import in_commands
 
     path, code = written_report(folder, outcome), _exit_code(outcome)
-    fields = {"train_task", "outcome", "rank", "statement"}
+    fields = {"train_task", "outcome", "rank", "mean_rank", "statement"}
     parts = outcome.recommendation.by_train_task
     said = [in_commands(part.model_dump(include=fields), folder.root) for part in parts]
     events.ended("incomplete" if code else "done", code, recommendations=said, report=path)

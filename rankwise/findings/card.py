@@ -274,7 +274,7 @@ def _remark(
 
 def _settings(option: Option) -> dict[str, str]:
     plan = option.plan
-    settings = {"Rank": None if plan.rank is None else str(plan.rank)}
+    settings = {"Rank": None if plan.rank is None else quantities.rank(plan)[len("rank ") :]}
     settings["Alpha"] = quantities.alpha(plan)
     rate, epochs = plan.learning_rate, plan.epochs
     settings["Learning rate"] = None if rate is None else quantities.learning_rate(rate)
@@ -292,7 +292,8 @@ def _checked(
     beside = {row.label: row for row in rows if row.lead is not None}
     for advice in ADVICE:
         ranked = [o for o in source.options if o.rank and o.plan.role != "imported"]
-        options = [option for option in ranked if option.rank in advice.ranks]
+        uniform = [option for option in ranked if option.plan.mean_rank is None]
+        options = [option for option in uniform if option.rank in advice.ranks]
         if advice.has_double_alpha:
             plain = [option for option in ranked if not is_rslora(option.plan)]
             options = [option for option in plain if option.plan.alpha == 2 * (option.rank or 0)]

@@ -66,6 +66,7 @@ def compare(
     return kind(
         label=models.label,
         rank=models.rank,
+        mean_rank=first.planned.mean_rank if first else None,
         num_seeds=len(runs),
         num_parameters=first.planned.num_trainable_parameters if first else 0,
         num_tokens=first.num_tokens if first else 0,

@@ -158,7 +158,7 @@ def _matched(source: OptionGains, recommendation: Recommendation) -> MatchedPair
 
 def _rank(option: Option) -> float:
     """Full fine-tuning is above every rank."""
-    return float("inf") if option.rank is None else option.rank
+    return float("inf") if option.rank is None else option.plan.mean_rank or option.rank
 
 
 _CLAIMS: dict[TrendOf, str] = {

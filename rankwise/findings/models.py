@@ -16,6 +16,7 @@ from rankwise.findings.options import OptionGains, Runs, TaskMean
 from rankwise.findings.pairs import run_record, trained
 from rankwise.findings.stats.estimates import mean_over_tasks, student_interval, wilson_interval
 from rankwise.findings.stats.items import POINTS, Items, num_clusters
+from rankwise.records import quantities
 from rankwise.records.axes import Kind, run_labels
 from rankwise.records.recommendation import Comparison, Recommendation
 from rankwise.records.results import ModelResults, TaskItems, TrainTaskResults
@@ -63,6 +64,12 @@ class ModelSummary:
             return "base"
         rank = self.run.planned.rank
         return "full" if rank is None else rank
+
+    @property
+    def kind_name(self) -> str:
+        """The same in words: base, full, rank 8, or rank pattern (mean 6.3)."""
+        is_ranked = self.run is not None and self.run.planned.rank is not None
+        return quantities.rank(self.run.planned) if self.run and is_ranked else str(self.kind)
 
 
 def summarise(

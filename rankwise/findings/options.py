@@ -37,10 +37,14 @@ Runs = tuple[ModelResults, ...]
 
 
 class OptionName(Record):
-    """What an option is called in records: its label, and the rank; None for full fine-tuning."""
+    """What an option is called in records: its label, and the rank; None for full fine-tuning.
+
+    ``mean_rank`` is that of a rank pattern, else None; ``rank`` is rounded then.
+    """
 
     label: str
     rank: int | None
+    mean_rank: float | None = None
 
     @property
     def kind(self) -> Kind:
@@ -129,7 +133,7 @@ class Option(NamedTuple):
     @property
     def name(self) -> OptionName:
         """The option's name in records."""
-        return OptionName(label=self.label, rank=self.rank)
+        return OptionName(label=self.label, rank=self.rank, mean_rank=self.plan.mean_rank)
 
     @property
     def records(self) -> tuple[RunRecord, ...]:
@@ -269,7 +273,8 @@ class OptionGains:
 
     def name_of(self, run: ModelResults) -> OptionName:
         """The option that a run belongs to."""
-        return OptionName(label=self.labels[run.name], rank=run_record(run).planned.rank)
+        plan = run_record(run).planned
+        return OptionName(label=self.labels[run.name], rank=plan.rank, mean_rank=plan.mean_rank)
 
     def label_of(self, plan: PlannedRun) -> str:
         """What tells a model of the study from the others, whatever its role; the seed left out."""
@@ -484,7 +489,7 @@ def _options(results: TrainTaskResults, labels: Mapping[str, str]) -> tuple[Opti
         key=lambda option: (
             option.plan.role == "imported",
             option.plan.rank is None,
-            option.plan.rank or 0,
+            option.plan.mean_rank or option.plan.rank or 0,
             option.plan.alpha or 0.0,
             option.plan.scaling or 0.0,
             option.plan.learning_rate or 0.0,
@@ -514,7 +519,10 @@ _NAMES = ("alpha ", "rate ", "on ", "epochs ")
 
 
 class RankSeries(NamedTuple):
-    """LoRA options that differ by rank alone, smallest first; the label says what they share."""
+    """LoRA options that differ by rank alone, smallest first; the label says what they share.
+
+    A rank pattern is none of them: it also differs in where the rank is.
+    """
 
     label: str
     rungs: tuple[Option, ...]
@@ -527,9 +535,10 @@ def ladders(source: OptionGains) -> list[RankSeries]:
     """
     rungs: dict[BesideRank, dict[int, Option]] = {}
     for option in source.options:
-        if option.plan.rank is not None and option.plan.role != "imported":
-            for setting in beside_rank(option.plan):
-                rungs.setdefault(setting, {})[option.plan.rank] = option
+        plan = option.plan
+        if plan.rank is not None and plan.mean_rank is None and plan.role != "imported":
+            for setting in beside_rank(plan):
+                rungs.setdefault(setting, {})[plan.rank] = option
     varied = [place for place in range(len(_NAMES)) if len({each[place] for each in rungs}) > 1]
     return [
         RankSeries(

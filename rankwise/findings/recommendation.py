@@ -105,6 +105,7 @@ def recommend_for(
     found = Recommendation(
         train_task=results.train_task,
         **{name: getattr(plan, name, None) for name in SETTING if name != "scaling"},
+        mean_rank=None if plan is None else plan.mean_rank,
         statement="",
         reasons=(),
         outcome=outcome,
@@ -308,10 +309,10 @@ def _left_out(results: TrainTaskResults) -> tuple[str, ...]:
     )
 
 
-def _size(option: Option) -> tuple[int, float, float, float, tuple[str, ...], int, str]:
+def _size(option: Option) -> tuple[float, float, float, float, tuple[str, ...], int, str]:
     """The size by which options are ordered, smallest first."""
     plan = option.plan
-    rank, alpha, scaling = plan.rank or 0, plan.alpha or 0.0, plan.scaling or 0.0
+    rank, alpha, scaling = plan.mean_rank or plan.rank or 0, plan.alpha or 0.0, plan.scaling or 0.0
     rate, epochs = plan.learning_rate or 0.0, plan.epochs or 0
     return rank, alpha, scaling, rate, plan.target_modules, epochs, option.label
 
@@ -366,6 +367,7 @@ def _verdicts(
         yield RankVerdict(
             label=option.label,
             **{name: getattr(option.plan, name) for name in SETTING},
+            mean_rank=option.plan.mean_rank,
             runs=tuple(run.name for run in option.trained),
             imported_as=option.plan.imported and option.plan.imported.label,
             gain=_bound(float(evidence.in_domain.mean[index]), gain, index),
@@ -434,7 +436,7 @@ def _rate_at_edge(
         return None
     best = max(options, key=lambda each: _mean_gain(source, each.trained, tasks.in_domain)).plan
     # a rule gives every rank its own rate: only those of one rank were tried against each other
-    but_rate = attrgetter("rank", "scaling", "target_modules", "epochs")
+    but_rate = attrgetter("rank", "mean_rank", "scaling", "target_modules", "epochs")
     alike = [option.plan for option in options if but_rate(option.plan) == but_rate(best)]
     rates = {plan.learning_rate or 0.0 for plan in alike}
     is_edge = len(rates) > 1 and best.learning_rate in (min(rates), max(rates))

@@ -250,7 +250,10 @@ def _recommended(numbers: Recommendation) -> str:
     settings = [setting for setting in known if setting]
     text = f"Use {chosen.label}"
     if chosen.rank is not None:
-        text = f"Use rank {chosen.rank}" + (f" ({', '.join(settings)})" if settings else "")
+        name = f"rank {chosen.rank}"
+        if chosen.mean_rank is not None:
+            name, settings = "the rank pattern", [f"mean {chosen.mean_rank:.1f}", *settings]
+        text = f"Use {name}" + (f" ({', '.join(settings)})" if settings else "")
         if chosen.imported_as is not None:
             text += f", imported as {chosen.imported_as}"
     says: list[str] = []

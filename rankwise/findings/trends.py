@@ -47,10 +47,14 @@ def rank_trend(
 ) -> RankTrend | None:
     """The change from the smallest to the largest rank; None with fewer than two ranks.
 
-    Where a rank was trained with several other settings, their mean is taken. The options are
-    measured on the same sets of items with the same seeds.
+    Where a rank was trained with several other settings, their mean is taken; rank patterns are
+    left out. The options are measured on the same sets of items with the same seeds.
     """
-    by_rank = grouped((option.rank, parts) for option, parts in measured if option.rank is not None)
+    by_rank = grouped(
+        (option.rank, parts)
+        for option, parts in measured
+        if option.rank is not None and option.mean_rank is None
+    )
     if len(by_rank) < 2:
         return None
     smallest, largest = min(by_rank), max(by_rank)

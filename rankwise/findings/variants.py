@@ -108,7 +108,7 @@ def _beside(source: OptionGains, tasks: DecidingTasks, one: Option, rank: int) -
     alike = [
         option
         for option in source.options
-        if option.rank == rank
+        if (option.rank, option.plan.mean_rank) == (rank, None)
         and option.plan.role != "imported"
         and (option.plan.target_modules, option.plan.epochs) == (plan.target_modules, plan.epochs)
         and (not alphas or alphas & {alpha for alpha, *_ in beside_rank(option.plan)})

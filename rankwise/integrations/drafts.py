@@ -44,6 +44,7 @@ class TrainingSetup(NamedTuple):
         is_full: whether all weights are trained; then there is no rank and no alpha.
         rank: of LoRA.
         alpha: the numerator of its scaling.
+        layer_ranks: of each layer, where they have ranks of their own; all are scaled alike.
         use_rslora: whether the scaling is alpha over the root of the rank.
         dropout: on LoRA's input.
         target_modules: the adapted layers, or ``all-linear``.
@@ -76,6 +77,7 @@ class TrainingSetup(NamedTuple):
     is_full: bool = False
     rank: int | None = None
     alpha: float | None = None
+    layer_ranks: tuple[tuple[str, int], ...] = ()
     use_rslora: bool = False
     dropout: float | None = None
     target_modules: tuple[str, ...] = ()

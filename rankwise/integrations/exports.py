@@ -32,7 +32,7 @@ from rankwise.study.conclusion import StudyOutcome, conclude
 
 CARD_FILE = "README.md"
 # What a setup takes from a run and from a study file, under the same names.
-_OF_RUN = ("rank", "alpha", "target_modules", "learning_rate", "epochs", "seed")
+_OF_RUN = ("rank", "alpha", "learning_rate", "epochs", "seed")
 _OF_TRAINING = (
     *("dropout", "batch_size", "gradient_accumulation_steps", "schedule", "warmup_ratio"),
     *("weight_decay", "max_grad_norm", "max_length", "loss_on", "chat_template"),
@@ -180,6 +180,9 @@ def write_setup(
         others = " or ".join(each.name for each in TOOLS if setup.stage in each.objectives)
         what = f"no config of {tool.title} is written for {setup.stage.upper()}"
         raise ConfigError("export", [f"--format: {what}; take {others}"])
+    if planned.layer_ranks and tool is not PEFT:
+        what = f"{planned.name} has a rank for each layer, and {tool.title}'s config has one rank"
+        raise ConfigError("export", [f"--format: {what}; take peft"])
     entries = written_entries(setup, tool, final)
     file = folder / tool.file_name
     if tool is PEFT:
@@ -226,6 +229,8 @@ def setup_of(study: StudyRecord, planned: PlannedRun) -> TrainingSetup:
         rows=rows,
         turns=train.turns if rows == "messages" else None,
         is_full=planned.method == "full",
+        target_modules=planned.saved_targets,
+        layer_ranks=planned.layer_ranks,
         use_rslora=is_rslora(planned),
         objective=None
         if train.objective is None
@@ -357,6 +362,8 @@ def run_card(outcome: StudyOutcome, chosen: ChosenRun) -> str:
     model = next(each for each in results.runs if each.name == planned.name)
     compared = [each for each in part.comparisons if each.run == planned.name]
     what = "A fully fine-tuned model" if planned.rank is None else f"A rank-{planned.rank} adapter"
+    if planned.mean_rank is not None:
+        what = f"An adapter of mean rank {planned.mean_rank:.1f}"
     version = study.provenance.rankwise_version
     lines = [
         "---",
@@ -420,7 +427,7 @@ def _settings(study: StudyRecord, planned: PlannedRun) -> Iterator[tuple[str, st
         with_it = "" if planned.rank is None else "; this adapter is put on both"
         yield "base", f"{base} (PEFT's merge_and_unload){with_it}"
     if planned.rank is not None and alpha is not None:
-        yield "rank", str(planned.rank)
+        yield "rank", quantities.rank(planned)[len("rank ") :]
         yield "alpha", alpha
         yield "target modules", ", ".join(planned.target_modules)
     yield "learning rate", quantities.learning_rate(planned.learning_rate or 0.0)

@@ -5,8 +5,11 @@ It has no settings of the training. A Trainer's folder has some of them beside i
 
 from __future__ import annotations
 
-from rankwise.integrations.drafts import Draft, shown
+from typing import Any
+
+from rankwise.integrations.drafts import Draft, TrainingSetup, shown
 from rankwise.integrations.tools import LORA_KEYS, Tool
+from rankwise.records.patterns import rank_entries
 
 CONFIG_FILE = "adapter_config.json"
 # Lines of the card that transformers' Trainer writes.
@@ -31,6 +34,11 @@ def _read_own(draft: Draft) -> None:
     draft.read_bias()
     draft.read_targets("target_modules")
     draft.read_initialisation("init_lora_weights")
+    if entries.take("rank_pattern"):
+        draft.not_carried.append(
+            "rank_pattern, a rank for each layer: name the adapter's folder in "
+            "methods.lora.rank_pattern"
+        )
     draft.fields["data"] = entries.text("dataset")
     if draft.fields["learning_rate"] is None:
         draft.to_check.append(
@@ -40,6 +48,13 @@ def _read_own(draft: Draft) -> None:
     else:
         draft.read_devices("num_devices")
         draft.to_check.append("train: weight_decay, max_grad_norm and max_length are in no card")
+
+
+def _ranks_of_layers(setup: TrainingSetup) -> dict[str, Any]:
+    """The entries of layers with ranks of their own, where a setup has such."""
+    if not setup.layer_ranks or setup.alpha is None or setup.rank is None:
+        return {}
+    return rank_entries(dict(setup.layer_ranks), setup.alpha / setup.rank)
 
 
 PEFT = Tool(
@@ -60,6 +75,7 @@ PEFT = Tool(
         "task_type": "CAUSAL_LM",
         "target_modules": setup.targets,
         "bias": "none",
+        **_ranks_of_layers(setup),
     },
     without_effect=(
         *("task_type", "auto_mapping", "peft_version", "inference_mode", "megatron_core"),

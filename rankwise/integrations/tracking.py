@@ -77,7 +77,7 @@ class Tracking:
         """Tell the verdict: the statement and, where one is recommended, the rank."""
         for part in outcome.recommendation.by_train_task:
             if part.rank is not None:
-                self._log({f"recommended_rank/{part.train_task}": part.rank})
+                self._log({f"recommended_rank/{part.train_task}": part.mean_rank or part.rank})
             for name, tracker in list(self._trackers.items()):
                 said = with_folder(part.statement, self._name)
                 text = {f"verdict/{part.train_task}": said}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from rankwise.records import quantities
@@ -22,6 +22,9 @@ Kind = int | Literal["full", "base"]
 SETTING = ("rank", "alpha", "scaling", "learning_rate", "target_modules", "epochs")
 """What an option is besides its seed: fields that a planned run and a verdict share."""
 
+
+ModuleNames = tuple[str, ...]
+"""A set of target modules, as the study file names it."""
 
 BesideRank = tuple[str, str, str, str]
 """What ranks can be compared under: how alpha and the rate follow from them, modules, epochs."""
@@ -74,6 +77,17 @@ def lora_settings(config: StudyConfig) -> tuple[LoraSettings, ...]:
         combinations = itertools.product(*axes.values())
         found += [LoraSettings(**dict(zip(axes, each, strict=True))) for each in combinations]
     return tuple(dict.fromkeys(found))
+
+
+def pattern_settings(config: StudyConfig, ranks: Mapping[ModuleNames, int]) -> list[LoraSettings]:
+    """The grid's settings but for its ranks, under which a rank pattern is trained.
+
+    Args:
+        config: of a study with a rank pattern.
+        ranks: target modules -> the pattern's mean rank there, rounded.
+    """
+    grid = dict.fromkeys(each._replace(rank=0) for each in lora_settings(config))
+    return [each._replace(rank=ranks[each.target_modules]) for each in grid]
 
 
 class VariantChoice(NamedTuple):
@@ -154,7 +168,7 @@ def _run_label(run: PlannedRun, differing: Sequence[str]) -> str:
         return f"imported {run.imported.label}"
     if run.called is not None and run.role == "imported":
         return run.called
-    parts = [FULL_LABEL if run.rank is None else f"rank {run.rank}"]
+    parts = [FULL_LABEL if run.rank is None else quantities.rank(run)]
     if run.variant is not None:
         parts.append(VARIANT_LABELS[run.variant])
     return ", ".join([*parts, *(f"{name}{_SETTINGS[name](run)}" for name in differing)])

@@ -94,6 +94,7 @@ def training_fingerprint(
         {
             **of_variant,
             **({} if objective is None else _of_objective(objective)),
+            **({"layer_ranks": [*map(list, run.layer_ranks)]} if run.layer_ranks else {}),
             **({} if judge is None else {"judge": judge}),
             **({} if ends_within is None else {"ends_within": ends_within}),
             "training_revision": TRAINING_REVISION,

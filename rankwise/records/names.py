@@ -61,7 +61,7 @@ def find_run(study: StudyRecord, text: str, verb: str = "heads") -> PlannedRun:
     """
     names = [run.name for run in study.runs]
     if text.isdecimal():
-        matches = [run for run in study.runs if run.rank == int(text)]
+        matches = [run for run in study.runs if run.rank == int(text) and run.mean_rank is None]
     else:
         parts = _parts(text)
         matches = [

@@ -11,6 +11,8 @@ from __future__ import annotations
 import importlib
 import re
 import warnings
+from collections import Counter
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -39,6 +41,31 @@ _PARTS = re.compile(
     re.DOTALL,
 )
 _IN_SET = re.compile(r"(\\.)|\[", re.DOTALL)
+
+
+def layer_pattern(key: str) -> Pattern:
+    """A key of PEFT's ``rank_pattern`` as PEFT matches it: a layer's name, or the end of one.
+
+    Raises:
+        ValueError: it is no regular expression, or is too large.
+    """
+    return Pattern(rf"(.*\.)?({key})$")
+
+
+def rank_entries(ranks: Mapping[str, int], scaling: float) -> dict[str, Any]:
+    """The entries of PEFT's config that give each layer its rank, and all the same scaling.
+
+    ``r`` is the rank that most layers have; patterns name the others as a whole, so that they match
+    no layer whose name ends as theirs.
+    """
+    most = Counter(ranks.values()).most_common(1)[0][0]
+    others = {f"^{re.escape(name)}": rank for name, rank in ranks.items() if rank != most}
+    return {
+        "r": most,
+        "lora_alpha": scaling * most,
+        "rank_pattern": others,
+        "alpha_pattern": {name: scaling * rank for name, rank in others.items()},
+    }
 
 
 class Pattern:

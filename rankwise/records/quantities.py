@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from rankwise.records.study import Interval, PlannedRun, Scaled, Unit, is_rslora
+from rankwise.records.study import Interval, PlannedRun, Ranked, Scaled, Unit, is_rslora
 
 NOT_MEASURED = "—"
 MINUS = "\u2212"
@@ -189,10 +189,20 @@ def number(value: float) -> str:
     return f"{value:g}"
 
 
+def rank(of: Ranked) -> str:
+    """Rank 8, or rank pattern (mean 6.3), for what is trained as LoRA."""
+    return f"rank {of.rank}" if of.mean_rank is None else f"rank pattern (mean {of.mean_rank:.1f})"
+
+
 def alpha(of: Scaled) -> str | None:
-    """16, or 16 with rsLoRA: without that word PEFT would scale the update otherwise."""
+    """16, or 16 with rsLoRA: without that word PEFT would scale the update otherwise.
+
+    2r where each layer has a rank of its own.
+    """
     if of.alpha is None:
         return None
+    if of.mean_rank is not None and of.scaling is not None:
+        return f"{number(of.scaling)}r"
     return number(of.alpha) + (" with rsLoRA" if is_rslora(of) else "")
 
 

@@ -89,7 +89,10 @@ class RankVerdict(Record):
 
     label: str
     rank: int | None
-    """None where no model has a rank, or nobody knows it."""
+    """None where no model has a rank, or nobody knows it; of a rank pattern ``mean_rank``, rounded.
+    """
+    mean_rank: float | None = None
+    """Of a rank pattern the rank that trains as many weights; its runs have the ranks of layers."""
     alpha: float | None
     scaling: float | None
     learning_rate: float | None
@@ -138,6 +141,8 @@ class Recommendation(Record):
     train_task: str
     outcome: Outcome
     rank: int | None
+    mean_rank: float | None = None
+    """As in ``RankVerdict``."""
     alpha: float | None
     learning_rate: float | None
     target_modules: tuple[str, ...] | None

@@ -70,11 +70,18 @@ class FullTraining(Record):
     optimizer: OptimizerName = "adamw"
 
 
-class Scaled(Protocol):
-    """A planned run, a verdict or a choice; all three are None for full fine-tuning."""
+class Ranked(Protocol):
+    """A planned run, a verdict or a recommendation; ``mean_rank`` is that of a rank pattern."""
 
     @property
     def rank(self) -> int | None: ...
+    @property
+    def mean_rank(self) -> float | None: ...
+
+
+class Scaled(Ranked, Protocol):
+    """The same with its scaling; all are None for full fine-tuning."""
+
     @property
     def alpha(self) -> float | None: ...
     @property
@@ -136,7 +143,12 @@ class PlannedRun(Record):
     train_task: Text
     """The task that the run is trained on."""
     rank: int | None = None
-    """None for full fine-tuning."""
+    """None for full fine-tuning; of a rank pattern `mean_rank`, rounded."""
+    layer_ranks: tuple[tuple[str, int], ...] = ()
+    """Of a rank pattern the rank of every adapted layer; empty where all have `rank`."""
+    mean_rank: float | None = None
+    """Of a rank pattern the rank that trains as many weights, on all layers that `target_modules`
+    names; None where all layers have `rank`."""
     alpha: float | None = None
     """None for full fine-tuning, and for a variant whose update has no scaling."""
     alpha_labels: tuple[str, ...] = ()
@@ -222,6 +234,25 @@ class PlannedRun(Record):
         return self.model_copy(update={"role": "searched"})
 
     @property
+    def saved_targets(self) -> tuple[str, ...]:
+        """The adapted layers as a config of PEFT names them; of a rank pattern, each as a whole."""
+        return tuple(name for name, _ in self.layer_ranks) or self.target_modules
+
+    @property
+    def highest_rank(self) -> int:
+        """Of its layers; 0 for full fine-tuning."""
+        return max((rank for _, rank in self.layer_ranks), default=self.rank or 0)
+
+    @property
+    def num_held_weights(self) -> int:
+        """The weights in memory as it trains: each layer has the highest rank, filled with zeros.
+
+        At most so many, where a rank pattern leaves out layers.
+        """
+        factor = 1.0 if self.mean_rank is None else self.highest_rank / self.mean_rank
+        return round(self.num_trainable_parameters * factor)
+
+    @property
     def num_read_tokens(self) -> int:
         """Tokens that it reads as it trains, over all epochs."""
         return self.num_tokens - self.num_shared_tokens
@@ -236,7 +267,8 @@ class PlannedRun(Record):
     def state_bytes(self) -> int:
         """Bytes of a saved state of its training: the weights and two moments of each."""
         optimizer = "adamw" if self.full is None else self.full.optimizer
-        return self.weights_bytes + self.num_trainable_parameters * _MOMENTS_BYTES[optimizer]
+        weights = "float32" if self.full is None else self.full.weights
+        return self.num_held_weights * (_WEIGHT_BYTES[weights] + _MOMENTS_BYTES[optimizer])
 
     @property
     def stored_bytes(self) -> int:

@@ -12,6 +12,7 @@ from typing import Any, TypeVar, cast, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 
 from rankwise.errors import ConfigError, did_you_mean
+from rankwise.records.config.methods import PATTERN_TAGS
 from rankwise.records.config.own_rows import CHECK_TAGS, ClauseConfig, ContractConfig, hub_data
 from rankwise.records.config.study import RecommendationConfig, StudyConfig
 from rankwise.records.config.training import RATE_TAGS
@@ -294,7 +295,7 @@ def _with_absolute_paths(value: Any, folder: Path, key: str = "") -> Any:
     return value.model_copy(update=changed)
 
 
-_TAGS = (*RATE_TAGS, *CHECK_TAGS)
+_TAGS = (*RATE_TAGS, *CHECK_TAGS, *PATTERN_TAGS)
 """Parts of an error's place that are no keys."""
 
 _PAIRED = {

@@ -172,10 +172,13 @@ def _method_facts(config: StudyConfig, plans: Sequence[PlannedRun]) -> Facts:
     lora, full = config.methods.lora, config.methods.full
     facts: Facts = {}
     if lora is not None:
-        ranks = sorted({run.rank for run in plans if run.rank is not None})
+        ranked = sorted(
+            (run for run in plans if run.rank), key=lambda run: run.mean_rank or run.rank or 0
+        )
+        ranks = dict.fromkeys(quantities.rank(run)[len("rank ") :] for run in ranked)
         sets = dict.fromkeys(run.target_modules for run in plans if run.target_modules)
         facts = {
-            "LoRA ranks": ", ".join(map(str, ranks)),
+            "LoRA ranks": ", ".join(ranks),
             "LoRA alpha": "; ".join(map(_alpha, lora.alphas)),
             "LoRA target modules": "; ".join(map(", ".join, sets)),
             "LoRA learning rate": _rates(plans, "lora"),

@@ -35,8 +35,8 @@ OUTCOMES: dict[Outcome, str] = {
 }
 
 
-_PLAN = ("method", "rank", "alpha", "scaling", "learning_rate", "seed", "target_modules",
-         "num_trainable_parameters", "trainable_share")  # fmt: skip
+_PLAN = ("method", "rank", "mean_rank", "alpha", "scaling", "learning_rate", "seed",
+         "target_modules", "num_trainable_parameters", "trainable_share")  # fmt: skip
 _MEANS = ("in_domain", "gain", "out_of_domain", "out_of_domain_change", "retention",
           "retention_change", "held_out_loss", "forgetting")  # fmt: skip
 _COST = ("num_steps", "num_tokens", "train_seconds", "peak_memory_bytes")
@@ -141,7 +141,7 @@ def _model(summary: ModelSummary) -> Cell:
     if summary.run is None:
         return Cell(summary.label, "", "untouched" if summary.label == BASE_LABEL else "")
     plan = summary.run.planned
-    name = "full fine-tuning" if plan.rank is None else f"LoRA rank {plan.rank}"
+    name = "full fine-tuning" if plan.rank is None else f"LoRA {quantities.rank(plan)}"
     if plan.imported is not None:
         name = f"{name}, imported {plan.imported.label}"
     elif plan.called is not None:

@@ -129,7 +129,7 @@ def resolution(plan: StudyPlan) -> StudyResolution:
     """What this many items and ranks can tell."""
     record, margins = plan.record, plan.record.config.recommendation
     relations = next(iter(record.tasks.values()))
-    num_options = max(1, len({run.rank for run in record.runs if run.method == "lora"}))
+    num_options = max(1, len({(r.rank, r.mean_rank) for r in record.runs if r.method == "lora"}))
 
     def of(names: Sequence[str], margin_for: Callable[[Iterable[str]], float]) -> Detectable | None:
         tasks: list[TaskSize] = []

@@ -58,6 +58,7 @@ def reference_runs(
 ) -> tuple[str, ...]:
     """The names of a trained task's references; one that is among ``earlier`` stays."""
     lora = [run for run in study.of_role("trained") if run.train_task == train_task and run.rank]
+    lora = [run for run in lora if run.mean_rank is None]
     first = [run for run in lora if run.seed == study.config.seeds[0]]
     ranks = sorted({run.rank for run in first if run.rank is not None})
     kept = [run for run in lora if run.name in earlier]

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,6 +21,7 @@ from torch import Tensor
 
 from rankwise.engine.models.adapter_folder import AdapterFolder, write_factors
 from rankwise.errors import ModelError
+from rankwise.records.patterns import rank_entries
 from rankwise.weights.spectra import Svd
 
 
@@ -170,14 +169,9 @@ def save_updates(
         ValueError: a number overflows float32.
     """
     ranks = {name: update.rank for name, update in updates.items()}
-    most = Counter(ranks.values()).most_common(1)[0][0]
-    others = {f"^{re.escape(name)}": rank for name, rank in ranks.items() if rank != most}
     config = {
         **source.config,
-        "r": most,
-        "lora_alpha": most,
-        "rank_pattern": others,
-        "alpha_pattern": others,
+        **rank_entries(ranks, 1.0),
         "use_rslora": False,
         "init_lora_weights": True,
         "eva_config": None,

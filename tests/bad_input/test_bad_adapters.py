@@ -14,11 +14,17 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
-from rankwise.engine.models.adapter_config import CONFIG_FILE, layer_settings
+from rankwise.engine.models.adapter_config import (
+    CONFIG_FILE,
+    layer_settings,
+    read_adapter_config,
+    refuse_patterns,
+)
 from rankwise.engine.models.adapter_folder import WEIGHTS_FILE
 from rankwise.engine.models.peft_adapters import load_adapter
 from rankwise.errors import ModelError
 from rankwise.records.config.methods import ImportedConfig
+from rankwise.records.patterns import rank_entries
 from rankwise.records.study_file import load_config
 from rankwise.study.planning.imports import imported_run
 from rankwise.study.planning.model import study_model
@@ -302,7 +308,7 @@ def test_patterns_that_take_long(
     sentence: Sentences,
 ) -> None:
     """Python's own ``re`` would take years."""
-    monkeypatch.setattr("rankwise.engine.models.adapter_config._MOST_SECONDS", 0.01)
+    monkeypatch.setattr("rankwise.engine.models.adapter_config.MOST_SECONDS", 0.01)
     folder = tmp_path / "slow"
     shutil.copytree(good, folder)
     config(**{entry: {"(?:.|.)*(?!.|$)": 4}})(folder)
@@ -332,6 +338,28 @@ def test_patterns_are_read_as_peft_reads_them() -> None:
     for layer, setting in layer_settings(named, layers, Path()).items():
         assert setting.rank == patterns.get(get_pattern_key(list(patterns), layer), 1)
         assert setting.scaling == 16 / setting.rank
+
+
+def test_ranks_of_hundreds_of_layers_are_named_and_match_no_other_layer(tmp_path: Path) -> None:
+    from peft.utils.other import get_pattern_key
+
+    layers = [f"model.layers.{n}.{name}_proj" for n in range(80) for name in "qkvo"]
+    ranks = {name: 1 + place % 3 for place, name in enumerate(layers)}
+    entries = rank_entries(ranks, 2.0)
+    assert len(entries["rank_pattern"]) > 200
+    content = {"peft_type": "LORA", "target_modules": layers, **entries}
+    (tmp_path / CONFIG_FILE).write_text(json.dumps(content))
+    refuse_patterns(tmp_path)
+    beside = [f"tower.{layers[1]}", layers[1].replace(".", "x", 1)]
+    read = read_adapter_config(tmp_path)
+    settings = layer_settings(read, [*layers, *beside], tmp_path)
+    assert {name: settings[name].rank for name in layers} == ranks
+    assert {each.scaling for each in settings.values()} == {2.0}
+    assert [settings[name].rank for name in beside] == [entries["r"]] * 2
+    keys = [*entries["rank_pattern"]]
+    for layer, setting in settings.items():
+        key = get_pattern_key(keys, layer)
+        assert entries["rank_pattern"].get(key, entries["r"]) == setting.rank
 
 
 def test_peft_is_given_no_pattern(good: Path, tmp_path: Path, sentence: Sentences) -> None:

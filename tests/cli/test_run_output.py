@@ -88,7 +88,10 @@ def test_the_plan_comes_first_and_the_end_last(ran: Ran) -> None:
         "message": None,
         "recommendations": [
             {
-                **{name: getattr(part, name) for name in ("train_task", "outcome", "rank")},
+                **{
+                    name: getattr(part, name)
+                    for name in ("train_task", "outcome", "rank", "mean_rank")
+                },
                 "statement": with_folder(part.statement, ran.folder),
             }
             for part in said.by_train_task

@@ -354,7 +354,7 @@ def read_adapter(folder: Path, entries: dict[str, Any]) -> object:
     from peft.utils.other import get_pattern_key
 
     (folder / CONFIG_FILE).write_text(json.dumps(_ADAPTER | entries))
-    with mock.patch.object(adapter_config, "_MOST_SECONDS", 0.3):
+    with mock.patch.object(adapter_config, "MOST_SECONDS", 0.3):
         settings = layer_settings(read_adapter_config(folder), _LAYERS, folder)
     table = entries.get("rank_pattern", {})
     if all(re.fullmatch(r"[\w.*\\|()+]{1,45}", key) and "(?" not in key for key in table):

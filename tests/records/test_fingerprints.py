@@ -71,6 +71,26 @@ def test_an_added_key_counts_where_it_has_not_its_default() -> None:
     assert (study != before[0], run) == (True, before[1])
 
 
+def test_a_rank_pattern_counts_where_there_is_one() -> None:
+    """Without any, nothing changes: see the digests above."""
+    lora: dict[str, Any] = {"rank_pattern": {"q_proj": 4, ".*": 2}}
+    config = StudyConfig.model_validate({**SMALLEST, "methods": {"lora": lora}})
+    before = fingerprints(StudyConfig.model_validate(SMALLEST))
+    assert (fingerprints(config)[0] != before[0], fingerprints(config)[1]) == (True, before[1])
+    digests = {
+        training_fingerprint(
+            config,
+            RUN.model_copy(update={"layer_ranks": ranks, "mean_rank": 8.0}),
+            base_model="b",
+            precision="float32",
+            examples="e",
+        )
+        for ranks in [(), (("a", 4), ("b", 12)), (("a", 12), ("b", 4))]
+    }
+    assert before[1] in digests
+    assert len(digests) == 3
+
+
 def test_what_is_written_has_every_key() -> None:
     written = LaterStudy.model_validate(SMALLEST).model_dump()
     assert written["analysis"]["probes"] is False

@@ -14,15 +14,17 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from rankwise.engine.models.files import read_json, unusable
 from rankwise.errors import BeyondLoraError, ModelError
 from rankwise.records.fields import Alpha
-from rankwise.records.patterns import Pattern
+from rankwise.records.patterns import layer_pattern
 
 CONFIG_FILE = "adapter_config.json"
 
 # No layer of a model of today is as wide, and no rank is above the width of its layer.
 _MAX_RANK = 1 << 17
 # Patterns that are more than a name or a tail of one: how many, and seconds of matching all layers.
-_MOST_PATTERNS, _MOST_SECONDS = 100, 10.0
+_MOST_PATTERNS, MOST_SECONDS = 100, 10.0
 _NAME, _TAIL = re.compile(r"[\w.]+"), re.compile(r"^|\.")
+# A whole name as ``rank_entries`` writes it: it matches that layer and no tail of another.
+_WHOLE = re.compile(r"\^((?:\w|\\\.)+)")
 # Entries of PEFT's config that are read here, or that change nothing in a trained adapter of plain
 # LoRA. Any other entry that is set is refused, including those that PEFT may add one day.
 _UNDERSTOOD = {
@@ -45,17 +47,17 @@ def _printable(text: str) -> str:
 
 
 def _patterns(values: dict[str, Any]) -> dict[str, Any]:
-    patterns = [text for text in values if not _NAME.fullmatch(text)]
+    patterns = [text for text in values if not _is_name(text)]
     if len(patterns) > _MOST_PATTERNS:
         raise ValueError(f"has more than {_MOST_PATTERNS} patterns that are no names")
     for text in patterns:
-        _pattern(text)
+        layer_pattern(text)
     return values
 
 
-def _pattern(key: str) -> Pattern:
-    """A key as PEFT's ``get_pattern_key`` matches it; raises ValueError."""
-    return Pattern(rf"(.*\.)?({key})$")
+def _is_name(key: str) -> bool:
+    """Whether it names one layer, or a tail of names, so that it is matched at once."""
+    return bool(_NAME.fullmatch(key) or _WHOLE.fullmatch(key))
 
 
 _Rank = Annotated[int, Field(ge=1, le=_MAX_RANK)]
@@ -138,14 +140,14 @@ def layer_settings(
     Raises:
         ModelError: matching the patterns takes too long.
     """
-    ends = time.monotonic() + _MOST_SECONDS
+    ends = time.monotonic() + MOST_SECONDS
     try:
-        ranks = _by_pattern(config.get("rank_pattern"), config["r"], layers, ends)
-        alphas = _by_pattern(config.get("alpha_pattern"), config["lora_alpha"], layers, ends)
+        ranks = by_pattern(config.get("rank_pattern"), config["r"], layers, ends)
+        alphas = by_pattern(config.get("alpha_pattern"), config["lora_alpha"], layers, ends)
     except TimeoutError as error:
         raise ModelError(
             f"{folder}: {CONFIG_FILE} cannot be used: matching rank_pattern and alpha_pattern with "
-            f"its layers takes more than {_MOST_SECONDS:g} seconds. Save the adapter again, with "
+            f"its layers takes more than {MOST_SECONDS:g} seconds. Save the adapter again, with "
             "names of layers as patterns."
         ) from error
     is_rslora = config.get("use_rslora")
@@ -155,21 +157,31 @@ def layer_settings(
     }
 
 
-def _by_pattern(
+def by_pattern(
     values: Mapping[str, Any] | None, otherwise: Any, layers: Collection[str], ends: float
 ) -> dict[str, Any]:
     """A value for each layer: of the first pattern that is its name, or a tail of it.
 
-    Raises TimeoutError where they are not found in time.
+    Args:
+        values: pattern -> value.
+        otherwise: the value where none matches.
+        layers: names of layers in the base model.
+        ends: when they must be found, by ``time.monotonic``.
+
+    Raises:
+        TimeoutError: they are not found in time.
     """
     places = {key: place for place, key in enumerate(values or {})}
     names = {key: place for key, place in places.items() if _NAME.fullmatch(key)}
+    found = {key: _WHOLE.fullmatch(key) for key in places}
+    wholes = {it[1].replace("\\", ""): places[key] for key, it in found.items() if it}
     first: dict[str, int] = {}  # layer -> place of the first pattern that matches
     for layer in layers:
         tails = [layer[end.end() :] for end in _TAIL.finditer(layer)]
-        first[layer] = min((names[tail] for tail in tails if tail in names), default=len(places))
-    for key in places.keys() - names.keys():
-        pattern = _pattern(key)  # one at a time: each may take megabytes
+        matching = [names[tail] for tail in tails if tail in names]
+        first[layer] = min([*matching, wholes.get(layer, len(places))])
+    for key in (key for key in places if not _is_name(key)):
+        pattern = layer_pattern(key)  # one at a time: each may take megabytes
         for layer, place in first.items():
             seconds = max(1e-6, ends - time.monotonic())
             if places[key] < place and pattern.begins(layer, seconds):
@@ -186,7 +198,7 @@ def refuse_patterns(folder: Path) -> None:
     """
     for entry, value in _content_of(folder).items():
         names = value if isinstance(value, list | dict) else [value]
-        wrong = [name for name in names if not _NAME.fullmatch(str(name))]
+        wrong = [name for name in names if not _is_name(str(name))]
         if entry.endswith(_MATCHED) and wrong:
             raise ModelError(
                 f"{folder}: {CONFIG_FILE} cannot be used: {entry} has {wrong[0]!r:.40}, which is "

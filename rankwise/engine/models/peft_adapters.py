@@ -26,6 +26,7 @@ from rankwise.engine.models.trained_adapters import Adapter, drawn_rows
 from rankwise.engine.models.variants import Variant, VariantSetting
 from rankwise.errors import ModelError
 from rankwise.records.files import writing
+from rankwise.records.patterns import rank_entries
 
 # Of what an adapter adds to a layer, the share that may be off beside the rounding of the sum.
 _MOST_ERROR = 0.02
@@ -51,7 +52,7 @@ def save_adapter(
     adapter: Adapter,
     folder: Path,
     *,
-    alpha: float,
+    alpha: float | None,
     use_rslora: bool,
     target_modules: Sequence[str],
     base_model_name: str,
@@ -64,7 +65,7 @@ def save_adapter(
     Args:
         adapter: its float32 weights.
         folder: is created.
-        alpha: numerator of the scaling.
+        alpha: numerator of the scaling; None where layers have ranks of their own, and one scaling.
         use_rslora: whether it is divided by sqrt(rank) rather than rank.
         target_modules: of the base, as PEFT takes them.
         base_model_name: is written into the config.
@@ -73,13 +74,19 @@ def save_adapter(
         StorageError: the folder cannot be written.
     """
     update = adapter.update
-    rank = max(len(lora_A) for lora_A, _ in update.values())
+    ranks = {name: len(lora_A) for name, (lora_A, _) in update.items()}
+    entries: dict[str, Any]
+    if alpha is None:
+        entries = rank_entries(ranks, adapter.scaling)
+    else:
+        rank = max(ranks.values())
+        alpha *= (rank / adapter.rank) ** (0.5 if use_rslora else 1.0)
+        entries = {"r": rank, "lora_alpha": alpha}
     config = peft.LoraConfig(
         task_type=peft.TaskType.CAUSAL_LM,
         base_model_name_or_path=base_model_name,
         inference_mode=True,
-        r=rank,
-        lora_alpha=alpha * (rank / adapter.rank) ** (0.5 if use_rslora else 1.0),  # pyright: ignore[reportArgumentType] (a float is allowed and saved)
+        **entries,
         target_modules=list(target_modules),
         lora_dropout=adapter.dropout,
         use_rslora=use_rslora,
@@ -98,6 +105,7 @@ def misloaded(
     shapes: Mapping[str, LinearShape],
     target_modules: Sequence[str],
     *,
+    ranks: Mapping[str, int] | None = None,
     use_rslora: bool = False,
     tokens: Sequence[int] = (),
 ) -> list[str]:
@@ -111,19 +119,20 @@ def misloaded(
         base_model: may be quantised, or on the meta device; has its own layers again afterwards.
         shapes: of the layers that ``target_modules`` adapt.
         target_modules: as ``save_adapter`` has them.
+        ranks: of the layers, where these have ranks of their own.
         use_rslora: likewise.
         tokens: of a text on which what is added is compared; none: only where it is added.
     """
     settings: dict[str, Any] = {"dropout": 0.0, "seed": 0, "dtype": torch.float32}
-    drawn = Adapter(shapes, rank=2, scaling=1.0, device=torch.device("cpu"), **settings)
+    drawn = Adapter(shapes, rank=ranks or 2, scaling=1.0, device=torch.device("cpu"), **settings)
     with torch.random.fork_rng(devices=[]), tempfile.TemporaryDirectory() as folder:
         torch.default_generator.manual_seed(0)
-        for _, lora_B in drawn.factors.values():
-            lora_B.normal_()
+        for name, (_, lora_B) in drawn.factors.items():
+            lora_B[:, : drawn.ranks[name]].normal_()
         save_adapter(
             drawn,
             Path(folder),
-            alpha=drawn.rank ** (0.5 if use_rslora else 1.0),
+            alpha=None if ranks else drawn.rank ** (0.5 if use_rslora else 1.0),
             use_rslora=use_rslora,
             target_modules=target_modules,
             base_model_name="",

@@ -75,7 +75,9 @@ class Adapter:
         gradients: views of their ``grad``, likewise.
         copies: what is multiplied, in the dtype in which it is: the factors of ``update``. On a
             card in half precision the rank is filled up with zeros to a multiple of 8.
-        rank: of the trained factors.
+        rank: of the trained factors; of layers with ranks of their own, the highest.
+        ranks: the rank of every layer. Rows of lora_A and columns of lora_B beyond it are zero, and
+            stay so: the gradient of each is a product with the other.
         scaling: the factor before B @ A: alpha / rank, or alpha / sqrt(rank) under rsLoRA.
         scaling_left: the factor before the copies' product; 1 where their B has the scaling.
         dropout: probability with which an input of lora_A is zeroed in training.
@@ -86,7 +88,7 @@ class Adapter:
         self,
         shapes: Mapping[str, LinearShape],
         *,
-        rank: int,
+        rank: int | Mapping[str, int],
         scaling: float,
         dropout: float,
         seed: int,
@@ -96,10 +98,13 @@ class Adapter:
     ) -> None:
         """Allocate the weights for these layers: A is drawn as PEFT draws it, and B is zero.
 
+        ``rank`` is that of all layers, or of each, by name.
         It is multiplied in ``dtype``, to which the float32 weights are copied after each step.
         ``elsewhere`` are the devices of layers that are not on ``device``.
         """
-        self.rank, self.scaling, self.dropout, self.seed = rank, scaling, dropout, seed
+        self.ranks = dict.fromkeys(shapes, rank) if isinstance(rank, int) else dict(rank)
+        self.rank = rank = max(self.ranks.values())
+        self.scaling, self.dropout, self.seed = scaling, dropout, seed
         self.scaling_left = scaling
         self._shapes: dict[torch.device, dict[str, LinearShape]] = {}
         for name, shape in shapes.items():
@@ -113,7 +118,9 @@ class Adapter:
         self._make_copies(rank)
         self._in_base: Mapping[str, LoraFactors] = {}
         for name, factors in self.factors.items():
-            factors.lora_A.copy_(drawn_rows(name, rank, shapes[name].in_features, seed))
+            own_rank = self.ranks[name]
+            drawn = drawn_rows(name, own_rank, shapes[name].in_features, seed)
+            factors.lora_A[:own_rank].copy_(drawn)
         self.refresh()
 
     def _blocks(self, rank: int) -> list[Float[Tensor, " size"]]:
@@ -204,12 +211,15 @@ class Adapter:
     def update(self) -> Mapping[str, LoraFactors]:
         """The factors of what the adapter adds to each layer of the base.
 
-        They are ``factors`` or, where it began at what the base holds already (A0 and B0), those of
-        B @ A - B0 @ A0 = (B - B0) @ A + B0 @ (A - A0), of twice the rank. In this form nothing
-        cancels, whatever dtype they are rounded to.
+        They are ``factors``, each layer at its rank. Or, where it began at what the base holds
+        already (A0 and B0), they are those of B @ A - B0 @ A0 = (B - B0) @ A + B0 @ (A - A0), of
+        twice the rank. In this form nothing cancels, whatever dtype they are rounded to.
         """
         if not self._in_base:
-            return self.factors
+            return {
+                name: LoraFactors(lora_A[: self.ranks[name]], lora_B[:, : self.ranks[name]])
+                for name, (lora_A, lora_B) in self.factors.items()
+            }
         return {name: self._beyond_base(name) for name in self.factors}
 
     def _beyond_base(self, name: str) -> LoraFactors:

@@ -444,8 +444,8 @@ def lora_adapter(
     assert run.scaling is not None
     assert run.seed is not None
     return Adapter(
-        target_shapes(shapes, run.target_modules),
-        rank=run.rank,
+        target_shapes(shapes, run.saved_targets),
+        rank=dict(run.layer_ranks) or run.rank,
         scaling=run.scaling,
         dropout=config.train.dropout,
         seed=run.seed,

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Discriminator, Field, Tag
 
 from rankwise.records.config.training import LoraRate
 from rankwise.records.config.variants import VariantsConfig
 from rankwise.records.fields import (
+    ADDED,
     MOST_ENTRIES,
     Alpha,
     Epochs,
@@ -25,6 +26,7 @@ from rankwise.records.fields import (
     exactly_one,
     run_name,
 )
+from rankwise.records.patterns import Pattern, layer_pattern
 
 
 class AlphaConfig(Section):
@@ -66,6 +68,38 @@ class AlphaConfig(Section):
         return f"{self.alpha:g}" + (" (rslora)" if self.policy == "rslora" else "")
 
 
+def _layers_and_ranks(pattern: Mapping[str, int]) -> Mapping[str, int]:
+    """Refuse a pattern that names no layer, or a key that is no regular expression."""
+    if not pattern:
+        raise ValueError("no layer is named; name some, or leave the key out")
+    for key in pattern:
+        Pattern(key)  # names the key as it stands, where it is no regular expression
+        layer_pattern(key)
+    return pattern
+
+
+def _mapping_or_path(value: Any) -> Any:
+    if not isinstance(value, str | Path | Mapping):
+        raise ValueError(f"{value!r} given; write ranks by layer, or an adapter's folder")
+    return value  # pyright: ignore[reportUnknownVariableType]
+
+
+PATTERN_TAGS = ("an adapter", "a mapping")
+
+RankPattern = Annotated[
+    Annotated[UserPath, Tag(PATTERN_TAGS[0])]
+    | Annotated[
+        Mapping[Text, Rank],
+        Field(max_length=MOST_ENTRIES),
+        AfterValidator(_layers_and_ranks),
+        Tag(PATTERN_TAGS[1]),
+    ],
+    Discriminator(lambda value: PATTERN_TAGS[isinstance(value, Mapping)]),
+    BeforeValidator(_mapping_or_path),
+]
+"""A rank for each layer, as PEFT's ``rank_pattern`` has them, or an adapter that has such ranks."""
+
+
 class PairedConfig(Section):
     """Values of several axes that are used together; the other axes are the grid's."""
 
@@ -95,10 +129,31 @@ class LoraConfig(Section):
     """Adapter (a PEFT folder, or org/name) that is merged into the base before the study begins:
     the start and the reference of every run, full fine-tuning too."""
 
+    rank_pattern: Annotated[RankPattern | None, ADDED] = None
+    """One more option, whose layers have ranks of their own: PEFT's ``rank_pattern``, which ranks
+    all adapted layers here, or a PEFT LoRA folder, whose ranks are taken. Layers that the folder
+    leaves out are not adapted."""
+
     def _problems(self) -> Iterator[str]:
+        if self.rank_pattern is not None:
+            yield from self._pattern_problems()
         axes = [frozenset(entry.model_dump(exclude_none=True)) for entry in self.paired]
         if len(set(axes)) > 1 or frozenset() in axes:
             yield "every entry of '_' sets the same axes, at least one"
+
+    def _pattern_problems(self) -> Iterator[str]:
+        """What a rank pattern does not go with."""
+        policies = {alpha.policy for alpha in self.alphas} - {"proportional"}
+        for policy in sorted(policies):
+            yield (
+                f"under alpha's policy {policy!r} every layer of rank_pattern would have a scaling "
+                "of its own; take 'proportional', which scales all ranks alike"
+            )
+        if any(entry.rank is not None for entry in self.paired):
+            yield (
+                "'_' pairs ranks with other settings, and rank_pattern is none of these ranks; "
+                "take 'rank' out of '_'"
+            )
 
     @property
     def trained_ranks(self) -> tuple[int, ...]:

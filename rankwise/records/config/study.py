@@ -362,7 +362,8 @@ class StudyConfig(Section):
         rates, epochs, lora = self.train.learning_rate, self.train.epochs, self.methods.lora
         num_runs = 0 if self.methods.full is None else len(rates.full) * len(epochs)
         if lora is not None:
-            axes = (lora.ranks, lora.alpha, lora.target_modules, rates.lora, epochs, lora.paired)
+            ranks = (*lora.ranks, *([] if lora.rank_pattern is None else [lora.rank_pattern]))
+            axes = (ranks, lora.alpha, lora.target_modules, rates.lora, epochs, lora.paired)
             num_lora = math.prod(len(axis) or 1 for axis in axes)
             num_fewer = max(len(self.train.max_examples) - 1, 0)
             num_runs += num_lora * (1 + len(self.mitigations) + num_fewer)
@@ -433,6 +434,12 @@ class StudyConfig(Section):
             yield (
                 "search.policy: it chooses among LoRA's ranks; give methods.lora, or leave "
                 "search.policy out"
+            )
+        lora = self.methods.lora
+        if self.is_searched and lora is not None and lora.rank_pattern is not None:
+            yield (
+                "methods.lora.rank_pattern: a search chooses among ranks, and a pattern is none of "
+                "them; leave one of them out"
             )
         if self.train.learning_rate.tune and self.methods.lora is self.methods.full is None:
             yield "train.learning_rate.tune: nothing is trained; leave it out, or give methods.lora"

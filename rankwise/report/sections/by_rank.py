@@ -78,7 +78,11 @@ def change_figures(
     """
     for kind, (what, y_title) in _TITLES.items():
         drawn = [
-            (RankMark(change.rank, mean, change.series), mean, change.panel)
+            (
+                RankMark(change.rank, mean, change.series, name=_pattern_name(change.of)),
+                mean,
+                change.panel,
+            )
             for change in changes
             if (mean := change.of.gain if kind == "gain" else change.of.retention) is not None
             and change.rank is not None
@@ -117,6 +121,11 @@ def change_figures(
             ),
             f"{items}; bars are {cells.intervals(confidence)}",
         )
+
+
+def _pattern_name(of: Compared) -> str:
+    """What a rank pattern is called, which stands at its mean rank."""
+    return "" if of.mean_rank is None else quantities.rank(of)
 
 
 _HELD = {

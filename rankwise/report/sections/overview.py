@@ -107,7 +107,7 @@ def _trade_off(study: _Overview) -> Figure | None:
         caption += " A ring marks the recommended model."
     marks = [
         change_mark(
-            f"rank {summary.kind}" if isinstance(summary.kind, int) else summary.kind,
+            summary.kind_name,
             MarkStyle.of(summary.kind),
             summary.label,
             gain,

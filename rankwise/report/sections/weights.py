@@ -250,7 +250,7 @@ def _overlap(found: TrainTaskWeights) -> Iterator[Figure]:
     for run in found.runs:
         overlap, of_random, rank = run.full_overlap, run.full_overlap_expected, run.option.rank
         if rank is not None and overlap is not None and of_random is not None:
-            marks.append(RankMark(rank, overlap))
+            marks.append(RankMark(rank, overlap, name=run.option.label))
             expected.add((float(rank), of_random))
     if not marks:
         return

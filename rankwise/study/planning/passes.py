@@ -91,7 +91,7 @@ def fits(memory: PassMemory, train: TrainConfig, adapter: AdapterSize | None, li
 
 def size_of(run: PlannedRun) -> AdapterSize:
     """The size of the adapter that a run trains."""
-    rank, num_trained = run.rank or 0, run.num_trainable_parameters
+    rank, num_trained = run.highest_rank, run.num_held_weights
     if run.variant is not None and VARIANTS[run.variant].is_in_base:
         return AdapterSize(2 * rank, num_trained, num_frozen=num_trained)
     return AdapterSize(rank, num_trained)

@@ -57,6 +57,7 @@ from rankwise.study.planning.model import (
     study_model,
 )
 from rankwise.study.planning.passes import plan_passes
+from rankwise.study.planning.rank_patterns import with_pattern
 from rankwise.study.planning.runs import (
     RunMaker,
     TargetLayers,
@@ -279,6 +280,7 @@ def _parts(
     checks.check_model(config, model, issues)
     checks.check_settings(config, issues)
     layers = checks.target_layers(config, model, issues)
+    layers = with_pattern(config.methods.lora, model, layers, issues)
     tasks = TaskFinder(config, model, issues, begun_with).plan()
     examples = {
         train_task: _examples(train_task, rows, config, model, issues)

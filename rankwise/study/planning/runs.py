@@ -6,6 +6,7 @@ import itertools
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from rankwise.engine.models.structure import LinearShape
@@ -18,6 +19,7 @@ from rankwise.records.axes import (
     VariantChoice,
     full_settings,
     lora_settings,
+    pattern_settings,
     rate_label,
     variant_choices,
 )
@@ -45,10 +47,29 @@ class Trainable(NamedTuple):
 
 
 class TargetLayers(NamedTuple):
-    """A set of target modules: as PEFT takes them, and the shapes of the layers they match."""
+    """A set of target modules: as PEFT takes them, and the shapes of the layers they match.
+
+    ``pattern`` has the rank of each layer that the study's rank pattern adapts, if it has one.
+    """
 
     target_modules: tuple[str, ...]
     shapes: Mapping[str, LinearShape]
+    pattern: Mapping[str, int] = MappingProxyType({})
+
+    @property
+    def sides(self) -> int:
+        """The weights of rank 1: in_features + out_features of every layer."""
+        return sum(map(sum, self.shapes.values()))
+
+    @property
+    def pattern_weights(self) -> int:
+        """The weights of the rank pattern."""
+        return sum(rank * sum(self.shapes[name]) for name, rank in self.pattern.items())
+
+    @property
+    def mean_rank(self) -> float:
+        """The rank at which as many weights are trained as by the pattern."""
+        return self.pattern_weights / self.sides
 
 
 def plan_runs(config: StudyConfig, makers: Iterable[RunMaker]) -> tuple[PlannedRun, ...]:
@@ -61,6 +82,7 @@ def plan_runs(config: StudyConfig, makers: Iterable[RunMaker]) -> tuple[PlannedR
     runs: list[PlannedRun] = []
     for maker, seed in itertools.product(makers, config.seeds):
         runs += [maker.lora(settings, seed) for settings in lora_settings(config)]
+        runs += [maker.pattern(settings, seed) for settings in maker.pattern_settings]
         runs += [maker.full(rate, epochs, seed) for rate, epochs in full_settings(config)]
     return _each_once(runs)
 
@@ -73,6 +95,12 @@ def plan_beside(config: StudyConfig, makers: Iterable[RunMaker]) -> tuple[Planne
         for maker, seed in of_seeds
         for number in maker.numbers_below_all
         for settings in lora_settings(config)
+    ]
+    fewer += [
+        maker.pattern(settings, seed, number)
+        for maker, seed in of_seeds
+        for number in maker.numbers_below_all
+        for settings in maker.pattern_settings
     ]
     variants = [
         maker.variant(choice, seed)
@@ -210,17 +238,45 @@ class RunMaker:
 
     def lora(self, settings: LoraSettings, seed: int, num_rows: int | None = None) -> PlannedRun:
         """A LoRA run with these settings; ``num_rows`` are fewer than all."""
-        layers = self._base.layers[settings.target_modules]
-        sides = sum(sum(shape) for shape in layers.shapes.values())
+        num_trainable = settings.rank * self._base.layers[settings.target_modules].sides
         fewer: dict[str, Any] = {}
         if num_rows is not None:
-            of = self.lora(settings, seed).as_whole
-            fewer = {"role": "fewer_rows", "of": of, "num_examples": num_rows}
+            fewer = self._on_fewer(self.lora(settings, seed), num_rows)
+        return self._lora(settings, seed, num_trainable=num_trainable, **fewer)
+
+    @property
+    def pattern_settings(self) -> Sequence[LoraSettings]:
+        """The settings of the rank pattern, whose rank is the mean one; empty without a pattern."""
+        ranks = {
+            names: max(1, round(layers.mean_rank))
+            for names, layers in self._base.layers.items()
+            if layers.pattern
+        }
+        return pattern_settings(self._config, ranks) if ranks else ()
+
+    def pattern(self, settings: LoraSettings, seed: int, num_rows: int | None = None) -> PlannedRun:
+        """A LoRA run whose layers have ranks of their own, as ``lora``."""
+        layers = self._base.layers[settings.target_modules]
+        fewer: dict[str, Any] = {}
+        if num_rows is not None:
+            fewer = self._on_fewer(self.pattern(settings, seed), num_rows)
+        return self._lora(
+            settings,
+            seed,
+            num_trainable=layers.pattern_weights,
+            layer_ranks=tuple(layers.pattern.items()),
+            mean_rank=layers.mean_rank,
+            **fewer,
+        )
+
+    def _on_fewer(self, whole: PlannedRun, num_rows: int) -> dict[str, Any]:
+        return {"role": "fewer_rows", "of": whole.as_whole, "num_examples": num_rows}
+
+    def _lora(self, settings: LoraSettings, seed: int, **of: Any) -> PlannedRun:
+        layers = self._base.layers[settings.target_modules]
         return self._run(
             "lora",
             settings.epochs,
-            num_trainable=settings.rank * sides,
-            **fewer,
             rank=settings.rank,
             alpha=settings.alpha.alpha_of(settings.rank),
             alpha_labels=(settings.alpha.label,),
@@ -229,6 +285,7 @@ class RunMaker:
             rate_labels=(settings.rate_label,),
             target_modules=layers.target_modules,
             seed=seed,
+            **of,
         )
 
     def variant(self, choice: VariantChoice, seed: int) -> PlannedRun:
@@ -302,14 +359,15 @@ class RunMaker:
             **{name: round(count * num_steps / of_epoch) for name, count in tokens.items()},
             num_trainable_parameters=num_trainable,
             trainable_share=num_trainable / self._base.model.num_parameters,
-            estimated_memory_bytes=estimate_training_memory(
-                self._base.memory,
-                method=method,
-                rank=settings.get("rank") or 1,
-                num_trainable=num_trainable,
-                max_tokens=train.max_micro_batch_tokens or self._base.memory.likely_tokens,
-            ),
+            estimated_memory_bytes=0,  # follows
             **settings,
+        )
+        memory = estimate_training_memory(
+            self._base.memory,
+            method=method,
+            rank=run.highest_rank or 1,
+            num_trainable=run.num_held_weights,
+            max_tokens=train.max_micro_batch_tokens or self._base.memory.likely_tokens,
         )
         digest = training_fingerprint(
             self._config,
@@ -320,7 +378,8 @@ class RunMaker:
             judge=self._judge,
             ends_within=num_steps if num_steps < epochs * of_epoch else None,
         )
-        return run.model_copy(update={"name": run_name(run, digest), "fingerprint": digest})
+        named = {"name": run_name(run, digest), "fingerprint": digest}
+        return run.model_copy(update={**named, "estimated_memory_bytes": memory})
 
 
 def run_name(run: PlannedRun, digest: str) -> str:
@@ -330,6 +389,8 @@ def run_name(run: PlannedRun, digest: str) -> str:
     """
     size = f"r{run.rank:03d}-" if run.rank else ""
     size += f"a{run.alpha:03g}-" if run.alpha else ""
+    if run.layer_ranks:
+        size = "pattern-"
     which = f"s{run.seed}" if run.imported is None else run.imported.label
     name = f"{run.train_task[:100]}-{run.variant or run.method}-{size}{which}-{digest[:8]}"
     return re.sub(r"[^A-Za-z0-9._-]+", "-", name).lstrip("-.")  # an option begins with a dash

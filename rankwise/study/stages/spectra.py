@@ -157,7 +157,7 @@ def _flops_of(study: StudyRecord, run: PlannedRun) -> float:
     flops = 0.0
     for *shape, number in study.decompositions.shapes:
         least = min(shape)
-        flops += number * 20 * least * min(study.top_k + 8 * run.rank, least) ** 2
+        flops += number * 20 * least * min(study.top_k + 8 * run.highest_rank, least) ** 2
     return flops * num_sums
 
 

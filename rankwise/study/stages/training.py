@@ -171,9 +171,9 @@ def _train_adapters(context: StudyContext, trainings: Trainings, planned: Planne
         size = save_adapter(
             trainee.adapter,
             context.folder.weights_folder(run),
-            alpha=run.alpha,
+            alpha=None if run.layer_ranks else run.alpha,
             use_rslora=is_rslora(run),
-            target_modules=run.target_modules,
+            target_modules=run.saved_targets,
             base_model_name=context.plan.base.recorded_name,
         )
         return {
@@ -275,11 +275,13 @@ def _refuse_misloaded(context: StudyContext, base: nn.Module, runs: Sequence[Pla
     from rankwise.engine.models.structure import adaptable_shapes, target_shapes
 
     shapes = adaptable_shapes(base)
-    for run in {(run.target_modules, is_rslora(run)): run for run in runs}.values():
+    kinds = {(run.target_modules, run.layer_ranks, is_rslora(run)): run for run in runs}
+    for run in kinds.values():
         bad = misloaded(
             base,
-            target_shapes(shapes, run.target_modules),
-            run.target_modules,
+            target_shapes(shapes, run.saved_targets),
+            run.saved_targets,
+            ranks=dict(run.layer_ranks) or None,
             use_rslora=is_rslora(run),
             tokens=context.plan.examples_of(run)[0].tokens[:_FEW_TOKENS],
         )
