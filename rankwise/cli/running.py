@@ -231,3 +231,5 @@ def note_left_out(outcome: StudyOutcome) -> None:
     """Say what takes no part in a verdict, and why."""
     for name, reason in outcome.results.left_out.items():
         cli.note(f"left out: {name} {reason}")
+    for note in outcome.results.notes:
+        cli.note(note)

@@ -141,6 +141,39 @@ def verify(directory: cli.Folder, as_json: cli.Json = False) -> int:
 
 
 @cli.verb(STUDIES)
+def labels(directory: cli.Folder, as_json: cli.Json = False) -> int:
+    """Write answers for a person to judge, as evaluation.labels says.
+
+    DIR/labels/TASK.csv has answers of all models to some items, in an order
+    that does not tell whose they are. Write 0 (wrong) to 1 (right) into the
+    column label. When every answer has a label, rankwise verdict DIR corrects
+    the judge's numbers by them. Labels that are there are kept.
+    """
+    from rankwise.study.labels import write_labels
+    from rankwise.study.reading import read_judgements
+
+    folder = StudyFolder(directory)
+    found = read_judgements(folder)
+    if not found.study.config.evaluation.labels:
+        problem = "the study asks for none; write evaluation.labels: {TASK: 50} into its file"
+        raise ConfigError("labels", [problem])
+    written = write_labels(folder, found.study, found.models)
+    if as_json:
+        return cli.emit([each._asdict() for each in written])
+    for each in written:
+        cli.say(
+            f"{each.path}: {each.num_left} of "
+            f"{quantities.counted(each.num_answers, 'answer')} to "
+            f"{quantities.counted(each.num_items, 'item')} to label",
+            folded=False,
+        )
+    is_done = not any(each.num_left for each in written)
+    again = f"rankwise {'report' if is_done else 'labels'} {shlex.quote(str(folder.root))}"
+    cli.say(f"Next: {again}" if is_done else f"When they are labelled: {again}", folded=False)
+    return cli.OK
+
+
+@cli.verb(STUDIES)
 def init(
     path: Annotated[
         Path | None,

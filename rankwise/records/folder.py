@@ -227,6 +227,10 @@ class StudyFolder:
     def samples_file(self, model: str, task: str) -> Path:
         return samples_beside(self.evaluation_file(model, task))
 
+    def labels_file(self, task: str) -> Path:
+        """What a person thinks of models' answers to some items of a task."""
+        return self.root / "labels" / f"{task_file_name(task)}.csv"
+
     def models_in_forms(self, model: str) -> list[str]:
         """The names under which a run was scored in forms."""
         places = sorted((self.model_folder(model) / _FORMS).glob("*"))

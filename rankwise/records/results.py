@@ -270,6 +270,8 @@ class StudyResults(_Results):
     """The stacks that were accepted beside the first."""
     left_out: Mapping[str, str] = {}
     """Run or task that takes no part -> why, such as "is not trained"."""
+    notes: tuple[str, ...] = ()
+    """What is to be known of the scores: items that are left out, a person's labels."""
 
     @property
     def by_train_task(self) -> tuple[TrainTaskResults, ...]:

@@ -121,7 +121,7 @@ def software_facts(made: Provenance) -> Facts:
 
 def study_warnings(results: StudyResults) -> tuple[str, ...]:
     """Everything that a reader should know before trusting the numbers; empty if nothing."""
-    texts = list(results.study.warnings)
+    texts = [*results.study.warnings, *results.notes]
     done = {model.name for model in results.runs}
     missing = [plan.name for plan in results.study.runs if plan.name not in done]
     if missing:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 from collections.abc import Generator, Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 from rankwise.errors import RecordError
 from rankwise.records.clusters import cluster_fields
@@ -22,6 +22,7 @@ from rankwise.records.results import (
 )
 from rankwise.records.search import SearchRecord
 from rankwise.records.study import COMPARED, PlannedRun, StudyRecord, TaskEvaluation
+from rankwise.study.labels import with_labels
 from rankwise.study.references import with_estimates
 from rankwise.study.stages.graph import KINDS
 
@@ -63,6 +64,38 @@ def read_results(folder: StudyFolder, study: StudyRecord | None = None) -> Study
         RecordError: the base is not scored or no run is finished, or a record cannot be read.
         TaskError: ``evaluation.clusters`` names what is not scored, or no field.
     """
+    study, models, left_out, notes = read_judgements(folder, study)
+    (base, *models), of_labels = with_labels(folder, study, models)
+    return StudyResults(
+        study=study,
+        base=base,
+        models=with_estimates(study, base, in_clusters_of(base, models)),
+        search=folder.read_if_there(folder.search_file, SearchRecord),
+        failures=folder.failures(),
+        stacks=folder.accepted_stacks().stacks,
+        left_out=left_out,
+        notes=(*notes, *of_labels),
+    )
+
+
+class Judgements(NamedTuple):
+    """What every model scored, as it was judged.
+
+    Attributes:
+        study: as it is judged.
+        models: the base, and all that are finished, on the same items.
+        left_out: what is not finished, and why.
+        notes: on items that are left out.
+    """
+
+    study: StudyRecord
+    models: list[ModelResults]
+    left_out: dict[str, str]
+    notes: tuple[str, ...]
+
+
+def read_judgements(folder: StudyFolder, study: StudyRecord | None = None) -> Judgements:
+    """What is finished before a person's labels correct it; see ``read_results``."""
     study = folder.read_study() if study is None else study
     unscored = _unscored(folder, study, None)
     if unscored:
@@ -89,18 +122,8 @@ def read_results(folder: StudyFolder, study: StudyRecord | None = None) -> Study
     missing = missing_items([base, *models])
     if missing:  # what is compared has the same items
         base, *models = (each.without_items(missing) for each in (base, *models))
-        study = study.model_copy(
-            update={"warnings": (*study.warnings, *left_out_warnings(missing))}
-        )
-    return StudyResults(
-        study=study,
-        base=base,
-        models=with_estimates(study, base, in_clusters_of(base, models)),
-        search=folder.read_if_there(folder.search_file, SearchRecord),
-        failures=folder.failures(),
-        stacks=folder.accepted_stacks().stacks,
-        left_out=left_out,
-    )
+    notes = tuple(left_out_warnings(missing))
+    return Judgements(study, [base, *models], left_out, notes)
 
 
 def _with_enough_items(

@@ -58,6 +58,18 @@ class Place:
         """Of the small study, to be changed."""
         return Path(shutil.copytree(self.small, self.root / "copy"))
 
+    @property
+    def judged(self) -> Path:
+        """The same study with answers that a function judges, for a person to label."""
+        rows = [{"prompt": f"Say {n}:", "completion": "x"} for n in range(24)]
+        (self.root / "said.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        (self.root / "judge.py").write_text("def score(row, answer): return 1.0")
+        own = "{said: {data: said.jsonl, judged_by: {code: judge.py:score}, max_new_tokens: 4}}"
+        overrides = (f"evaluation.own={own}", "evaluation.labels={said: 20}")
+        ran = rankwise("run", self.file, *overrides, "--study-dir", self.root / "judged")
+        assert ran.exit_code == 0, ran.output
+        return self.root / "judged"
+
     def _samples(self, name: str, num_right: int) -> Path:
         """Four items, of which the first are right."""
         file = self.root / f"{name}.jsonl"
@@ -117,6 +129,9 @@ CASES: dict[str, Case] = {
     ),
     "verify": Case(
         lambda at: (at.small,), lambda a: a, {"damages": [], "left": []}
+    ),
+    "labels": Case(
+        lambda at: (at.judged,), lambda a: [(f["task"], f["num_items"]) for f in a], [("said", 8)]
     ),
     "verdict": Case(lambda at: (at.planted,), recommended, RECOMMENDED),
     "init": Case(

@@ -245,7 +245,7 @@ def test_items_without_a_number_are_left_out_for_all_models(
             for n in compared.doc_ids
         )
     sentence(
-        results.study.warnings,
+        results.notes,
         "left out",
         names=("checked", len(missing)),
         part=True,

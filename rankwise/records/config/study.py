@@ -114,6 +114,9 @@ class EvaluationConfig(Section):
     metric: Mapping[Text, Text] = {}
     """The metric that decides, by task; else p_right (with options) or the task's first metric
     decides."""
+    labels: Mapping[Text, Annotated[int, Field(ge=20, strict=True)]] = {}
+    """How many items a person judges too, by task of what models write; the judge's numbers are
+    corrected by these (``rankwise labels``)."""
     domains: Mapping[Text, Text] = {}
     """The domain of a task or group in the report; it overrides the task's own file."""
     clusters: Mapping[Text, Text] = {}
@@ -444,6 +447,11 @@ class StudyConfig(Section):
         if self.train.learning_rate.tune and self.methods.lora is self.methods.full is None:
             yield "train.learning_rate.tune: nothing is trained; leave it out, or give methods.lora"
         reference = self.evaluation.reference
+        if self.evaluation.labels and (reference is not None or self.search.grows):
+            yield (
+                "evaluation.labels: a person judges answers when all are there; leave out "
+                "evaluation.reference, search.until and search.budget"
+            )
         if reference is not None and not reference.least_saving and self.is_searched:
             yield (
                 "evaluation.reference: references are chosen before anything is scored, and a "

@@ -130,6 +130,15 @@ def check_tasks(
             issues.problems.append(
                 f"evaluation.metric.{name}: no metric {wanted!r}; it has {', '.join(known)}"
             )
+    for name in config.evaluation.labels:
+        if name not in by_name:
+            hint = did_you_mean(name, by_name) or f"it has {', '.join(by_name)}"
+            issues.problems.append(f"evaluation.labels: no task {name!r} is scored; {hint}")
+        elif by_name[name].loaded.output_type != "generate_until":
+            issues.problems.append(
+                f"evaluation.labels.{name}: nothing is written there for a person to judge; name a "
+                "task that writes, such as own rows with judged_by: {code: ...}"
+            )
     try:
         fields = cluster_fields(config.evaluation.clusters, scored)
     except TaskError as error:
