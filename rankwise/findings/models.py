@@ -119,7 +119,7 @@ def task_score(evaluation: TaskEvaluation, items: TaskItems, confidence: float) 
     """
     size = evaluation.decision.num_examples
     scale = POINTS if items.unit == "points" else 1.0
-    share = evaluation.decision.value if items.scored is None else float(np.mean(items.values))
+    share = float(np.mean(items.values))
     part = Items(np.asarray(items.values), 1.0 if items.unit == "points" else 0.0)
     if items.clusters is not None:
         part = part._replace(clusters=np.asarray(items.clusters))

@@ -15,6 +15,7 @@ import pytest
 
 from benchmarks.labels import simulated
 from rankwise.errors import ConfigError, DataError, PlanError
+from rankwise.findings.models import task_score
 from rankwise.records.folder import StudyFolder
 from rankwise.records.results import ModelResults
 from rankwise.records.study_file import load_config
@@ -115,6 +116,8 @@ def test_a_judge_s_numbers_are_corrected_once_every_answer_has_a_label(
         errors = [truth(its[n]) - numbers[n] for n in drawn]
         expected = np.mean([*numbers.values()]) + np.mean(errors)
         assert np.mean(items.values) == pytest.approx(expected, abs=1e-12)
+        shown = task_score(model.evaluations["judged"], items, 0.95)  # what the page says
+        assert shown.estimate == pytest.approx(100 * expected)
 
     assert "Next" in rankwise("labels", study.root).output  # what is labelled stays
     assert read_results(study).notes == results.notes
