@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from rankwise.records import quantities
 from rankwise.records.audits import AuditedKind, AuditScore, KeptEnergy, OtherChange
 from rankwise.records.base import Record
+from rankwise.records.grouping import grouped
 from rankwise.records.spectra import (
     EPSILONS,
     INTRUDER_EPSILON,
@@ -40,7 +41,7 @@ def audit_statements(
     if cut is None or not changed:
         found.append(f"{quantities.capital(what)} changes no weight matrix: its update is zero.")
     else:
-        found += [_energy(what, ranks, changed, cut), _size(matrices)]
+        found += [_energy(what, ranks, changed, cut), *_where(ranks, changed), _size(matrices)]
         alike = similarity_of_all(changed)
         words = _of_nulls(alike, ".3f")
         random = f"; random updates of the same size leave {words}" if words else ""
@@ -124,6 +125,33 @@ def _energy(
         return f"{text} To keep {ENOUGH:.0%} it needs its full rank."
     percent = int(1000 * cut.share) / 10  # rounded down: 99.97 is not all of it
     return f"{text} Truncated to rank {cut.rank} it keeps {percent:.1f} % of its energy."
+
+
+def _where(ranks: Sequence[int], changed: Sequence[MatrixSpectrum]) -> Iterator[str]:
+    """Which modules of an adapter use their rank, and the layer that uses most and least of it."""
+    used = grouped((matrix.kind.rpartition(".")[2], matrix) for matrix in changed)
+    if not ranks or len(used) < 2:
+        return
+    means = {kind: statistics.fmean(map(_used, matrices)) for kind, matrices in used.items()}
+    order = sorted(means, key=lambda kind: -means[kind])
+    parts = quantities.listed([f"{kind} {means[kind]:.1f}" for kind in order])
+    text = f"By module these are on average {parts}"
+    by_layer = grouped((matrix.layer, matrix) for matrix in changed if matrix.layer is not None)
+    if len(by_layer) > 1:
+        of_layer = {layer: statistics.fmean(map(_used, its)) for layer, its in by_layer.items()}
+        most, least = (
+            max(of_layer, key=of_layer.__getitem__),
+            min(of_layer, key=of_layer.__getitem__),
+        )
+        text += (
+            f"; by layer, most in layer {most} ({of_layer[most]:.1f}) and least in layer {least} "
+            f"({of_layer[least]:.1f})"
+        )
+    yield f"{text}."
+
+
+def _used(matrix: MatrixSpectrum) -> int:
+    return matrix.update.energy_rank_90
 
 
 def _size(matrices: Sequence[MatrixSpectrum]) -> str:

@@ -35,8 +35,8 @@ from tests.support.sentences import Sentences
 
 # In the order in which the help lists them.
 VERBS = (
-    "run", "plan", "try", "verdict", "ask", "report", "status", "verify", "init", "extend",
-    "audit", "heads", "check", "repair", "export", "tasks", "lm-eval", "doctor",
+    "run", "plan", "try", "verdict", "ask", "report", "status", "verify", "labels", "init",
+    "extend", "audit", "heads", "check", "repair", "export", "tasks", "lm-eval", "doctor",
 )  # fmt: skip
 HEAVY = ("torch", "transformers", "peft", "datasets", "lm_eval", "pandas", "scipy")
 

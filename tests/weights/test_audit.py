@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -118,6 +119,28 @@ def test_a_matrix_that_uses_few_dimensions_can_be_cut(
     assert record.cut.share > 0.9999
     assert record.statements[0].startswith("This rank-16 adapter uses about ")
     assert record.statements[0].endswith("Truncated to rank 4 it keeps 99.9 % of its energy.")
+
+
+def test_the_modules_and_layers_that_use_their_rank_are_named(
+    tiny_model_folder: Path, tmp_path: Path
+) -> None:
+    adapter(tiny_model_folder, tmp_path / "a", r=8, target_modules=["q_proj", "v_proj"])
+
+    def flatten(tensors: dict[str, Tensor]) -> None:
+        for name, tensor in tensors.items():
+            if "lora_B" in name and "q_proj" in name:
+                tensor[:, 1:] *= 1e-4  # one dimension
+            elif "lora_B" in name and "layers.1." in name:
+                tensor[:, 2:] *= 1e-4
+
+    rewritten(tmp_path / "a", flatten)
+    record = look(tiny_model_folder, tmp_path / "a")
+    text = record.statements[1]
+    v_proj, q_proj = (float(part.split()[1]) for part in re.findall(r"[vq]_proj [0-9.]+", text))
+    assert q_proj == 1.0 < v_proj
+    assert text.index("v_proj") < text.index("q_proj")
+    assert "most in layer 0 (" in text
+    assert "least in layer 1 (" in text
 
 
 def test_a_planted_intruder_is_found_beside_none_under_random_directions(

@@ -114,7 +114,7 @@ class EvaluationConfig(Section):
     metric: Mapping[Text, Text] = {}
     """The metric that decides, by task; else p_right (with options) or the task's first metric
     decides."""
-    labels: Mapping[Text, Annotated[int, Field(ge=20, strict=True)]] = {}
+    labels: Annotated[Mapping[Text, Annotated[int, Field(ge=20, strict=True)]], ADDED] = {}
     """How many items a person judges too, by task of what models write; the judge's numbers are
     corrected by these (``rankwise labels``)."""
     domains: Mapping[Text, Text] = {}
