@@ -62,10 +62,11 @@ def items(values: Values) -> TaskItems:
     )
 
 
-def interval(values: Values) -> tuple[float, float]:
+def interval(values: Values, num_labelled: int | None = None) -> tuple[float, float]:
     """The bounds of the second model's lead in points; ``values`` are (2, N)."""
     base, adapted = values * 100.0
-    difference = paired_test(Pair(base, adapted, 1.0, in_points=True), 0.95).difference
+    pair = Pair(base, adapted, 1.0, in_points=True, num_labelled=num_labelled)
+    difference = paired_test(pair, 0.95).difference
     return difference.lower, difference.upper
 
 
@@ -83,7 +84,7 @@ def simulated(options: argparse.Namespace, agreement: float, *, flatters: bool) 
             for model in range(2)
         ]
         bounds["judge"].append(interval(judged))
-        bounds["corrected"].append(interval(np.asarray(both)))
+        bounds["corrected"].append(interval(np.asarray(both), options.labels))
         bounds["labels"].append(interval(right[:, drawn].astype(np.float64)))
     return {
         way: {

@@ -146,7 +146,7 @@ def labels(directory: cli.Folder, as_json: cli.Json = False) -> int:
 
     DIR/labels/TASK.csv has answers of all models to some items, in an order
     that does not tell whose they are. Write 0 (wrong) to 1 (right) into the
-    column label. When every answer has a label, rankwise verdict DIR corrects
+    column label. When every answer has a label, rankwise report DIR corrects
     the judge's numbers by them. Labels that are there are kept.
     """
     from rankwise.study.labels import write_labels

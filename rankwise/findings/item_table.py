@@ -266,7 +266,8 @@ def _right_in(model: ModelResults, task: str | None) -> dict[int, bool]:
         return {}
     items = model.items[task].by_accuracy
     items = items.scored or items
-    return {doc: value > 0.5 for doc, value in zip(items.doc_ids, items.values, strict=True)}
+    values = items.plain or items.values
+    return {doc: value > 0.5 for doc, value in zip(items.doc_ids, values, strict=True)}
 
 
 def _margin(nats: Sequence[float], right: Iterable[int]) -> float | None:

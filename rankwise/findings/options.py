@@ -431,7 +431,8 @@ class OptionGains:
 
         def size(task: str, values: Floats) -> float:
             pairs = [(self.pair(one, task), self.pair(other, task)) for one, other in matched]
-            if all(pair.scored is None for both in pairs for pair in both):  # as nearly always
+            every = [pair for both in pairs for pair in both]
+            if all(pair.scored is pair.num_labelled is None for pair in every):  # as nearly always
                 return item_size(values, in_points=self.in_points(task))
             return size_of([pair.over(other) for pair, other in pairs])
 

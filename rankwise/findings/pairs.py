@@ -41,7 +41,7 @@ class Pair(NamedTuple):
 
     ``in_points`` says that the values are shares times 100. ``clusters`` are as in ``Items``.
     Where a part of the items was answered, ``scored`` says which and ``answers`` has them alone;
-    the adapted values are estimates.
+    the adapted values are estimates. ``num_labelled`` is that of ``TaskItems``.
     """
 
     base: Floats
@@ -51,6 +51,7 @@ class Pair(NamedTuple):
     clusters: Clusters | None = None
     scored: Mask | None = None
     answers: Pair | None = None
+    num_labelled: int | None = None
 
     @property
     def answered(self) -> Pair:
@@ -113,6 +114,8 @@ def size_of(pairs: Sequence[Pair]) -> float:
     model alone has is predicted by no other.
     """
     in_points, scored = pairs[0].in_points, scored_by_all(pairs)
+    if (labelled := pairs[0].num_labelled) is not None:  # a judge's error may not have been seen
+        return whole_item(len(pairs[0].base), labelled)
     changes = np.concatenate([pair.answered.gain for pair in pairs])
     size = item_size(changes, in_points=in_points)
     if scored is None:
@@ -192,6 +195,7 @@ def pair_items(
         higher_is_better=first.higher_is_better,
         in_points=first.unit == "points",
     )
+    pair = pair._replace(num_labelled=second.num_labelled)
     if second.scored is None:
         return pair
     ids, scale = second.scored.doc_ids, POINTS if pair.in_points else 1.0

@@ -7,6 +7,7 @@ matter that model hubs read.
 from __future__ import annotations
 
 import json
+import statistics
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -387,6 +388,11 @@ def run_card(outcome: StudyOutcome, chosen: ChosenRun) -> str:
             [_row(each, model.evaluations[each.task]) for each in compared],
         ),
     ]
+    lines += [
+        f"\nScores of {markdown_code(task)} are a judge's, corrected by a person's labels of "
+        f"{quantities.counted(number, 'item')}."
+        for task, number in model.labelled_tasks.items()
+    ]
     if deployed is not None:
         said = (
             "Merged into the base and rounded, against the adapter as trained, on the same items:"
@@ -396,12 +402,19 @@ def run_card(outcome: StudyOutcome, chosen: ChosenRun) -> str:
 
 
 def _front_matter(study: StudyRecord, model: ModelResults, planned: PlannedRun) -> dict[str, Any]:
+    labelled = model.labelled_tasks
     results = [
         {
             "task": {"type": "text-generation"},
             "dataset": {"name": evaluation.task, "type": evaluation.task},
             "metrics": [
-                {"name": score.metric, "type": score.metric, "value": score.value}
+                {
+                    "name": score.metric,
+                    "type": score.metric,
+                    "value": statistics.fmean(model.items[evaluation.task].values)
+                    if score == evaluation.decision and evaluation.task in labelled
+                    else score.value,
+                }
                 for score in evaluation.metrics
             ],
         }

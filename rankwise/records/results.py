@@ -72,6 +72,9 @@ class TaskItems(Record):
     Where a model answered a part of the items, ``scored`` has those answers, by the same metric,
     and ``values`` are estimates (``stats.reference``) for all items of the base. ``choices`` is
     None then, and ``r_squared`` says how well the estimates predict changes that were seen.
+
+    Where a person labelled ``num_labelled`` of the items, ``values`` are corrected by that
+    (``study.labels``), and ``plain`` has what the person or else the judge says of each item.
     """
 
     task: str
@@ -89,6 +92,8 @@ class TaskItems(Record):
     accuracy: TaskItems | None = None
     scored: TaskItems | None = None
     r_squared: float | None = None
+    num_labelled: int | None = None
+    plain: tuple[float, ...] | None = None
 
     @property
     def by_accuracy(self) -> TaskItems:
@@ -127,7 +132,7 @@ class TaskItems(Record):
         return self.model_copy(update=update)
 
 
-_BY_ITEM = ("doc_ids", "values", "choices", "clusters", "slices")
+_BY_ITEM = ("doc_ids", "values", "choices", "clusters", "slices", "plain")
 """The fields of ``TaskItems`` with an entry for each item."""
 
 
@@ -180,6 +185,15 @@ class ModelResults(Record):
     head_effects: tuple[TaskHeadEffects, ...] = ()
     adapter_repair: AdapterRepair | None = None
     forms: tuple[FormResults, ...] = ()
+
+    @property
+    def labelled_tasks(self) -> dict[str, int]:
+        """The tasks whose scores a person's labels correct, with the number of labelled items."""
+        return {
+            task: items.num_labelled
+            for task, items in self.items.items()
+            if items.num_labelled is not None
+        }
 
     def tasks_by_unit(self, tasks: Iterable[str]) -> dict[Unit, list[str]]:
         """Tasks that the model was scored on, in their order, by the unit of their values."""

@@ -28,7 +28,7 @@ from rankwise.tasks.row_files import read_raw_rows
 COLUMNS = ("key", "question", "right_answer", "answer", "label")
 """Of a file of labels; ``key`` and ``label`` are read back."""
 
-_FORMULAS = ("=", "+", "-", "@", "\t", "\r")
+_FORMULAS = ("=", "+", "-", "@")
 """Spreadsheets compute a cell that begins so."""
 
 
@@ -75,18 +75,23 @@ def write_labels(
         StorageError: a file cannot be written.
     """
     written: list[LabelFile] = []
-    for task, number in study.config.evaluation.labels.items():
+    for task, number in _labelled(study, models):
         path = folder.labels_file(task)
         given = _given(path)
         items = _drawn(task, models[0].items[task].doc_ids, number)
         answers: dict[str, _AnswerRow] = {}
         for model in _scored(models):
             answers |= {each.key: each for each in _answers(folder, model, task, items).values()}
-        rows = [[*map(_as_text, each), given.get(key, "")] for key, each in sorted(answers.items())]
+        rows = {key: [*map(_as_text, each), ""] for key, each in answers.items()}
+        for key, cells in given.items():  # labels of answers that no model gives now are kept
+            if cells["label"] or key in rows:
+                ours = rows.get(key) or [cells.get(column) or "" for column in COLUMNS]
+                rows[key] = [*ours[:-1], cells["label"]]
         text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerows([COLUMNS, *rows])
+        writer = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL)
+        writer.writerows([COLUMNS, *(cells for _, cells in sorted(rows.items()))])
         write_atomically(path, "\ufeff" + text.getvalue())  # else Excel takes it for its own code
-        left = sum(not given.get(key) for key in answers)
+        left = sum(not rows[key][-1] for key in answers)
         written.append(LabelFile(task, path, len(items), len(answers), left))
     return written
 
@@ -108,9 +113,13 @@ def with_labels(
         RecordError: the answers cannot be read.
     """
     models, said = [*models], list[str]()
-    for task, number in study.config.evaluation.labels.items():
+    for task, number in _labelled(study, models):
         path = folder.labels_file(task)
-        given = {key: _number(path, key, label) for key, label in _given(path).items() if label}
+        given = {
+            key: _number(path, key, cells["label"])
+            for key, cells in _given(path).items()
+            if cells["label"]
+        }
         items = _drawn(task, models[0].items[task].doc_ids, number)
         asked = {model.name: _answers(folder, model, task, items) for model in _scored(models)}
         wanted = {each.key for answers in asked.values() for each in answers.values()}
@@ -131,6 +140,12 @@ def with_labels(
             f"{len(items)} of {quantities.counted(len(models[0].items[task].doc_ids), 'item')}"
         )
     return models, tuple(said)
+
+
+def _labelled(study: StudyRecord, models: Sequence[ModelResults]) -> list[tuple[str, int]]:
+    """The tasks with labels, and how many; a task that takes no part is named elsewhere."""
+    labels = study.config.evaluation.labels
+    return [(task, number) for task, number in labels.items() if task in models[0].items]
 
 
 def _scored(models: Iterable[ModelResults]) -> Iterator[ModelResults]:
@@ -159,8 +174,9 @@ def corrected(items: TaskItems, labels: Mapping[int, float]) -> TaskItems:
     Of N items with the judge's numbers f, n are labelled. One of these becomes f + (N / n) (y - f)
     with its label y, so that where judge and person agree nothing changes. The mean of these values
     is mean(f) plus the labelled items' mean of y - f. The variance of the mean of N such values is
-    that estimate's, and (1/n - 1/N) times the square of the judge's bias more: intervals are a
-    little too wide, not too narrow, and of two models' difference only by what their biases differ.
+    that estimate's, and (1/n - 1/N) times the square of the judge's bias more; of two models'
+    difference, of what their biases differ. Few labels may have none of a judge's rare errors:
+    ``num_labelled`` has intervals make room for one labelled item (``pairs.size_of``).
 
     Args:
         items: by the judge.
@@ -170,11 +186,16 @@ def corrected(items: TaskItems, labels: Mapping[int, float]) -> TaskItems:
     if not labelled:
         return items
     factor = len(items.doc_ids) / len(labelled)
-    values = tuple(
-        value + factor * (labels[doc_id] - value) if doc_id in labelled else value
-        for doc_id, value in zip(items.doc_ids, items.values, strict=True)
+    judged = dict(zip(items.doc_ids, items.values, strict=True))
+    plain = judged | {doc_id: labels[doc_id] for doc_id in labelled}
+    values = [judged[each] + factor * (plain[each] - judged[each]) for each in items.doc_ids]
+    return items.model_copy(
+        update={
+            "values": tuple(values),
+            "plain": tuple(plain.values()),
+            "num_labelled": len(labelled),
+        }
     )
-    return items.model_copy(update={"values": values})
 
 
 def _drawn(task: str, doc_ids: Collection[int], number: int) -> list[int]:
@@ -204,36 +225,40 @@ def _answers(
         requests, said = requests_of(line), line.get("filtered_resps")
         text = str(said[0] if isinstance(said, list) and said else said)
         question = str(requests[0][0]) if requests else ""
-        key = _hash(task, str(doc_id), text)
+        key = f"k{_hash(task, str(doc_id), text)}"  # 16 digits alone would be a number to Excel
         found[doc_id] = _AnswerRow(key, question, str(line.get("target", "")), text)
     return found
 
 
 def _as_text(cell: str) -> str:
+    """A cell that spreadsheets and readers of CSV leave as it is."""
+    cell = cell.strip().replace("\r\n", "\n").replace("\r", "\n")
     return f"'{cell}" if cell.startswith(_FORMULAS) else cell
 
 
-def _given(path: Path) -> dict[str, str]:
-    """Key -> what stands in the column of labels, of a file that may not be there yet."""
+def _given(path: Path) -> dict[str, dict[str, str]]:
+    """Key -> the cells of its row, with its label, of a file that may not be there yet."""
     if not path.exists():
         return {}
-    rows: dict[str, str] = {}
+    rows: dict[str, dict[str, str]] = {}
     for row in read_raw_rows(path).rows:
         content: Any = row.content
         if row.problem is not None or not isinstance(content, Mapping):
             raise DataError(f"{path} {row.place} {row.problem or 'is no row'}.")
-        if not {"key", "label"} <= content.keys():
+        cells = {str(name): str(cell).strip() for name, cell in content.items()}
+        if not {"key", "label"} <= cells.keys():
             raise DataError(
                 f"{path} has no columns key and label. Save it with them, or remove it and write "
                 "it again with rankwise labels."
             )
-        key, label = str(content["key"]).strip(), str(content["label"]).strip()
-        if label and rows.get(key, label) != label:
+        key, label = cells["key"], cells["label"]
+        before = rows.get(key, cells)["label"]
+        if label and before and before != label:
             raise DataError(
-                f"{path} {row.place}: {key} has the labels {rows[key]} and {label}. Leave one."
+                f"{path} {row.place}: {key} has the labels {before} and {label}. Leave one."
             )
         if key and (label or key not in rows):
-            rows[key] = label
+            rows[key] = cells
     return rows
 
 

@@ -19,7 +19,7 @@ from rankwise.findings.models import task_score
 from rankwise.records.folder import StudyFolder
 from rankwise.records.results import ModelResults
 from rankwise.records.study_file import load_config
-from rankwise.study.labels import COLUMNS
+from rankwise.study.labels import COLUMNS, write_labels
 from rankwise.study.planning.plan import plan_study
 from rankwise.study.reading import read_judgements, read_results
 from tests.support.command_line import rankwise
@@ -40,6 +40,9 @@ NUM_ITEMS = 30
 JUDGE = """
 def score(row, answer):
     return float(len(answer) % 2)
+
+def better(row, answer, base_answer):
+    return 1.0
 """
 
 
@@ -92,6 +95,7 @@ def test_a_judge_s_numbers_are_corrected_once_every_answer_has_a_label(
     said = rankwise("labels", study.root)
     assert said.exit_code == 0
     rows = written(path)
+    assert not any(row["key"].isdigit() for row in rows)
     assert [row["key"] for row in rows] == sorted(row["key"] for row in rows)  # no model's order
     assert all(row["question"] and not row["label"] for row in rows)
     assert {row["right_answer"] for row in rows} == {"'=1+1"}  # a spreadsheet computes nothing
@@ -121,6 +125,48 @@ def test_a_judge_s_numbers_are_corrected_once_every_answer_has_a_label(
 
     assert "Next" in rankwise("labels", study.root).output  # what is labelled stays
     assert read_results(study).notes == results.notes
+    shown = results.runs[0].items["judged"]
+    assert shown.num_labelled == 20
+    assert shown.plain is not None
+    assert {*shown.plain} <= {0.0, 0.5, 1.0}  # what the page calls right and wrong
+
+
+def test_labels_of_answers_that_no_model_gives_now_are_kept(study: StudyFolder) -> None:
+    path = study.labels_file("judged")
+    path.unlink(missing_ok=True)
+    assert rankwise("labels", study.root).exit_code == 0
+    fill(path, lambda answer: str(truth(answer)))
+    with path.open("a", encoding="utf-8") as stream:
+        stream.write("kother,a question,right,'=an answer,1\n")
+    assert rankwise("labels", study.root).exit_code == 0
+    rows = {row["key"]: row for row in written(path)}
+    assert rows["kother"] == dict(
+        zip(COLUMNS, ["kother", "a question", "right", "'=an answer", "1"], strict=True)
+    )
+    assert all(row["label"] for row in rows.values())
+    path.unlink()
+
+
+@pytest.mark.parametrize("text", [' "Paris"', "a\rb", "a\r\nb", '"', "=1+1", "k;l,m", "\n"])
+def test_every_answer_can_be_read_back(
+    study: StudyFolder, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = study.labels_file("judged")
+    path.unlink(missing_ok=True)
+    read = StudyFolder.read_samples
+
+    def spoilt(self: StudyFolder, model: str, task: str, record: Any = None) -> Any:
+        lines = read(self, model, task, record)
+        return [line | {"filtered_resps": [text], "target": text} for line in lines]
+
+    found = read_judgements(study)
+    monkeypatch.setattr(StudyFolder, "read_samples", spoilt)
+    (file,) = write_labels(study, found.study, found.models)
+    assert file.num_left == 20
+    fill(path, lambda _: "1")
+    (file,) = write_labels(study, found.study, found.models)
+    assert file.num_left == 0
+    path.unlink()
 
 
 BAD: dict[str, Callable[[Path], Any]] = {
@@ -144,7 +190,7 @@ def test_a_file_that_is_none_of_labels_is_named(
     BAD[name](path)
     with pytest.raises(DataError) as caught:
         read_results(study)
-    sentence(caught.value, LABELS=str(path), KEY=r"\b[0-9a-f]{16}\b")
+    sentence(caught.value, LABELS=str(path), KEY=r"\bk[0-9a-f]{16}\b")
     path.unlink()
 
 
@@ -155,6 +201,8 @@ def test_a_file_that_is_none_of_labels_is_named(
         "evaluation.labels={colours: 20}",
         "evaluation.labels={judged: 5}",
         "search.until=decided",
+        "deploy=[merged-fp32]",
+        "evaluation.own.judged.judged_by={code: judge.py:better}",
     ],
 )
 def test_labels_that_cannot_be_are_refused(file: Path, override: str, sentence: Sentences) -> None:
@@ -170,3 +218,9 @@ def test_a_judge_s_bias_is_covered_by_the_bounds(*, flatters: bool) -> None:
     assert its["corrected"]["coverage"] >= 0.9  # .95 less three standard errors
     assert its["judge"]["coverage"] < 0.7
     assert its["corrected"]["width"] < its["labels"]["width"]
+
+
+def test_a_few_labels_that_all_agree_prove_little() -> None:
+    """Of 20 labels hardly one shows a judge that is wrong once in twenty answers."""
+    options = argparse.Namespace(repeats=200, items=2000, labels=20)
+    assert simulated(options, 0.95, flatters=True)["corrected"]["coverage"] >= 0.93

@@ -91,7 +91,7 @@ def lead_size(task: Items, averaging: Floats) -> float:
         averaging: (K, R) gives the means over the runs of K options.
     """
     count, whole = len(averaging), whole_item(task.num_items, task.num_scored)
-    if task.item_size in (0.0, whole) or count == 1:
+    if task.item_size == 0.0 or task.item_size >= whole or count == 1:
         return task.item_size
     values = task.values if task.scored is None else task.values[:, task.scored]
     from_mean = values - averaging.mean(axis=0) @ values

@@ -447,10 +447,11 @@ class StudyConfig(Section):
         if self.train.learning_rate.tune and self.methods.lora is self.methods.full is None:
             yield "train.learning_rate.tune: nothing is trained; leave it out, or give methods.lora"
         reference = self.evaluation.reference
-        if self.evaluation.labels and (reference is not None or self.search.grows):
+        grows = reference is not None or self.search.grows or bool(self.deploy)
+        if self.evaluation.labels and grows:
             yield (
                 "evaluation.labels: a person judges answers when all are there; leave out "
-                "evaluation.reference, search.until and search.budget"
+                "evaluation.reference, search.until, search.budget and deploy"
             )
         if reference is not None and not reference.least_saving and self.is_searched:
             yield (

@@ -27,7 +27,7 @@ from rankwise.records.clusters import cluster_fields, cluster_numbers
 from rankwise.records.config.study import StudyConfig
 from rankwise.records.folder import LOSS_METRIC
 from rankwise.records.p_right import P_RIGHT
-from rankwise.records.results import MIN_ITEMS
+from rankwise.records.results import MIN_ITEMS, TOKENS_METRIC
 from rankwise.records.study import Relation, StudyTasks
 from rankwise.study.planning.issues import Issues
 from rankwise.study.planning.model import StudyModel
@@ -113,6 +113,39 @@ def check_settings(config: StudyConfig, issues: Issues) -> None:
             )
 
 
+def _check_labels(config: StudyConfig, by_name: Mapping[str, PreparedTask], issues: Issues) -> None:
+    """Whether a person can judge the answers to the tasks that are named, from wrong to right."""
+    for name, number in config.evaluation.labels.items():
+        what = f"evaluation.labels.{name}"
+        if name not in by_name:
+            hint = did_you_mean(name, by_name) or f"it has {', '.join(by_name)}"
+            issues.problems.append(f"evaluation.labels: no task {name!r} is scored; {hint}")
+            continue
+        loaded = by_name[name].loaded
+        better = loaded.task.higher_is_better()
+        metric = config.evaluation.metric_of(name) or next(iter(better), None)
+        if loaded.output_type != "generate_until":
+            issues.problems.append(
+                f"{what}: nothing is written there for a person to judge; name a task that writes, "
+                "such as own rows with judged_by: {code: ...}"
+            )
+        elif loaded.compares_with_base:
+            issues.problems.append(
+                f"{what}: its judge compares answers with the base's, and a label says whether one "
+                "is right; leave it out"
+            )
+        elif metric is None or not better.get(metric, True) or metric == TOKENS_METRIC:
+            issues.problems.append(
+                f"{what}: {metric} is no share from 0 (wrong) to 1 (right), as labels are; leave "
+                "it out, or name another metric in evaluation.metric"
+            )
+        elif number >= by_name[name].num_items:
+            issues.warnings.append(
+                f"{what}: all {by_name[name].num_items} items are labelled, so the judge does not "
+                "count"
+            )
+
+
 def check_tasks(
     config: StudyConfig, tasks: Sequence[PreparedTask], scored: StudyTasks, issues: Issues
 ) -> None:
@@ -130,15 +163,7 @@ def check_tasks(
             issues.problems.append(
                 f"evaluation.metric.{name}: no metric {wanted!r}; it has {', '.join(known)}"
             )
-    for name in config.evaluation.labels:
-        if name not in by_name:
-            hint = did_you_mean(name, by_name) or f"it has {', '.join(by_name)}"
-            issues.problems.append(f"evaluation.labels: no task {name!r} is scored; {hint}")
-        elif by_name[name].loaded.output_type != "generate_until":
-            issues.problems.append(
-                f"evaluation.labels.{name}: nothing is written there for a person to judge; name a "
-                "task that writes, such as own rows with judged_by: {code: ...}"
-            )
+    _check_labels(config, by_name, issues)
     try:
         fields = cluster_fields(config.evaluation.clusters, scored)
     except TaskError as error:

@@ -544,9 +544,13 @@ class TaskFinder:
                 with self.issues.of("search"):
                     held_out = self._held_out(source, loaded, kept, drawn, most)
                     if held_out is None:
+                        lacks = (
+                            "too few rows to hold validation items out"
+                            if loaded.name in source.asked
+                            else "no split besides the scored one"
+                        )
                         self.warnings.append(
-                            f"search: {loaded.name} has no split besides the scored one, so runs "
-                            "are chosen without it"
+                            f"search: {loaded.name} has {lacks}, so runs are chosen without it"
                         )
                         continue
                     items, number = held_out
@@ -586,7 +590,8 @@ class TaskFinder:
                 if len(free) >= number:
                     drawn[leaf] = _chosen(asks, free, number)
                 else:
-                    drawn[leaf] = _chosen(asks, rows, min(number, int(MOST_HELD_OUT * len(rows))))
+                    most = int(MOST_HELD_OUT * len(rows))
+                    drawn[leaf] = _chosen(asks, rows, min(number, most)) if most > 1 else []
                     kept[leaf] = sorted({*rows} - {*drawn[leaf]})
             items = validation_items(asks, split, drawn[leaf])
             return (items, len(drawn[leaf])) if len(drawn[leaf]) > 1 else None
