@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TypeVar
 
 from rankwise.records import quantities
 from rankwise.records.audits import AuditedKind, AuditScore, KeptEnergy, OtherChange
@@ -18,6 +19,8 @@ from rankwise.records.spectra import (
     intruders_of,
     similarity,
 )
+
+Key = TypeVar("Key", str, int)
 
 ENOUGH = 0.99
 """The share of an update's energy that a truncation should keep."""
@@ -132,26 +135,26 @@ def _where(ranks: Sequence[int], changed: Sequence[MatrixSpectrum]) -> Iterator[
     used = grouped((matrix.kind.rpartition(".")[2], matrix) for matrix in changed)
     if not ranks or len(used) < 2:
         return
-    means = {kind: statistics.fmean(map(_used, matrices)) for kind, matrices in used.items()}
-    order = sorted(means, key=lambda kind: -means[kind])
-    parts = quantities.listed([f"{kind} {means[kind]:.1f}" for kind in order])
-    text = f"By module these are on average {parts}"
+    means = _mean_used(used)
+    parts = [f"{kind} {means[kind]:.1f}" for kind in sorted(means, key=lambda kind: -means[kind])]
+    text = f"By module these are on average {quantities.listed(parts)}"
     by_layer = grouped((matrix.layer, matrix) for matrix in changed if matrix.layer is not None)
     if len(by_layer) > 1:
-        of_layer = {layer: statistics.fmean(map(_used, its)) for layer, its in by_layer.items()}
-        most, least = (
-            max(of_layer, key=of_layer.__getitem__),
-            min(of_layer, key=of_layer.__getitem__),
-        )
+        layers = _mean_used(by_layer)
+        most, least = max(layers, key=layers.__getitem__), min(layers, key=layers.__getitem__)
         text += (
-            f"; by layer, most in layer {most} ({of_layer[most]:.1f}) and least in layer {least} "
-            f"({of_layer[least]:.1f})"
+            f"; by layer, most in layer {most} ({layers[most]:.1f}) and least in layer {least} "
+            f"({layers[least]:.1f})"
         )
     yield f"{text}."
 
 
-def _used(matrix: MatrixSpectrum) -> int:
-    return matrix.update.energy_rank_90
+def _mean_used(groups: Mapping[Key, Sequence[MatrixSpectrum]]) -> dict[Key, float]:
+    """Group -> the mean number of dimensions that its matrices use."""
+    return {
+        key: statistics.fmean(matrix.update.energy_rank_90 for matrix in matrices)
+        for key, matrices in groups.items()
+    }
 
 
 def _size(matrices: Sequence[MatrixSpectrum]) -> str:

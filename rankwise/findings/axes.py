@@ -33,7 +33,7 @@ Setting = tuple[str, ...]
 """The value of every axis, in the order of ``_AXES``."""
 
 _AXES: dict[AxisName, tuple[str, Callable[[PlannedRun], tuple[str, ...]]]] = {
-    "rank": ("rank ", lambda plan: (quantities.rank(plan)[len("rank ") :],)),
+    "rank": ("rank ", lambda plan: (quantities.rank_value(plan),)),
     "alpha": ("alpha ", lambda plan: plan.alpha_labels or ("",)),
     "learning rate": ("rate ", lambda plan: plan.rate_labels),
     "target modules": ("on ", lambda plan: (quantities.modules(plan.target_modules),)),

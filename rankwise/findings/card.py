@@ -274,7 +274,7 @@ def _remark(
 
 def _settings(option: Option) -> dict[str, str]:
     plan = option.plan
-    settings = {"Rank": None if plan.rank is None else quantities.rank(plan)[len("rank ") :]}
+    settings = {"Rank": None if plan.rank is None else quantities.rank_value(plan)}
     settings["Alpha"] = quantities.alpha(plan)
     rate, epochs = plan.learning_rate, plan.epochs
     settings["Learning rate"] = None if rate is None else quantities.learning_rate(rate)

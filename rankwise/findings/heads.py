@@ -23,7 +23,7 @@ from rankwise.records.heads import (
     TaskHeadEffects,
 )
 from rankwise.records.results import ModelResults
-from rankwise.records.study import Interval
+from rankwise.records.study import Interval, exact_rank
 
 HeadMeasure = Literal["entropy", "divergence", "first_token_mass", "output", "share"]
 """A measure of change, or the head's share of attention's ‖delta‖²."""
@@ -210,7 +210,7 @@ def _against_rank(runs: Sequence[HeadsOfRun], confidence: float) -> Iterator[Cha
         options, means = mean_of_options(
             adapters, lambda run, number=number: run.measures[number].mean
         )
-        ranks = [float(run.option.mean_rank or run.option.rank or 0) for run in options]
+        ranks = [float(exact_rank(run.option)) for run in options]
         found, reason = correlated(ranks, means, confidence, "option")
         if found is None and len(options) >= MIN_PAIRS:
             reason = "all options have the same rank"

@@ -19,7 +19,7 @@ from rankwise.findings.trends import Answer, Measured, RankTrend, TrendOf, answe
 from rankwise.records import quantities
 from rankwise.records.base import Record
 from rankwise.records.recommendation import Recommendation
-from rankwise.records.study import Interval, Unit
+from rankwise.records.study import Interval, Unit, exact_rank
 
 Match = Literal["within delta", "not distinguished"]
 
@@ -158,7 +158,7 @@ def _matched(source: OptionGains, recommendation: Recommendation) -> MatchedPair
 
 def _rank(option: Option) -> float:
     """Full fine-tuning is above every rank."""
-    return float("inf") if option.rank is None else option.plan.mean_rank or option.rank
+    return float("inf") if option.rank is None else exact_rank(option.plan)
 
 
 _CLAIMS: dict[TrendOf, str] = {

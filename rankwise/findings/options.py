@@ -31,7 +31,7 @@ from rankwise.records.base import Record
 from rankwise.records.grouping import grouped
 from rankwise.records.recommendation import RankVerdict, Recommendation, StudyRecommendation
 from rankwise.records.results import ModelResults, StudyResults, TrainTaskResults
-from rankwise.records.study import Interval, PlannedRun, Relation, Role, RunRecord, Unit
+from rankwise.records.study import Interval, PlannedRun, Relation, Role, RunRecord, Unit, exact_rank
 
 Runs = tuple[ModelResults, ...]
 
@@ -490,7 +490,7 @@ def _options(results: TrainTaskResults, labels: Mapping[str, str]) -> tuple[Opti
         key=lambda option: (
             option.plan.role == "imported",
             option.plan.rank is None,
-            option.plan.mean_rank or option.plan.rank or 0,
+            exact_rank(option.plan),
             option.plan.alpha or 0.0,
             option.plan.scaling or 0.0,
             option.plan.learning_rate or 0.0,

@@ -37,7 +37,7 @@ from rankwise.records.axes import SETTING
 from rankwise.records.judgement import BestBet, Look, Outcome, Prospect, StudyLooks, TrainTaskLooks
 from rankwise.records.recommendation import RankVerdict, Recommendation, StudyRecommendation
 from rankwise.records.results import StudyResults, TrainTaskResults
-from rankwise.records.study import Interval, Unit
+from rankwise.records.study import Interval, Unit, exact_rank
 
 
 class _Conclusions(NamedTuple):
@@ -312,7 +312,7 @@ def _left_out(results: TrainTaskResults) -> tuple[str, ...]:
 def _size(option: Option) -> tuple[float, float, float, float, tuple[str, ...], int, str]:
     """The size by which options are ordered, smallest first."""
     plan = option.plan
-    rank, alpha, scaling = plan.mean_rank or plan.rank or 0, plan.alpha or 0.0, plan.scaling or 0.0
+    rank, alpha, scaling = exact_rank(plan), plan.alpha or 0.0, plan.scaling or 0.0
     rate, epochs = plan.learning_rate or 0.0, plan.epochs or 0
     return rank, alpha, scaling, rate, plan.target_modules, epochs, option.label
 

@@ -440,7 +440,7 @@ def _settings(study: StudyRecord, planned: PlannedRun) -> Iterator[tuple[str, st
         with_it = "" if planned.rank is None else "; this adapter is put on both"
         yield "base", f"{base} (PEFT's merge_and_unload){with_it}"
     if planned.rank is not None and alpha is not None:
-        yield "rank", quantities.rank(planned)[len("rank ") :]
+        yield "rank", quantities.rank_value(planned)
         yield "alpha", alpha
         yield "target modules", ", ".join(planned.target_modules)
     yield "learning rate", quantities.learning_rate(planned.learning_rate or 0.0)

@@ -19,6 +19,7 @@ from rankwise.findings.models import task_score
 from rankwise.findings.statements import with_folder
 from rankwise.records.config.study import StudyConfig, Tracker
 from rankwise.records.folder import StudyFolder
+from rankwise.records.study import exact_rank
 from rankwise.study.conclusion import StudyOutcome
 from rankwise.study.observer import (
     Event,
@@ -77,7 +78,7 @@ class Tracking:
         """Tell the verdict: the statement and, where one is recommended, the rank."""
         for part in outcome.recommendation.by_train_task:
             if part.rank is not None:
-                self._log({f"recommended_rank/{part.train_task}": part.mean_rank or part.rank})
+                self._log({f"recommended_rank/{part.train_task}": exact_rank(part)})
             for name, tracker in list(self._trackers.items()):
                 said = with_folder(part.statement, self._name)
                 text = {f"verdict/{part.train_task}": said}

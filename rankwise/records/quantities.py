@@ -191,7 +191,12 @@ def number(value: float) -> str:
 
 def rank(of: Ranked) -> str:
     """Rank 8, or rank pattern (mean 6.3), for what is trained as LoRA."""
-    return f"rank {of.rank}" if of.mean_rank is None else f"rank pattern (mean {of.mean_rank:.1f})"
+    return f"rank {rank_value(of)}"
+
+
+def rank_value(of: Ranked) -> str:
+    """The same below a heading: 8, or pattern (mean 6.3)."""
+    return str(of.rank) if of.mean_rank is None else f"pattern (mean {of.mean_rank:.1f})"
 
 
 def alpha(of: Scaled) -> str | None:

@@ -79,6 +79,11 @@ class Ranked(Protocol):
     def mean_rank(self) -> float | None: ...
 
 
+def exact_rank(of: Ranked) -> float:
+    """The rank by which trained weights are ordered, not rounded; 0 for full fine-tuning."""
+    return of.mean_rank or of.rank or 0
+
+
 class Scaled(Ranked, Protocol):
     """The same with its scaling; all are None for full fine-tuning."""
 

@@ -11,7 +11,7 @@ from rankwise.records.config.own_rows import data_place
 from rankwise.records.config.study import StudyConfig
 from rankwise.records.recommendation import Recommendation
 from rankwise.records.results import StudyResults
-from rankwise.records.study import PlannedRun, Provenance, RunRecord
+from rankwise.records.study import PlannedRun, Provenance, RunRecord, exact_rank
 
 NOT_RECORDED = "not recorded"
 
@@ -172,10 +172,8 @@ def _method_facts(config: StudyConfig, plans: Sequence[PlannedRun]) -> Facts:
     lora, full = config.methods.lora, config.methods.full
     facts: Facts = {}
     if lora is not None:
-        ranked = sorted(
-            (run for run in plans if run.rank), key=lambda run: run.mean_rank or run.rank or 0
-        )
-        ranks = dict.fromkeys(quantities.rank(run)[len("rank ") :] for run in ranked)
+        ranked = sorted((run for run in plans if run.rank), key=exact_rank)
+        ranks = dict.fromkeys(map(quantities.rank_value, ranked))
         sets = dict.fromkeys(run.target_modules for run in plans if run.target_modules)
         facts = {
             "LoRA ranks": ", ".join(ranks),

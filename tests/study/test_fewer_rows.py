@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from rankwise.cli.terminal import pass_lines, plan_table
-from rankwise.engine.models.adapter_folder import WEIGHTS_FILE
 from rankwise.errors import ConfigError
 from rankwise.records.folder import StudyFolder
 from rankwise.records.study import PlannedRun, StudyRecord
 from rankwise.records.study_file import load_config
 from rankwise.report.page import study_page
-from rankwise.study.planning.plan import StudyPlan, plan_study
-from tests.support.observers import Recorder
 from tests.support.sentences import Sentences
-from tests.support.small_studies import write_study
+from tests.support.small_studies import ONE_BY_ONE, Finished, finished_study, planned, weights_of
 from tests.support.studies import run
 from tests.support.tables import csv_rows
 
@@ -39,35 +34,11 @@ evaluation: {held_out_text: [], retention: [sums], num_train_items: 0, trained_f
 analysis: {spectra: false, heads: false}
 """
 
-ONE_BY_ONE = "train.max_micro_batch_tokens=1"
-"""One sequence at a time, so that what is read together does not change how sums are rounded."""
-
-
-class Finished(NamedTuple):
-    file: Path
-    folder: StudyFolder
-    outcome: Any
-    recorder: Recorder
-
-    @property
-    def study(self) -> StudyRecord:
-        return self.folder.read_study()
-
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory, tiny_model_folder: Path) -> Finished:
     root = tmp_path_factory.mktemp("rows")
-    file = write_study(root, tiny_model_folder, SETTINGS)
-    outcome, recorder = run(file, root / "study", ONE_BY_ONE)
-    return Finished(file, StudyFolder(root / "study"), outcome, recorder)
-
-
-def planned(file: Path, *overrides: str) -> StudyPlan:
-    return plan_study(load_config(file, overrides))
-
-
-def weights_of(folder: StudyFolder, model: PlannedRun) -> dict[str, torch.Tensor]:
-    return load_file(folder.weights(model) / WEIGHTS_FILE)
+    return finished_study(root, tiny_model_folder, SETTINGS, ONE_BY_ONE)
 
 
 def with_rows(study: StudyRecord, number: int) -> tuple[PlannedRun, ...]:

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import pytest
 
 from rankwise.errors import PlanError
-from rankwise.records.folder import StudyFolder
-from rankwise.records.study import StudyRecord
-from rankwise.records.study_file import load_config
 from rankwise.report.page import study_page
-from rankwise.study.planning.plan import StudyPlan, plan_study
+from rankwise.study.planning.plan import StudyPlan
 from tests.support.sentences import Sentences
-from tests.support.small_studies import write_study
+from tests.support.small_studies import Finished, finished_study, planned, write_study
 from tests.support.studies import run
 
 SETTINGS = """
@@ -36,26 +32,9 @@ analysis: {spectra: false, heads: false, gauges: false}
 NAMES = ["prompt-0", "prompt-2-s0", "prompt-2-s1", "prompt-3-s0", "prompt-3-s1"]
 
 
-class Finished(NamedTuple):
-    file: Path
-    folder: StudyFolder
-    outcome: Any
-
-    @property
-    def study(self) -> StudyRecord:
-        return self.folder.read_study()
-
-
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory, tiny_model_folder: Path) -> Finished:
-    root = tmp_path_factory.mktemp("prompted")
-    file = write_study(root, tiny_model_folder, SETTINGS)
-    outcome, _ = run(file, root / "study")
-    return Finished(file, StudyFolder(root / "study"), outcome)
-
-
-def planned(file: Path, *overrides: str) -> StudyPlan:
-    return plan_study(load_config(file, overrides))
+    return finished_study(tmp_path_factory.mktemp("prompted"), tiny_model_folder, SETTINGS)
 
 
 def first_prompt(plan: StudyPlan, name: str) -> str:

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import peft
 import pytest
 import torch
 from peft.tuners.lora import LoraLayer
-from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from rankwise.engine.models.adapter_folder import WEIGHTS_FILE, AdapterFolder
+from rankwise.engine.models.adapter_folder import AdapterFolder
 from rankwise.errors import ConfigError, PlanError
 from rankwise.records.axes import run_labels
 from rankwise.records.folder import StudyFolder
@@ -22,12 +21,18 @@ from rankwise.records.study import PlannedRun
 from rankwise.records.study_file import load_config
 from rankwise.report.page import study_page
 from rankwise.report.rendering import rendered
-from rankwise.study.planning.plan import StudyPlan, plan_study
 from rankwise.weights.lowrank import read_updates, save_updates
 from rankwise.weights.repairs import cut_to_energy
 from tests.support.killed_studies import run_until_path, started
 from tests.support.sentences import Sentences
-from tests.support.small_studies import write_study
+from tests.support.small_studies import (
+    ONE_BY_ONE,
+    Finished,
+    finished_study,
+    planned,
+    weights_of,
+    write_study,
+)
 from tests.support.studies import run
 
 SETTINGS = """
@@ -48,35 +53,17 @@ methods:
 evaluation: {held_out_text: [], retention: [sums], num_train_items: 0, trained_format: false}
 analysis: {spectra: false, heads: false}
 """
-ONE_BY_ONE = "train.max_micro_batch_tokens=1"
-"""One sequence at a time, so that what is read together does not change how sums are rounded."""
-
-
-class Finished(NamedTuple):
-    file: Path
-    folder: StudyFolder
-    outcome: Any
-
-    @property
-    def pattern(self) -> PlannedRun:
-        (found,) = (each for each in self.folder.read_study().runs if each.layer_ranks)
-        return found
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory, tiny_model_folder: Path) -> Finished:
     root = tmp_path_factory.mktemp("pattern")
-    file = write_study(root, tiny_model_folder, SETTINGS)
-    outcome, _ = run(file, root / "study", ONE_BY_ONE)
-    return Finished(file, StudyFolder(root / "study"), outcome)
+    return finished_study(root, tiny_model_folder, SETTINGS, ONE_BY_ONE)
 
 
-def planned(file: Path, *overrides: str) -> StudyPlan:
-    return plan_study(load_config(file, overrides))
-
-
-def weights_of(folder: StudyFolder, model: PlannedRun) -> dict[str, torch.Tensor]:
-    return load_file(folder.weights(model) / WEIGHTS_FILE)
+def pattern_of(finished: Finished) -> PlannedRun:
+    (found,) = (each for each in finished.study.runs if each.layer_ranks)
+    return found
 
 
 def loaded(base: Path, folder: Path) -> Any:
@@ -98,13 +85,13 @@ def test_layers_have_the_ranks_that_peft_gives_them(
         for name, module in peft.get_peft_model(base, settings).named_modules()
         if isinstance(module, LoraLayer)
     }
-    pattern = finished.pattern
+    pattern = pattern_of(finished)
     assert dict(pattern.layer_ranks) == ranks
     assert {*ranks.values()} == {1, 3, 6}
     saved = weights_of(finished.folder, pattern)
     assert pattern.num_trainable_parameters == sum(weight.numel() for weight in saved.values())
     # of rank 2 and of rank 8 it is between
-    per_rank = finished.folder.read_study().runs[0].num_trainable_parameters / 2
+    per_rank = finished.study.runs[0].num_trainable_parameters / 2
     assert pattern.mean_rank == pytest.approx(pattern.num_trainable_parameters / per_rank)
     assert pattern.rank == round(pattern.mean_rank or 0)
     # memory is that of the highest rank in every layer
@@ -120,7 +107,7 @@ def test_layers_have_the_ranks_that_peft_gives_them(
 
 
 def test_peft_loads_it_with_one_scaling(finished: Finished, tiny_model_folder: Path) -> None:
-    folder = finished.folder.weights(finished.pattern)
+    folder = finished.folder.weights(pattern_of(finished))
     model = loaded(tiny_model_folder, folder)
     layers = {
         name.removeprefix("base_model.model."): module
@@ -128,7 +115,7 @@ def test_peft_loads_it_with_one_scaling(finished: Finished, tiny_model_folder: P
         if isinstance(module, LoraLayer)
     }
     assert {name: layer.r["default"] for name, layer in layers.items()} == dict(
-        finished.pattern.layer_ranks
+        pattern_of(finished).layer_ranks
     )
     assert {layer.scaling["default"] for layer in layers.values()} == {2.0}
     tokens = torch.tensor([[5, 9, 7, 3, 11]])
@@ -151,31 +138,34 @@ def test_uniform_ranks_are_trained_and_named_as_without_it(
     # the study that has one rank and the pattern adds nothing to what is trained
     run(finished.file, tmp_path / "one", ONE_BY_ONE, "methods.lora.ranks=[2]")
     one = StudyFolder(tmp_path / "one")
-    alone, beside = weights_of(one, finished.pattern), weights_of(finished.folder, finished.pattern)
+    alone, beside = (
+        weights_of(one, pattern_of(finished)),
+        weights_of(finished.folder, pattern_of(finished)),
+    )
     for name, weight in alone.items():
         torch.testing.assert_close(weight, beside[name], rtol=1e-5, atol=1e-7)
 
 
 def test_the_options_are_ordered_by_trained_weights_and_named(finished: Finished) -> None:
     (part,) = finished.outcome.recommendation.by_train_task
-    mean = f"{finished.pattern.mean_rank:.1f}"
+    mean = f"{pattern_of(finished).mean_rank:.1f}"
     name = f"rank pattern (mean {mean})"
     assert [verdict.label for verdict in part.verdicts] == ["rank 2", name, "rank 8"]
-    assert part.verdicts[1].mean_rank == finished.pattern.mean_rank
+    assert part.verdicts[1].mean_rank == pattern_of(finished).mean_rank
     outcome = finished.outcome
     page = study_page(outcome.results, outcome.recommendation, outcome.findings, {})
     html = rendered(page)
     assert f"LoRA {name}" in html
     assert f"2, pattern (mean {mean}), 8" in html
-    assert re.search(rf"\brank {finished.pattern.rank}\b", html) is None
+    assert re.search(rf"\brank {pattern_of(finished).rank}\b", html) is None
 
 
 def test_a_number_names_no_pattern(finished: Finished) -> None:
-    study = finished.folder.read_study()
-    assert find_run(study, "pattern") == finished.pattern
+    study = finished.study
+    assert find_run(study, "pattern") == pattern_of(finished)
     assert find_run(study, "8").layer_ranks == ()
-    with pytest.raises(ConfigError, match=f"no run named '{finished.pattern.rank}'"):
-        find_run(study, str(finished.pattern.rank))
+    with pytest.raises(ConfigError, match=f"no run named '{pattern_of(finished).rank}'"):
+        find_run(study, str(pattern_of(finished).rank))
 
 
 def test_a_folder_s_ranks_are_taken_and_what_it_leaves_out_is_not_adapted(
@@ -215,7 +205,7 @@ def test_a_folder_s_ranks_are_taken_and_what_it_leaves_out_is_not_adapted(
 
 def test_the_ranks_of_a_cut_adapter_are_trained(finished: Finished, tmp_path: Path) -> None:
     """As ``rankwise repair --by energy`` writes it; the key is relative to the study file."""
-    study = finished.folder.read_study()
+    study = finished.study
     uniform = finished.folder.weights(find_run(study, "8"))
     updates = read_updates(AdapterFolder(uniform))
     cut = cut_to_energy(updates, 0.6)
@@ -243,7 +233,7 @@ def test_killed_while_it_trains_it_goes_on_to_the_same_weights(
     run(file, root)
     again = StudyFolder(tmp_path / "study")
     (pattern,) = (each for each in again.read_study().runs if each.layer_ranks)
-    ours, theirs = weights_of(again, pattern), weights_of(finished.folder, finished.pattern)
+    ours, theirs = weights_of(again, pattern), weights_of(finished.folder, pattern_of(finished))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
@@ -303,13 +293,13 @@ def test_a_rank_above_a_layer_s_width_is_warned_of(finished: Finished, sentence:
 def test_a_folder_beyond_the_target_modules_is_refused(
     finished: Finished, sentence: Sentences
 ) -> None:
-    folder = finished.folder.weights(finished.pattern)
+    folder = finished.folder.weights(pattern_of(finished))
     overrides = f"methods.lora.rank_pattern={folder}", "methods.lora.target_modules=[q_proj]"
     with pytest.raises(PlanError) as caught:
         planned(finished.file, *overrides)
     sentence(caught.value, names=("target_modules", "q_proj"), part=True)
     plan = planned(finished.file, overrides[0], ONE_BY_ONE)  # its own ranks: the same training
-    assert finished.pattern.name in {each.name for each in plan.record.runs}
+    assert pattern_of(finished).name in {each.name for each in plan.record.runs}
 
 
 BAD = {
