@@ -97,10 +97,10 @@ class Judgements(NamedTuple):
 def read_judgements(folder: StudyFolder, study: StudyRecord | None = None) -> Judgements:
     """What is finished before a person's labels correct it; see ``read_results``."""
     study = folder.read_study() if study is None else study
-    unscored = _unscored(folder, study, None)
-    if unscored:
+    lacks = unscored(folder, study, None)
+    if lacks:
         raise RecordError(
-            f"the base model of {folder.root} is not scored on {', '.join(unscored)} yet: "
+            f"the base model of {folder.root} is not scored on {', '.join(lacks)} yet: "
             f"nothing can be concluded. Run the study to its end; {_SHOW_LEFT}."
         )
     study, left_out = _with_enough_items(folder, study)
@@ -151,11 +151,11 @@ def left_of(folder: StudyFolder, study: StudyRecord, planned: PlannedRun) -> str
     run = folder.finished_run(planned)
     if run is None:
         return "is not trained"
-    unscored = () if run.status == "diverged" else _unscored(folder, study, planned)
-    return f"is not scored on {', '.join(unscored)}" if unscored else None
+    lacks = () if run.status == "diverged" else unscored(folder, study, planned)
+    return f"is not scored on {', '.join(lacks)}" if lacks else None
 
 
-def _unscored(folder: StudyFolder, study: StudyRecord, planned: PlannedRun | None) -> list[str]:
+def unscored(folder: StudyFolder, study: StudyRecord, planned: PlannedRun | None) -> list[str]:
     """The tasks without a score of a model under the study's present settings."""
     name = BASE if planned is None else planned.name
     return [

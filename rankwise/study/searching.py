@@ -15,7 +15,7 @@ import numpy as np
 from rankwise.errors import RecordError
 from rankwise.findings.pairs import pair_items
 from rankwise.findings.stats.items import Floats
-from rankwise.records.folder import BASE, StudyFolder
+from rankwise.records.folder import StudyFolder
 from rankwise.records.results import ModelResults
 from rankwise.records.search import (
     SearchDecision,
@@ -28,7 +28,7 @@ from rankwise.records.search import (
 from rankwise.records.study import Interval, PlannedRun, Relation, StudyRecord, Unit
 from rankwise.study.planning.chosen import Candidates
 from rankwise.study.planning.plan import StudyPlan
-from rankwise.study.reading import left_of, read_model
+from rankwise.study.reading import left_of, read_model, unscored
 from rankwise.study.searches import policy as searches
 from rankwise.study.searches.policy import Decision, Measures, Progress
 from rankwise.study.searches.settings import terms_of
@@ -150,7 +150,8 @@ class Search:
 
     def _measures(self, source: str) -> Measures:
         """How the validation items are scored; in points until the base is scored."""
-        if any(self._folder.earlier_evaluation(BASE, name) is None for name in self._tasks):
+        # scores of a plan before are there until they are replaced
+        if {*unscored(self._folder, self._study, None)} & {*self._tasks}:
             return Measures()
         items, by_relation = self._base.items, self._study.validation_items[source]
 

@@ -90,6 +90,20 @@ def test_a_finished_search_does_nothing_again(study_file: Path, narrowed: StudyF
     assert narrowed.search_file.read_bytes() == before
 
 
+def test_other_validation_items_are_those_of_the_base_too(study_file: Path, tmp_path: Path) -> None:
+    """Scores of the base on the items before are there when the search begins again."""
+    folder = StudyFolder(tmp_path / "study")
+    config = load_config(study_file, NARROW)
+    with pytest.raises(Stopped):
+        run_study(plan_study(config), folder, _Stopping(4))
+    assert {"colours@validation", "sums@validation"} <= scored_tasks(folder, "base")
+    fewer = load_config(study_file, [*NARROW, "search.validation_items=4"])
+    run_study(plan_study(fewer, folder=folder), folder, Recorder(), replace=True)
+    (part,) = search_of(folder).by_train_task
+    assert part.num_items == {"colours": 4, "sums": 4}
+    assert folder.read_study().runs
+
+
 def test_status_names_candidates(narrowed: StudyFolder) -> None:
     study = narrowed.read_study()
     lines = {line.model: line for line in study_status(narrowed)}
