@@ -24,6 +24,7 @@ from rankwise.findings.mitigations import TrainTaskMitigations, mitigations
 from rankwise.findings.options import OptionGains, option_gains
 from rankwise.findings.prompting import TrainTaskPrompting, prompting
 from rankwise.findings.retention import TrainTaskRetention, retention_groups
+from rankwise.findings.sequences import TrainTaskSequence, sequences
 from rankwise.findings.signatures.found import failure_signatures
 from rankwise.findings.signatures.signature import Signature
 from rankwise.findings.slices import TrainTaskSlices, slices
@@ -110,6 +111,9 @@ class StudyFindings(VersionedRecord, has_texts=True):
     prompting: tuple[TrainTaskPrompting, ...] = _each(prompting, lines=_statements)
     checkpoints: tuple[TrainTaskCheckpoints, ...] = _each(checkpoints)
     transfer: Transfer | None = _found(lambda of: transfer(of.sources), default=None)
+    sequences: tuple[TrainTaskSequence, ...] = _found(
+        lambda of: sequences(of.sources, of.recommendation), lines=_statements
+    )
     retention: tuple[TrainTaskRetention, ...] = _each(retention_groups)
     slices: tuple[TrainTaskSlices, ...] = _each(slices, lines=_statements)
     gauges: tuple[TrainTaskGauges, ...] = _each(gauges)

@@ -192,7 +192,7 @@ def write_setup(
         name = f"# {planned.name} of the study {study.config.name}"
         lines = [
             f"{name}, {chosen.how}, by rankwise export",
-            *(f"# {remark}" for remark in _remarks_on_start(study)),
+            *(f"# {remark}" for remark in _remarks_on_start(study, planned)),
             f"# {_SDFT_USAGE if setup.stage == 'sdft' else tool.usage.format(stage=setup.stage)}",
             *yaml_lines(entries),
         ]
@@ -288,7 +288,8 @@ def _remarks(
             f"{study.config.train.data} as JSON Lines with " + _ROWS[setup.stage]
         )
     elif setup.data is None:
-        remarks.append(f"the rows are those of the task {planned.train_task}; add your own data")
+        task = {part.name: part.task for part in study.config.train.parts}[planned.train_task]
+        remarks.append(f"the rows are those of the task {task}; add your own data")
     else:
         remarks += _remarks_on_rows(setup, tool)
     if tool is not PEFT:
@@ -302,7 +303,7 @@ def _remarks(
         remarks.append(
             "weight decay here is of all weights; transformers' Trainer leaves out biases and norms"
         )
-    remarks += _remarks_on_start(study)
+    remarks += _remarks_on_start(study, planned)
     if study.config.base_model.is_embedded and not study.config.start_in_words:
         remarks.append(
             f"the study's base was rounded to 4 bits; {setup.base_model} is as it was before"
@@ -313,9 +314,12 @@ def _remarks(
     return remarks
 
 
-def _remarks_on_start(study: StudyRecord) -> Iterator[str]:
-    """What has to be made before the file is used on another machine."""
-    config = study.config
+def _remarks_on_start(study: StudyRecord, planned: PlannedRun) -> Iterator[str]:
+    """What has to be there before the file is used."""
+    config, after = study.config, planned.after
+    if after is not None:
+        how = "merge it into the base first" if after.is_beside else "train on from its weights"
+        yield f"the run goes on from {after.name}: {how}"
     if config.start_in_words:
         yield (
             f"the base is {config.base_model.name_elsewhere}{config.start_in_words}: here "
@@ -439,6 +443,9 @@ def _settings(study: StudyRecord, planned: PlannedRun) -> Iterator[tuple[str, st
         base = f"{config.base_model.name_elsewhere}{config.start_in_words}"
         with_it = "" if planned.rank is None else "; this adapter is put on both"
         yield "base", f"{base} (PEFT's merge_and_unload){with_it}"
+    if planned.after is not None:
+        how = ", which is merged in here" if planned.after.is_beside else ""
+        yield "goes on from", f"{planned.after.name}{how}"
     if planned.rank is not None and alpha is not None:
         yield "rank", quantities.rank_value(planned)
         yield "alpha", alpha

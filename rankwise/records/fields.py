@@ -136,12 +136,12 @@ def distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def exactly_one(**given: object) -> Iterator[str]:
-    """What is wrong with two settings of which one is to be given, by their names."""
-    are_given = [value is not None for value in given.values()]
-    if sum(are_given) != 1:
-        names = " and ".join(map(repr, given))
-        got = "both" if any(are_given) else "neither"
-        yield f"{got} of {names} given; give exactly one"
+    """What is wrong with settings of which one is to be given, by their names."""
+    names = [name for name, value in given.items() if value is not None]
+    if len(names) != 1:
+        got = "both of" if names else "neither of" if len(given) == 2 else "none of"
+        first, *others = map(repr, names or given)
+        yield f"{got} {', '.join([first, *others[:-1]])} and {others[-1]} given; give exactly one"
 
 
 def ascending(values: tuple[float, ...]) -> tuple[float, ...]:

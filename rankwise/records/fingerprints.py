@@ -25,6 +25,7 @@ VARIANT_REVISIONS: dict[VariantName, int] = {"eva": 2}  # 1 for the others
 # Settings of the train section that reach a run through its examples or its own fields instead.
 _NOT_IN_TRAINING = {
     "task",
+    "sequence",
     "split",
     "data",
     "columns",
@@ -96,6 +97,7 @@ def training_fingerprint(
             **({} if objective is None else _of_objective(objective)),
             **({"layer_ranks": [*map(list, run.layer_ranks)]} if run.layer_ranks else {}),
             **({} if judge is None else {"judge": judge}),
+            **({} if (it := run.after) is None else {"after": [it.fingerprint, it.is_beside]}),
             **({} if ends_within is None else {"ends_within": ends_within}),
             "training_revision": TRAINING_REVISION,
             "base_model": base_model,

@@ -489,6 +489,20 @@ class StudyFolder:
         run = self.finished_run(planned)
         return run is not None and (planned.role == "searched" or not run.is_given_up)
 
+    def start_of(self, planned: PlannedRun) -> RunRecord | None:
+        """The finished run that a run goes on from; None: it is not finished, or there is none.
+
+        Raises:
+            RecordError: it is another run's, or not as it was written.
+        """
+        if planned.after is None:
+            return None
+        path = self.run_file(planned.after.name)
+        record = self.read_if_there(path, RunRecord)
+        if record is not None and record.planned.fingerprint != planned.after.fingerprint:
+            raise RecordError(f"{path} is not the run that {planned.name} goes on from.")
+        return record
+
     def readable_runs(self) -> Iterator[RunRecord]:
         """The finished runs whose records are whole, whichever study planned them."""
         for path in sorted(self.root.glob("runs/*/run.json")):

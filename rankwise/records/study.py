@@ -130,6 +130,18 @@ class Imported(Record):
     folder: UserPath
 
 
+class GoesOnFrom(Record):
+    """The run whose weights another run begins at."""
+
+    name: FileName
+    fingerprint: str
+    is_beside: bool
+    """Whether these weights stay as they are, and a new adapter is trained beside them; else they
+    are trained on."""
+    rank: int = 0
+    """The rank of what stays as it is."""
+
+
 class PlannedRun(Record):
     """One model of a study, as planned: a setting, a trained task and a seed.
 
@@ -144,6 +156,8 @@ class PlannedRun(Record):
     of: Training | None = None
     """The training that it comes from: whose part it is, or which it repeats with a repair or on
     fewer rows. None where it comes from none, or is a whole training itself."""
+    after: GoesOnFrom | None = None
+    """The run of the task before, in a sequence of tasks; None: it begins at the base."""
     method: Method
     train_task: Text
     """The task that the run is trained on."""
@@ -330,6 +344,8 @@ class StudyTasks(Record):
     """
     prompted: dict[Text, tuple[PromptedTask, ...]] = Field(default_factory=dict)
     """Trained task -> its in-domain tasks with trained rows in the prompt; for the base alone."""
+    earlier: dict[Text, tuple[Text, ...]] = Field(default_factory=dict)
+    """Trained task -> in-domain tasks of those that it goes on from, in a sequence; scored too."""
     overlaps: dict[str, dict[str, int]]
     """Trained task -> {scored task: number of its items that are in the training rows}."""
     groups: dict[Text, tuple[Text, ...]]
@@ -349,6 +365,7 @@ class StudyTasks(Record):
                 self.trained_items[source].values(),
                 (self.ending_items[source],) if source in self.ending_items else (),
                 self.validation_tasks(source),
+                self.earlier.get(source, ()),
                 self.prompted_tasks(source) if train_task is None else (),
             )
             for task in names
@@ -382,6 +399,10 @@ class StudyTasks(Record):
                 "trained_formats": {s: kept(names) for s, names in self.trained_formats.items()},
                 "trained_items": {s: kept(names) for s, names in self.trained_items.items()},
                 "ending_items": kept(self.ending_items),
+                "earlier": {
+                    source: tuple(task for task in names if task not in left_out)
+                    for source, names in self.earlier.items()
+                },
                 "prompted": {
                     source: tuple(e for e in its if not {e.task, e.name} & {*left_out})
                     for source, its in self.prompted.items()

@@ -165,7 +165,8 @@ def base_model_name(config: StudyConfig) -> str:
 def source_name(config: StudyConfig) -> str:
     """The task that was trained on, or the name of the file or data set."""
     train = config.train
-    return ", ".join(train.task) or ("" if train.data is None else data_place(train.data))
+    names = (", " if train.sequence is None else ", then ").join(train.tasks)
+    return names or ("" if train.data is None else data_place(train.data))
 
 
 def _method_facts(config: StudyConfig, plans: Sequence[PlannedRun]) -> Facts:

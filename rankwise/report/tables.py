@@ -16,7 +16,8 @@ from rankwise.report.cells import Cell
 from rankwise.report.parts import Column, Table
 from rankwise.report.summaries import RELATION_NAMES, Summaries
 
-_STATES: dict[State, str] = {"yes": "yes", "no": "no", "undecided": "cannot tell"}
+STATES: dict[State, str] = {"yes": "yes", "no": "no", "undecided": "cannot tell"}
+"""Whether something is shown."""
 
 
 def decision_table(recommendation: Recommendation) -> Table | None:
@@ -52,18 +53,18 @@ def decision_table(recommendation: Recommendation) -> Table | None:
         recommendation.verdicts,
         Column(option, "Rank"),
         Column("gain", "Gain", gained_in, cells.in_unit(unit)),
-        Column("better_than_base", "Better than base?", "gain above 0", _STATES),
+        Column("better_than_base", "Better than base?", "gain above 0", STATES),
         Column(
             "retention_loss", "Retention loss", f"{kept_in}, on average", cells.in_unit("points")
         ),
         Column(worst, "Worst task", kept_in),
-        Column("keeps_enough", "Keeps enough?", limit, _STATES),
+        Column("keeps_enough", "Keeps enough?", limit, STATES),
         Column(behind, "Behind the best other rank", gained_in),
         Column(
             "near_the_best",
             "Near the best?",
             f"behind by at most δ = {quantities.score(recommendation.delta, unit)}",
-            _STATES,
+            STATES,
         ),
         Column("qualifies", "Qualifies?"),
         file="ranks",

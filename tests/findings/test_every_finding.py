@@ -32,7 +32,7 @@ def test_what_is_made_is_in_every_form() -> None:
     lines = [*findings.lines("kinship")]
     assert lines[0].startswith("Diverged: Rank 64 diverged")
     assert len(lines) == len(findings.signatures)
-    told = {"signatures", "slices", "deployed", "prompting"}
+    told = {"signatures", "slices", "deployed", "prompting", "sequences"}
     assert {*findings.with_lines} == told
     assert [*findings.lines("another task")] == []
 

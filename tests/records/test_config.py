@@ -100,7 +100,7 @@ zzz: 1
         ("base_model: m\n", "train: is missing; add it"),
         (
             "base_model: m\ntrain: {}\n",
-            "train: neither of 'task' and 'data' given; give exactly one",
+            "train: none of 'task', 'data' and 'sequence' given; give exactly one",
         ),
         (
             "base_model: m\ntrain: {task: t, judged_by: exact}\n",

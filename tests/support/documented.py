@@ -211,7 +211,7 @@ def _study_problems(text: str) -> list[str]:
         return []
     train = settings.get("train", {})
     whole = {**_NEEDED, **settings}
-    if not {"task", "data"} & train.keys():
+    if not {"task", "data", "sequence"} & train.keys():
         whole["train"] = {**_NEEDED["train"], **train}
     try:
         config_of(whole, "documentation", ROOT)

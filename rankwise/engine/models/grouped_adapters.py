@@ -111,13 +111,13 @@ def _copied_rank(adapter: Adapter) -> int:
 
 
 def _fits(adapter: Adapter) -> bool:
-    """Whether it can lie in a stack: one card, no dropout, nothing in the base, whole vectors."""
+    """Whether it can lie in a stack: one card, no dropout, its factors alone, whole vectors."""
     factors = [factor for pair in adapter.copies.values() for factor in pair]
     return (
         has_grouped_products(factors[0].device, factors[0].dtype)
         and len({factor.device for factor in factors}) == 1
         and adapter.dropout == 0
-        and not adapter.is_in_base
+        and adapter.is_plain
         and all(size % 8 == 0 for factor in factors for size in factor.shape)
     )
 

@@ -117,6 +117,7 @@ class Adapter:
         self.gradients = self._views([block.grad for block in self.weights], rank)
         self._make_copies(rank)
         self._in_base: Mapping[str, LoraFactors] = {}
+        self._beside: Mapping[str, LoraFactors] = {}
         for name, factors in self.factors.items():
             own_rank = self.ranks[name]
             drawn = drawn_rows(name, own_rank, shapes[name].in_features, seed)
@@ -202,10 +203,33 @@ class Adapter:
             self._make_copies(2 * self.rank)
         self.refresh()
 
+    def start_beside(self, factors: Mapping[str, tuple[Tensor, Tensor]]) -> None:
+        """Add to another update under the same scaling, which stays as it is; as it were merged.
+
+        ``factors`` are lora_A and lora_B of every adapted layer.
+        """
+        self._beside = {
+            name: LoraFactors(*(part.to(own.lora_A, copy=True) for part in factors[name]))
+            for name, own in self.factors.items()
+        }
+        self._make_copies(self.update_rank)
+        self.refresh()
+
     @property
     def is_in_base(self) -> bool:
         """Whether the base holds what the adapter began at; its ``update`` has twice the rank."""
         return bool(self._in_base)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether its ``update`` is ``factors`` alone."""
+        return not self._in_base and not self._beside
+
+    @property
+    def update_rank(self) -> int:
+        """The rank of ``update``; of layers with ranks of their own, the highest."""
+        beside = max((len(lora_A) for lora_A, _ in self._beside.values()), default=0)
+        return 2 * self.rank if self._in_base else self.rank + beside
 
     @property
     def update(self) -> Mapping[str, LoraFactors]:
@@ -213,17 +237,20 @@ class Adapter:
 
         They are ``factors``, each layer at its rank. Or, where it began at what the base holds
         already (A0 and B0), they are those of B @ A - B0 @ A0 = (B - B0) @ A + B0 @ (A - A0), of
-        twice the rank. In this form nothing cancels, whatever dtype they are rounded to.
+        twice the rank. In this form nothing cancels, whatever dtype they are rounded to. What it
+        was trained beside is behind ``factors``.
         """
-        if not self._in_base:
-            return {
-                name: LoraFactors(lora_A[: self.ranks[name]], lora_B[:, : self.ranks[name]])
-                for name, (lora_A, lora_B) in self.factors.items()
-            }
-        return {name: self._beyond_base(name) for name in self.factors}
+        return {name: self._whole(name, rank) for name, rank in self.ranks.items()}
 
-    def _beyond_base(self, name: str) -> LoraFactors:
-        (lora_A, lora_B), (base_A, base_B) = self.factors[name], self._in_base[name]
+    def _whole(self, name: str, rank: int) -> LoraFactors:
+        """The factors of a layer's update, this rank of which is trained."""
+        lora_A, lora_B = self.factors[name].lora_A[:rank], self.factors[name].lora_B[:, :rank]
+        if name in self._beside:
+            beside_A, beside_B = self._beside[name]
+            return LoraFactors(torch.cat([lora_A, beside_A]), torch.cat([lora_B, beside_B], dim=1))
+        if name not in self._in_base:
+            return LoraFactors(lora_A, lora_B)
+        base_A, base_B = self._in_base[name]
         return LoraFactors(
             torch.cat([lora_A, lora_A - base_A]), torch.cat([lora_B - base_B, base_B], dim=1)
         )
@@ -243,9 +270,9 @@ class Adapter:
 
     def refresh(self) -> None:
         """Copy the weights into ``copies``, in the dtype that they are multiplied in."""
-        if self._in_base:
+        if not self.is_plain:
             for name, copied in self.copies.items():
-                for into, values in zip(copied, self._beyond_base(name), strict=True):
+                for into, values in zip(copied, self._whole(name, self.rank), strict=True):
                     _first(into, values).copy_(values)
         elif [len(block) for block in self._copies] == [len(block) for block in self.weights]:
             for copied, weights in zip(self._copies, self.weights, strict=True):  # all at once
@@ -269,6 +296,8 @@ class Adapter:
                 for name, factors in self.factors.items()
                 for pair in zip(factors, self._in_base[name], strict=True)
             )
+        if any(bool(lora_B.any()) for _, lora_B in self._beside.values()):
+            return False
         return all(not bool(a.any()) or not bool(b.any()) for a, b in self.factors.values())
 
 
@@ -437,10 +466,10 @@ class _AdaptedLinear(torch.autograd.Function):
             grad_part = grad[part].to(A.dtype)  # (piece rows, out_features)
             grad_h = (grad_part @ B).mul_(adapter.scaling_left)  # (piece rows, rank)
             x_part = _dropped(rows[part].to(A.dtype), mask, piece)  # (piece rows, in_features)
-            rank, update_rank, grad_A = adapter.rank, adapter.rank, grad_h
+            rank, grad_A = adapter.rank, grad_h if adapter.is_plain else grad_h[:, : adapter.rank]
             if adapter.is_in_base:  # A is in both halves of ``Adapter.update``, B in the first one
-                update_rank, grad_A = 2 * rank, grad_h[:, :rank] + grad_h[:, rank : 2 * rank]
-            if len(A) == update_rank:
+                grad_A = grad_A + grad_h[:, rank : 2 * rank]
+            if len(A) == adapter.update_rank:
                 add_product(into_A, grad_A.T, x_part)
                 add_product(into_B, grad_part.T, h[:, :rank], adapter.scaling)
             else:  # zeros are multiplied too, for aligned results

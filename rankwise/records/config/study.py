@@ -392,6 +392,18 @@ class StudyConfig(Section):
                 "rslora out of the names or of LoRA's alpha"
             )
 
+    def _sequence_problems(self) -> Iterator[str]:
+        """What tasks that are trained one after the other do not go with."""
+        if self.is_searched:
+            yield "a search chooses runs of one task; leave the search out"
+        if len(self.train.max_examples) > 1:
+            yield "runs on fewer rows are trained on one task; give max_examples one number"
+        if self.methods.variants is not None:
+            yield "variants are trained on one task; leave methods.variants out"
+        reference = self.evaluation.reference
+        if reference is not None and not reference.least_saving:
+            yield "a task is scored whole before and after; leave evaluation.reference out"
+
     def _row_problems(self) -> Iterator[str]:
         """What several numbers of rows do not go with."""
         if self.methods.lora is None:
@@ -465,18 +477,20 @@ class StudyConfig(Section):
         for task, relations in grouped(named).items():
             if len(relations) > 1:
                 yield f"evaluation: task {task!r} is in {' and '.join(relations)}; name it once"
-        for task in self.train.task if len(self.train.task) == 1 else ():
+        for task in self.train.tasks if len(self.train.tasks) == 1 else ():
             if task in (*self.evaluation.out_of_domain, *self.evaluation.retention):
                 yield (
                     f"evaluation: {task!r} is trained on, so it is in_domain; "
                     "take it out of out_of_domain and retention"
                 )
-        if len(self.train.task) > 1 and self.evaluation.has("in_domain"):
+        if len(self.train.tasks) > 1 and self.evaluation.has("in_domain"):
             yield (
                 "evaluation.in_domain: with several trained tasks, each is in_domain for itself "
                 "and out_of_domain for the others; leave in_domain out"
             )
         yield from self._search_problems()
+        of_sequence = () if self.train.sequence is None else self._sequence_problems()
+        yield from (f"train.sequence: {problem}" for problem in of_sequence)
         of_rows = self._row_problems() if len(self.train.max_examples) > 1 else ()
         yield from (f"train.max_examples: {problem}; give one number" for problem in of_rows)
         of_arms = self._mitigation_problems() if self.mitigations else ()

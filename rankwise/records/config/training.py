@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
@@ -98,6 +98,37 @@ class StopConfig(Section):
     loses no more of the validation items."""
 
 
+SequenceAdapter = Literal["same", "new", "fresh"]
+
+
+class SequenceConfig(Section):
+    """Tasks that are trained one after the other."""
+
+    tasks: Annotated[Names, Field(min_length=2)]
+    """The lm-eval tasks or groups, in their order."""
+    adapter: Several[SequenceAdapter] = ("same",)
+    """What each task but the first is trained on: the adapter of the task before it (``same``), or
+    a ``new`` one beside that, which stays as it is, as if it were merged into the base. Both go on
+    from the weights that the task before left. A ``fresh`` adapter is on the base, for comparison.
+    Full fine-tuning goes on from its own weights."""
+
+
+class TrainedPart(NamedTuple):
+    """One thing that a study trains on.
+
+    Attributes:
+        name: of the trained task in the study: that of its task, and of those before it.
+        task: as lm-eval knows it, or the name of own rows.
+        after: the name of the part whose runs it goes on from; None: it begins at the base.
+        adapter: on what LoRA trains it.
+    """
+
+    name: str
+    task: str
+    after: str | None = None
+    adapter: SequenceAdapter = "fresh"
+
+
 Checkpoint = Annotated[
     Annotated[int, Field(ge=1, le=LARGEST, strict=True)]
     | Annotated[float, Field(gt=0, lt=1, strict=True, allow_inf_nan=False)],
@@ -107,11 +138,20 @@ Checkpoint = Annotated[
 
 
 class TrainConfig(Section):
-    """What is trained on, and how. Exactly one of ``task`` and ``data`` is given."""
+    """What is trained on, and how. Exactly one of ``task``, ``sequence``, ``data`` is given."""
 
     task: Names = ()
     """The lm-eval tasks or groups to train on. Each is trained on separately, a group as one, and
     scored on all."""
+    sequence: Annotated[
+        SequenceConfig | None,
+        BeforeValidator(
+            lambda value: {"tasks": value} if isinstance(value, list | tuple) else value
+        ),
+        ADDED,
+    ] = None
+    """Tasks to train on one after the other instead: ``[A, B]`` trains B where A ended, and says
+    what is left of A. A list, or ``tasks`` with ``adapter``."""
     split: Text | Mapping[Text, Text] | None = None
     """The split to train on, one for all or by task; None: each task's training split. A task that
     would be scored on this split is not scored."""
@@ -187,13 +227,13 @@ class TrainConfig(Section):
         return {"judged_by": ("preference",), **data} if is_dpo else data
 
     def _problems(self) -> Iterator[str]:
-        yield from exactly_one(task=self.task or None, data=self.data)
-        if self.split is not None and not self.task:
+        yield from exactly_one(task=self.task or None, data=self.data, sequence=self.sequence)
+        if self.split is not None and self.data is not None:
             yield "split is for 'task'; your own data has no splits"
         if isinstance(self.split, Mapping):
             for name in self.split:
-                if name not in self.task:
-                    known = ", ".join(self.task)
+                if name not in self.tasks:
+                    known = ", ".join(self.tasks)
                     yield f"split: {name!r} is not trained on; there is {known}"
         if self.stop is not None and not self.score_checkpoints:
             yield "stop needs score_checkpoints: the steps at which training may end"
@@ -263,6 +303,37 @@ class TrainConfig(Section):
         return max(self.max_examples, default=None)
 
     @property
+    def tasks(self) -> tuple[str, ...]:
+        """The lm-eval tasks that are trained on; empty for own rows."""
+        return self.task if self.sequence is None else self.sequence.tasks
+
+    @property
+    def parts(self) -> tuple[TrainedPart, ...]:
+        """What is trained on, one set of runs for each, after what it goes on from."""
+        if self.sequence is None:
+            names = self.task or ((data_name(self.data),) if self.data is not None else ())
+            return tuple(TrainedPart(name, name) for name in names)
+        first, *others = self.sequence.tasks
+        parts = {first: TrainedPart(first, first)}
+        for adapter in self.sequence.adapter:
+            before = first
+            for task in others:
+                link = {"same": " after ", "new": " on ", "fresh": ""}[adapter]
+                name = f"{task}{link}{before if link else ''}"
+                parts[name] = TrainedPart(name, task, before if link else None, adapter)
+                before = name
+        return tuple(parts.values())
+
+    @property
     def sources(self) -> tuple[str, ...]:
-        """Names of the trained tasks, or of the data: one set of runs for each."""
-        return self.task or ((data_name(self.data),) if self.data is not None else ())
+        """The names of the parts."""
+        return tuple(part.name for part in self.parts)
+
+    def before(self, name: str) -> tuple[TrainedPart, ...]:
+        """The parts that one goes on from, nearest first; ``name`` is one of ``sources``."""
+        by_name, chain = {part.name: part for part in self.parts}, list[TrainedPart]()
+        part = by_name[name]
+        while part.after is not None:
+            part = by_name[part.after]
+            chain.append(part)
+        return tuple(chain)

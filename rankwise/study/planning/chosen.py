@@ -8,6 +8,7 @@ from functools import partial
 from typing import NamedTuple
 
 from rankwise.records.config.study import StudyConfig
+from rankwise.records.grouping import grouped
 from rankwise.records.study import PlannedRun
 from rankwise.study.planning.runs import RunMaker, checkpoint_steps, stopped
 from rankwise.study.searches.policies import Ladder, Narrow, early_stop
@@ -40,7 +41,17 @@ def all_of(config: StudyConfig, runs: Sequence[PlannedRun], beside: Sequence[Pla
         for run in runs
         for step in checkpoint_steps(run, config.train.score_checkpoints)
     )
-    return Chosen(tuple(runs), checkpoints, ((*runs, *checkpoints, *beside),))
+    models = (*runs, *checkpoints, *beside)
+    return Chosen(tuple(runs), checkpoints, tuple(map(tuple, _in_turn(models))))
+
+
+def _in_turn(models: Sequence[PlannedRun]) -> list[list[PlannedRun]]:
+    """Models in groups: those that go on from others come after these."""
+    place: dict[str, int] = {}
+    for model in models:  # a run comes behind the one that it goes on from
+        place[model.name] = 0 if model.after is None else place[model.after.name] + 1
+    groups = grouped((place[model.name], model) for model in models)
+    return [groups[number] for number in sorted(groups)]
 
 
 class Candidates:

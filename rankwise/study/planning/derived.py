@@ -81,7 +81,9 @@ def _examples(
         )
     else:
         assert rows.task is not None
-        if rows.task in config.train.task:
+        # in a sequence, what the first task taught may be read again with the others
+        sequence = config.train.sequence
+        if rows.task in (config.train.task if sequence is None else sequence.tasks[1:]):
             raise TaskError(f"{rows.task!r} is already trained on. Name another task.")
         loaded = load_tasks([rows.task], config.tasks_path, allow_code=config.allow_task_code)
         named = loaded[rows.task]
@@ -136,9 +138,18 @@ def has_own_texts(arm: MitigationConfig) -> bool:
 def plan_mitigated(
     config: StudyConfig, runs: Sequence[PlannedRun], others: Others
 ) -> tuple[PlannedRun, ...]:
-    """Every LoRA run that is trained here, once more for each arm."""
+    """Every LoRA run that is trained here, once more for each arm.
+
+    In a sequence of tasks those that go on from another: the first has nothing of it to forget.
+    """
     models: list[PlannedRun] = []
-    trained = [run for run in runs if run.method == "lora" and run.role != "imported"]
+    trained = [
+        run
+        for run in runs
+        if run.method == "lora"
+        and run.role != "imported"
+        and (run.after is not None or config.train.sequence is None)
+    ]
     for run, arm in itertools.product(trained, config.mitigations):
         assert run.learning_rate is not None
         assert run.alpha is not None

@@ -429,12 +429,18 @@ def _planner(
     imported = tuple(_imported(config, base, parts.examples, issues))
     teacher = None if parts.teacher is None else parts.teacher.fingerprint
     judges = {source: rewards.content for source, rewards in parts.rewards.items()}
-    makers = {
-        source: RunMaker(
-            config, base, source, rows, parts.tasks.order[source], judges.get(source, teacher)
+    makers: dict[str, RunMaker] = {}
+    for part in config.train.parts:
+        makers[part.name] = RunMaker(
+            config,
+            base,
+            part.name,
+            parts.examples[part.name],
+            parts.tasks.order[part.name],
+            judges.get(part.name, teacher),
+            None if part.after is None else makers[part.after],
+            is_beside=part.adapter == "new",
         )
-        for source, rows in parts.examples.items()
-    }
     runs = () if config.is_searched else plan_runs(config, makers.values())
     beside = plan_beside(config, makers.values())
     searched = makers if config.is_searched else {}
@@ -530,7 +536,8 @@ def _answered_in_part(
     Texts are written and read whole: they differ in length, and few of them say little.
     """
     reference = config.evaluation.reference
-    if reference is None or config.is_searched:
+    # a task of a sequence is compared before and after others, so it is answered whole
+    if reference is None or config.is_searched or config.train.sequence is not None:
         return {}
     names = [name for of in scored.tasks.values() for its in of.values() for name in its]
     names += [name for of in scored.trained_formats.values() for name in of.values()]

@@ -27,7 +27,7 @@ from rankwise.records.config.objectives import GrpoConfig
 from rankwise.records.config.study import StudyConfig
 from rankwise.records.config.training import TrainConfig
 from rankwise.records.fingerprints import fingerprint, training_fingerprint
-from rankwise.records.study import Method, PlannedRun
+from rankwise.records.study import GoesOnFrom, Method, PlannedRun
 from rankwise.study.planning.model import StudyModel
 from rankwise.tasks.training_rows import Example
 
@@ -83,7 +83,7 @@ def plan_runs(config: StudyConfig, makers: Iterable[RunMaker]) -> tuple[PlannedR
     for maker, seed in itertools.product(makers, config.seeds):
         runs += [maker.lora(settings, seed) for settings in lora_settings(config)]
         runs += [maker.pattern(settings, seed) for settings in maker.pattern_settings]
-        runs += [maker.full(rate, epochs, seed) for rate, epochs in full_settings(config)]
+        runs += [maker.full(*setting, seed) for setting in maker.full_settings]
     return _each_once(runs)
 
 
@@ -209,6 +209,9 @@ class RunMaker:
         examples: its rows, all that are trained on.
         order: their places; runs on fewer rows take the first.
         judge: says all that rewards its own texts, or who its teacher is; None: it has neither.
+        before: plans the runs from whose weights these go on, each from that of its settings and
+            seed; None: from the base.
+        is_beside: those stay as they are, and LoRA trains a new adapter beside them.
     """
 
     def __init__(
@@ -219,8 +222,11 @@ class RunMaker:
         examples: Sequence[Example],
         order: Sequence[int],
         judge: str | None,
+        before: RunMaker | None = None,
+        *,
+        is_beside: bool = False,
     ) -> None:
-        self._judge = judge
+        self._judge, self._before, self._is_beside = judge, before, is_beside
         self._config, self._base, self._source = config, base, source
         self._rows = {len(examples): tuple(examples)}
         self._rows |= {
@@ -236,13 +242,22 @@ class RunMaker:
         """The numbers of rows that are fewer than all, smallest first."""
         return tuple(number for number in self._rows if number < self._num_rows)
 
+    @property
+    def full_settings(self) -> Sequence[tuple[float, int]]:
+        """The rates and epochs of full fine-tuning, which is trained on without a new adapter."""
+        sequence = self._config.train.sequence
+        is_twice = self._is_beside and sequence is not None and "same" in sequence.adapter
+        return () if is_twice else full_settings(self._config)
+
     def lora(self, settings: LoraSettings, seed: int, num_rows: int | None = None) -> PlannedRun:
         """A LoRA run with these settings; ``num_rows`` are fewer than all."""
         num_trainable = settings.rank * self._base.layers[settings.target_modules].sides
-        fewer: dict[str, Any] = {}
+        of: dict[str, Any] = {}
         if num_rows is not None:
-            fewer = self._on_fewer(self.lora(settings, seed), num_rows)
-        return self._lora(settings, seed, num_trainable=num_trainable, **fewer)
+            of = self._on_fewer(self.lora(settings, seed), num_rows)
+        if self._before is not None:
+            of["after"] = self._goes_on_from(self._before.lora(settings, seed))
+        return self._lora(settings, seed, num_trainable=num_trainable, **of)
 
     @property
     def pattern_settings(self) -> Sequence[LoraSettings]:
@@ -257,16 +272,27 @@ class RunMaker:
     def pattern(self, settings: LoraSettings, seed: int, num_rows: int | None = None) -> PlannedRun:
         """A LoRA run whose layers have ranks of their own, as ``lora``."""
         layers = self._base.layers[settings.target_modules]
-        fewer: dict[str, Any] = {}
+        of: dict[str, Any] = {}
         if num_rows is not None:
-            fewer = self._on_fewer(self.pattern(settings, seed), num_rows)
+            of = self._on_fewer(self.pattern(settings, seed), num_rows)
+        if self._before is not None:
+            of["after"] = self._goes_on_from(self._before.pattern(settings, seed))
         return self._lora(
             settings,
             seed,
             num_trainable=layers.pattern_weights,
             layer_ranks=tuple(layers.pattern.items()),
             mean_rank=layers.mean_rank,
-            **fewer,
+            **of,
+        )
+
+    def _goes_on_from(self, run: PlannedRun) -> GoesOnFrom:
+        rank = 0
+        if self._is_beside and run.method == "lora":
+            rank = run.highest_rank + (0 if run.after is None else run.after.rank)
+        is_beside = self._is_beside and run.method == "lora"
+        return GoesOnFrom(
+            name=run.name, fingerprint=run.fingerprint, is_beside=is_beside, rank=rank
         )
 
     def _on_fewer(self, whole: PlannedRun, num_rows: int) -> dict[str, Any]:
@@ -325,9 +351,12 @@ class RunMaker:
 
     def full(self, learning_rate: float, epochs: int, seed: int) -> PlannedRun:
         """A full fine-tuning."""
+        before = self._before
+        after = before and self._goes_on_from(before.full(learning_rate, epochs, seed))
         return self._run(
             "full",
             epochs,
+            after=after,
             num_trainable=self._base.model.num_parameters,
             learning_rate=learning_rate,
             rate_labels=(rate_label(learning_rate),),

@@ -17,6 +17,7 @@ from typing import NamedTuple
 from rankwise.errors import DataError, TaskError
 from rankwise.records import quantities
 from rankwise.records.config.study import ENDING_SUFFIX, StudyConfig
+from rankwise.records.config.training import TrainedPart
 from rankwise.records.grouping import grouped
 from rankwise.records.own_data import OwnData
 from rankwise.records.results import MIN_ITEMS
@@ -92,6 +93,7 @@ class _Source(NamedTuple):
 
     Attributes:
         name: of the trained task.
+        task: as lm-eval knows it, or the name of own rows.
         rows: what each of its leaf tasks gives to train on.
         format: in which it is trained.
         leaves: the scored tasks of each relation.
@@ -101,6 +103,7 @@ class _Source(NamedTuple):
     """
 
     name: str
+    task: str
     rows: dict[str, list[TrainingRow]]
     format: TrainedFormat
     leaves: Leaves
@@ -172,6 +175,16 @@ class TaskFinder:
                 f"besides the standard format, which decides, also as {', '.join(sorted(others))}"
             )
         groups = grouped((group, task.name) for task in leaves for group in task.groups)
+        earlier = {
+            name: tuple(
+                dict.fromkeys(
+                    task
+                    for before in self.config.train.before(name)
+                    for task in parts[before.name].tasks["in_domain"]
+                )
+            )
+            for name in parts
+        }
         prepared = [task for task in self._done.values() if task is not None]
         scored = StudyTasks(
             tasks={name: part.tasks for name, part in parts.items()},
@@ -180,6 +193,7 @@ class TaskFinder:
             ending_items={name: part.ending for name, part in parts.items() if part.ending},
             validation_items={n: part.validation for n, part in parts.items() if part.validation},
             prompted={name: part.prompted for name, part in parts.items() if part.prompted},
+            earlier={name: tasks for name, tasks in earlier.items() if tasks},
             overlaps={name: part.overlaps for name, part in parts.items()},
             groups={group: tuple(dict.fromkeys(its)) for group, its in groups.items()},
             domains=self._domains(leaves),
@@ -237,7 +251,7 @@ class TaskFinder:
         # both answers of a pair end alike, so DPO teaches nothing of their end
         if len(rows) < MIN_ITEMS or self.config.train.dpo is not None:
             return None
-        loaded = ending_items(source.name, rows)
+        loaded = ending_items(source.task, rows)
         task = self._prepared("in_domain", loaded, num_first=len(rows))
         return None if task is None else task.name
 
@@ -319,7 +333,7 @@ class TaskFinder:
         wanted: dict[Relation, list[str]] = {
             relation: list(getattr(config.evaluation, relation)) for relation in RELATIONS
         }
-        names = dict.fromkeys([*train.task, *itertools.chain(*wanted.values())])
+        names = dict.fromkeys([*train.tasks, *itertools.chain(*wanted.values())])
         of_set: dict[str, None] = {}
         if GENERAL in wanted["retention"]:
             del names[GENERAL]
@@ -348,12 +362,13 @@ class TaskFinder:
                 )
         if train.data is not None:
             return [self._user_source(leaves)]
-        for index, name in enumerate(train.task):
+        key = "task" if train.sequence is None else "sequence"
+        for index, name in enumerate(train.tasks):
             if name in self._unloaded:
-                place = f"[{index}]" if len(train.task) > 1 else ""
-                self.problems.append(f"train.task{place}: {self._unloaded[name]}")
-        trained = {name: self._loaded.get(name, ()) for name in train.task}
-        return [self._task_source(name, trained, leaves) for name in trained]
+                place = f"[{index}]" if len(train.tasks) > 1 else ""
+                self.problems.append(f"train.{key}{place}: {self._unloaded[name]}")
+        trained = {name: self._loaded.get(name, ()) for name in train.tasks}
+        return [self._task_source(part, trained, leaves) for part in train.parts]
 
     def _general(self, of_set: Iterable[str], named: Iterable[str]) -> tuple[LoadedTask, ...]:
         """The tasks of the set that can be loaded here and are not named otherwise."""
@@ -375,13 +390,16 @@ class TaskFinder:
         )
 
     def _task_source(
-        self, name: str, trained: Mapping[str, tuple[LoadedTask, ...]], leaves: Leaves
+        self, part: TrainedPart, trained: Mapping[str, tuple[LoadedTask, ...]], leaves: Leaves
     ) -> _Source:
+        name = part.task
         own, split = trained[name], self.config.train.split_of(name)
         mine: Leaves = {relation: dict(tasks) for relation, tasks in leaves.items()}
         self._exclude_trained(name, own, mine)
+        # what it was trained on before is not out of its domain: see ``StudyTasks.earlier``
+        own_names = {name, *(before.task for before in self.config.train.before(part.name))}
         for other, tasks in trained.items():
-            if other != name:
+            if other not in own_names:
                 known = mine["in_domain"].keys() | mine["retention"].keys()
                 mine["out_of_domain"] |= {
                     task.name: task
@@ -391,7 +409,8 @@ class TaskFinder:
         rows = self._task_rows(name, own)
         asked = {task: task for task in mine["in_domain"] if task in rows}
         seen = {task.name: trained_items(task, split) for task in own if task.name in asked}
-        return _Source(name, rows, trained_format(own, self._has_chat), mine, seen, asked)
+        form = trained_format(own, self._has_chat)
+        return _Source(part.name, name, rows, form, mine, seen, asked)
 
     def _add_own_sets(self, leaves: Leaves, named: Collection[str]) -> None:
         """The sets of ``evaluation.own``; ``named`` are the names of other tasks."""
@@ -434,7 +453,7 @@ class TaskFinder:
             )
         except (DataError, TaskError) as error:
             self.problems.append(f"train.data: {error}")
-            return _Source(source, {}, TrainedFormat(None, False), leaves, {}, {})
+            return _Source(source, source, {}, TrainedFormat(None, False), leaves, {}, {})
         held_out = {task.name: task for task in data.tasks}
         for name in held_out.keys() & self.config.evaluation.own.keys():
             self.problems.append(
@@ -445,7 +464,7 @@ class TaskFinder:
         self.warnings += [*_lost_unsaid(data), *_warnings("train.data", data.tasks)]
         rows, seen = {data.name: data.training}, {data.name: data.trained_items}
         asked = dict.fromkeys(held_out, data.name)
-        return _Source(source, rows, data.format, leaves, seen, asked, data.left)
+        return _Source(source, source, rows, data.format, leaves, seen, asked, data.left)
 
     def _leaves(self, relation: Relation, listed: Sequence[str]) -> dict[str, LoadedTask]:
         leaves: dict[str, LoadedTask] = {}
@@ -504,7 +523,7 @@ class TaskFinder:
             share = None if left is None else math.ceil(left / (len(trained) - index))
             if share == 0:
                 break
-            with self.issues.of("train.task"):
+            with self.issues.of("train.task" if train.sequence is None else "train.sequence"):
                 rows[task.name] = task_rows(
                     task,
                     self.model.tokenizer,
@@ -582,7 +601,7 @@ class TaskFinder:
         leaf = source.asked.get(loaded.name)
         if leaf is not None:
             is_own = loaded.name in source.left
-            split = "test" if is_own else self.config.train.split_of(source.name)
+            split = "test" if is_own else self.config.train.split_of(source.task)
             asks = source.left[loaded.name] if is_own else loaded
             if leaf not in drawn:
                 rows = kept[leaf]
@@ -636,8 +655,8 @@ class TaskFinder:
                 chosen = drawn.sample(places, len(places))[:shots]
                 draw = "" if seed is None else f"-s{seed}"
                 # a task that is trained on by itself and in a group has other rows in each
-                is_alone = self.config.train.data or source.name == loaded.name
-                group = "" if is_alone else f"-{source.name}"
+                is_alone = self.config.train.data or source.task == loaded.name
+                group = "" if is_alone else f"-{source.task}"
                 name = f"{loaded.name}@prompt-{shots}{draw}{group}"
                 with self.issues.of("methods.prompt"):
                     prompted = self._behind_rows(source, loaded, chosen, name)
@@ -660,7 +679,7 @@ class TaskFinder:
     ) -> LoadedTask:
         """A task of a name with some rows before each question."""
         if self._own is None:
-            return with_examples(loaded, self.config.train.split_of(source.name), rows, name)
+            return with_examples(loaded, self.config.train.split_of(source.task), rows, name)
         shown = [self._own.training[place] for place in rows]
         is_chat, bos = self._own.format.chat_template, self.model.tokenizer.bos_token or ""
         return behind_rows(loaded, shown, name, is_chat=is_chat, bos=bos)

@@ -116,7 +116,7 @@ def _train_and_score(
         model,
         runs,
         tuple(run.fingerprint for run in runs),
-        needs=(),
+        needs=graph.trainings_by_name(run.after.name for run in runs if run.after is not None),
         work=training_work(runs),
         memory_bytes=0 if planned_pass is None else planned_pass.estimated_memory_bytes,
         disk_bytes=sum(run.stored_bytes for run in runs),

@@ -9,7 +9,7 @@ kind. What a kind does with torch is imported when it is done.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -333,7 +333,11 @@ class Graph:
 
     def trainings(self, models: Sequence[Model]) -> tuple[str, ...]:
         """The ids of the stages that train some models; a model without a pass has none."""
-        known = (self.training_of.get(model_name(model)) for model in models)
+        return self.trainings_by_name(map(model_name, models))
+
+    def trainings_by_name(self, names: Iterable[str]) -> tuple[str, ...]:
+        """The same, by the models' names."""
+        known = map(self.training_of.get, names)
         return tuple(dict.fromkeys(each for each in known if each is not None))
 
     def by_train_task(self) -> dict[str, list[PlannedRun]]:

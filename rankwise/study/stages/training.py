@@ -25,6 +25,7 @@ from rankwise.study.times import furthest, training_work
 if TYPE_CHECKING:
     from torch import nn
 
+    from rankwise.engine.models.trained_adapters import Adapter
     from rankwise.engine.models.variants import Initialisation
     from rankwise.engine.training.trainees import AdapterTrainee, Trainee
     from rankwise.engine.writing import Writer
@@ -71,8 +72,12 @@ class Train(Stage):
         train(context, self.planned_pass, runs)
 
     def ready(self, folder: StudyFolder, models: Sequence[Model]) -> tuple[Model, ...]:
-        """All of them: training needs no weights but the base's."""
-        return tuple(models)
+        """Those that begin at the base's weights, or at those of a run that is finished."""
+        return tuple(
+            model
+            for model in models
+            if model is None or model.after is None or folder.start_of(model) is not None
+        )
 
     def work_of(self, models: Sequence[Model]) -> float:
         return training_work([model for model in models if model is not None])
@@ -105,7 +110,11 @@ def train(
         for run in runs:
             _import(context, run)
         return
-    by_name = grouped((run.training.name, run) for run in runs)
+    by_name = grouped(
+        (run.training.name, run) for run in runs if not _ends_with_its_start(context, run)
+    )
+    if not by_name:
+        return
     trainings = {models_of[0].whole: models_of for models_of in by_name.values()}
     if runs[0].method == "full":
         _train_full(context, trainings, planned_pass)
@@ -113,6 +122,17 @@ def train(
         _train_adapters(context, trainings, planned_pass)
     else:
         _train_variant(context, trainings, planned_pass)
+
+
+def _ends_with_its_start(context: StudyContext, run: PlannedRun) -> bool:
+    """Whether the run that it goes on from diverged: then it has diverged too, and says so."""
+    start = context.folder.start_of(run)
+    if start is None or start.status != "diverged":
+        return False
+    context.folder.start_run(run)
+    message = f"it goes on from {start.planned.name}, which diverged"
+    finish_run(context, run, status="diverged", message=message)
+    return True
 
 
 def _import(context: StudyContext, run: PlannedRun) -> None:
@@ -247,6 +267,8 @@ def _adapter_trainees(
     last: tuple[dict[str, Any], Initialisation] | None = None
     for run, models_of in trainings.items():
         adapter = lora_adapter(shapes, run, config, plan.device, plan.record.precision, devices)
+        if run.after is not None:
+            _go_on_from(context, run, adapter)
         variant = None if run.variant is None else VARIANTS[run.variant]
         if variant is not None and variant.initialise is not None:
             settings = run.model_dump(include=fields)
@@ -267,6 +289,24 @@ def _adapter_trainees(
             )
         )
     return trainees, unsettled
+
+
+def _go_on_from(context: StudyContext, run: PlannedRun, adapter: Adapter) -> None:
+    """Begin at the adapter of the task before: train that, or a new one beside it."""
+    from rankwise.engine.models.adapter_folder import AdapterFolder
+
+    start = context.folder.start_of(run)
+    assert start is not None
+    assert run.after is not None
+    saved = AdapterFolder(context.folder.weights(start.planned)).factors
+    factors = {
+        name: (lora_A, lora_B * (scaling / adapter.scaling))  # an arm may have another scaling
+        for name, (lora_A, lora_B, scaling) in saved.items()
+    }
+    if run.after.is_beside:
+        adapter.start_beside(factors)
+    else:
+        adapter.start_from(factors)
 
 
 def _refuse_misloaded(context: StudyContext, base: nn.Module, runs: Sequence[PlannedRun]) -> None:
@@ -337,7 +377,9 @@ def _train_full(context: StudyContext, trainings: Trainings, planned: PlannedPas
     ((whole, models_of),) = trainings.items()
     full = whole.full
     assert full is not None
-    model: Any = load_frozen(fetch_weights(plan.base), full.weights, plan.device)
+    start = context.folder.start_of(whole)
+    begin = fetch_weights(plan.base) if start is None else context.folder.weights(start.planned)
+    model: Any = load_frozen(begin, full.weights, plan.device)
     marks = [model.num_steps for model in models_of]
     autocast = context.study.precision == "bfloat16"
     examples = _examples(context, [whole], model, planned.max_tokens, autocast=autocast)[whole]

@@ -355,7 +355,7 @@ def test_without_being_asked_for_nothing_is_compared(study_file: Path) -> None:
     left_out = fingerprints._IN_NO_RESULT  # pyright: ignore[reportPrivateUsage]
     before = same.config.model_dump(mode="json", exclude=left_out)
     del before["analysis"]["divergence"]
-    del before["train"]["turns"], before["evaluation"]["labels"]
+    del before["train"]["turns"], before["train"]["sequence"], before["evaluation"]["labels"]
     del before["methods"]["lora"]["rank_pattern"]
     assert default == fingerprints.fingerprint(before) != asked
 
