@@ -1,7 +1,7 @@
-"""What a later task leaves of an earlier one, where tasks are trained one after the other.
+"""What later tasks leave of an earlier one, where tasks are trained one after the other.
 
-A run after the later task is compared with the run that it went on from, on the items of the
-earlier task. Exploratory: the verdict on a task is about that task.
+A run after the later ones is compared with the run on the earlier task that it comes from, on the
+items of that task. Exploratory: the verdict on a task is about that task.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from rankwise.records.study import Interval, PlannedRun, State
 class LeftOfTask(Compared):
     """What is left of an earlier task, on its in-domain items.
 
-    ``against`` is the run before the later task, so the ``lead`` is what the later task changed
-    there; ``gain`` is what is left over the base, and ``kept`` that as a share of the gain before.
+    ``against`` is the run on that task, so the ``lead`` is what all tasks since then changed there;
+    ``gain`` is what is left over the base, and ``kept`` that as a share of the gain before.
     It ``keeps_enough`` where the change is shown to be above minus the margin.
     """
 
@@ -91,7 +91,7 @@ def _left_of(
         start = _start_of(option, planned, earlier)
         if start is None:
             continue
-        before = start._replace(label=f"{start.label} before it")
+        before = start._replace(label=f"{start.label} on {earlier.results.train_task}")
         row = compare(
             LeftOfTask,
             earlier,
@@ -134,12 +134,15 @@ def _statements(found: TrainTaskSequence) -> Iterator[str]:
             assert row.lead is not None
             kept = row.kept.in_words
             left = (
-                f"it keeps {kept} of its gain there"
+                f"it keeps {kept} of its gain"
                 if kept
-                else "its gain there was not shown to be above zero"
+                else "its gain was not shown to be above zero"
             )
             change = quantities.with_interval(row.lead, row.lead.unit)
-            yield f"{found.train_task}: {row.label} changed by {change} on {earlier}; {left}."
+            yield (
+                f"{found.train_task}: since it was trained on {earlier}, {row.label} changed by "
+                f"{change} there; {left}."
+            )
         assert rows[0].lead is not None
         limit = quantities.amount(found.margins[earlier], rows[0].lead.unit)
         enough = [row.label for row in rows if row.keeps_enough == "yes"]

@@ -444,8 +444,9 @@ def _settings(study: StudyRecord, planned: PlannedRun) -> Iterator[tuple[str, st
         with_it = "" if planned.rank is None else "; this adapter is put on both"
         yield "base", f"{base} (PEFT's merge_and_unload){with_it}"
     if planned.after is not None:
-        how = ", which is merged in here" if planned.after.is_beside else ""
-        yield "goes on from", f"{planned.after.name}{how}"
+        rank = planned.after.rank + planned.highest_rank
+        both = f"; this adapter has both, at rank {rank}" if planned.after.is_beside else ""
+        yield "goes on from", f"{planned.after.name}{both}"
     if planned.rank is not None and alpha is not None:
         yield "rank", quantities.rank_value(planned)
         yield "alpha", alpha

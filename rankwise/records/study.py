@@ -135,11 +135,14 @@ class GoesOnFrom(Record):
 
     name: FileName
     fingerprint: str
-    is_beside: bool
-    """Whether these weights stay as they are, and a new adapter is trained beside them; else they
-    are trained on."""
     rank: int = 0
-    """The rank of what stays as it is."""
+    """Of what stays as it is, where a new adapter is trained beside it; 0 where that is trained on.
+    """
+
+    @property
+    def is_beside(self) -> bool:
+        """Whether a new adapter is trained beside these weights."""
+        return self.rank > 0
 
 
 class PlannedRun(Record):
@@ -277,10 +280,16 @@ class PlannedRun(Record):
         return self.num_tokens - self.num_shared_tokens
 
     @property
+    def num_beside(self) -> int:
+        """The weights that it is trained beside, and saved with."""
+        rank = 0 if self.after is None else self.after.rank
+        return self.num_trainable_parameters * rank // max(self.highest_rank, 1)
+
+    @property
     def weights_bytes(self) -> int:
-        """Bytes of its trained weights in a file; an adapter's are float32."""
+        """Bytes of its weights in a file; an adapter's are float32."""
         weights = "float32" if self.full is None else self.full.weights
-        return self.num_trainable_parameters * _WEIGHT_BYTES[weights]
+        return (self.num_trainable_parameters + self.num_beside) * _WEIGHT_BYTES[weights]
 
     @property
     def state_bytes(self) -> int:

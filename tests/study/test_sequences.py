@@ -16,6 +16,7 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, get_linear_schedule_with_warmup
 
 from rankwise.engine.models.adapter_folder import AdapterFolder
+from rankwise.engine.models.seeds import seed_of
 from rankwise.engine.models.trained_adapters import drawn_rows
 from rankwise.engine.training.trainees import effective_batches
 from rankwise.errors import ConfigError, PlanError
@@ -162,7 +163,7 @@ def test_a_new_adapter_is_trained_as_on_the_merged_base(
     with torch.no_grad():
         for name, layer in layers.items():
             lora_A = layer.lora_A["default"].weight
-            lora_A.copy_(drawn_rows(name, 8, lora_A.shape[1], new.seed))
+            lora_A.copy_(drawn_rows(name, 8, lora_A.shape[1], seed_of(new.seed, "beside", 1)))
     train(model, batches(finished, new), 1e-2)
     saved = AdapterFolder(finished.folder.weights(new)).factors
     before = AdapterFolder(finished.folder.weights(first)).factors
@@ -174,6 +175,8 @@ def test_a_new_adapter_is_trained_as_on_the_merged_base(
         # what it was trained beside is there as it was
         assert torch.equal(lora_A[8:], before[name].lora_A)
         assert torch.equal(lora_B[:, 8:], before[name].lora_B)
+        # and has other directions
+        assert float(torch.cosine_similarity(lora_A[:8], lora_A[8:]).abs().max()) < 0.8
     # on the base as it is, the saved adapter answers as the new one on the merged base
     loaded: Any = peft.PeftModel.from_pretrained(
         base(tiny_model_folder), str(finished.folder.weights(new))
@@ -331,7 +334,12 @@ def test_arms_are_trained_at_later_tasks_and_may_read_rows_of_the_first(
     tmp_path: Path, tiny_model_folder: Path
 ) -> None:
     arms = "mitigations=[{replay: {rows: {task: colours}, share: 0.5}}]"
-    chain = finished_study(tmp_path, tiny_model_folder, CHAIN, arms, "evaluation.retention=hues")
+    trained = "evaluation.num_train_items=8"  # which are what is replayed
+    keep = "evaluation.retention=hues"
+    chain = finished_study(tmp_path, tiny_model_folder, CHAIN, arms, keep, trained)
+    plan = planned(chain.file, arms, keep, trained)
+    ((_, replayed),) = plan.others.items()
+    assert replayed == plan.examples["colours"]
     (arm,) = chain.study.of_role("mitigated")
     first, later = chain.study.runs
     assert arm.after == later.after
@@ -346,6 +354,43 @@ def test_arms_are_trained_at_later_tasks_and_may_read_rows_of_the_first(
     assert rows[1].lead.estimate == pytest.approx(lead, rel=1e-4)
 
 
+def test_an_earlier_task_is_neither_retention_nor_out_of_domain(
+    tmp_path: Path, tiny_model_folder: Path
+) -> None:
+    file = write_study(tmp_path, tiny_model_folder, CHAIN)
+    for relation in ("retention", "out_of_domain"):
+        study = planned(file, f"evaluation.{relation}=[colours, hues]").record
+        assert study.tasks["sums after colours"][relation] == ("hues",)
+        assert study.earlier == {"sums after colours": ("colours",)}
+
+
+LEAK = """
+include: colours.yaml
+task: leak
+training_split: test
+test_split: train
+"""
+
+
+def test_scored_items_are_looked_for_in_the_rows_of_all_tasks_so_far(
+    tmp_path: Path, tiny_model_folder: Path
+) -> None:
+    file = write_study(tmp_path, tiny_model_folder, CHAIN)
+    (tmp_path / "tasks" / "leak.yaml").write_text(LEAK)
+
+    def overlaps(*sequence: str) -> dict[str, int]:
+        study = planned(file, f"train.sequence=[{', '.join(sequence)}]").record
+        return {
+            task: number for task, number in study.overlaps[[*study.tasks][-1]].items() if number
+        }
+
+    # rows of the later task are items of the earlier one, and the other way round
+    assert overlaps("colours", "leak") == {"colours": 8, "leak": 8}
+    # and so it is with a task between
+    assert overlaps("colours", "sums", "leak") == {"colours": 8, "leak": 8}
+    assert overlaps("colours", "sums") == {}
+
+
 @pytest.mark.parametrize(
     "override",
     [
@@ -354,6 +399,7 @@ def test_arms_are_trained_at_later_tasks_and_may_read_rows_of_the_first(
         "train.sequence={tasks: [colours, sums], adapter: other}",
         "train.task=colours",
         "train.max_examples=[4, 8]",
+        "train={sequence: {tasks: [colours, sums], adapter: new}, dropout: 0.1}",
         "train.learning_rate.tune=true",
         "methods.variants={names: [pissa]}",
         "evaluation.reference={share: 0.5}",

@@ -285,13 +285,20 @@ class PassMemory:
 
 
 def estimate_training_memory(
-    memory: PassMemory, *, method: Method, rank: int | None, num_trainable: int, max_tokens: int
+    memory: PassMemory,
+    *,
+    method: Method,
+    rank: int | None,
+    num_trainable: int,
+    max_tokens: int,
+    num_beside: int = 0,
 ) -> int:
     """Peak bytes of a run that is trained alone, without gradient checkpointing.
 
-    ``num_trainable`` parameters get gradients; a micro-batch reads at most ``max_tokens``.
+    ``num_trainable`` parameters get gradients, and it is trained beside ``num_beside``; a
+    micro-batch reads at most ``max_tokens``.
     """
     if method == "full":
         return memory.full_bytes(max_tokens, gradient_checkpointing=False)
     assert rank is not None
-    return memory.lora_bytes([AdapterSize(rank, num_trainable)], max_tokens, False)
+    return memory.lora_bytes([AdapterSize(rank, num_trainable, num_beside)], max_tokens, False)

@@ -443,12 +443,16 @@ def lora_adapter(
     assert run.rank is not None
     assert run.scaling is not None
     assert run.seed is not None
+    seed = run.seed
+    if run.after is not None and run.after.is_beside:
+        # other draws than what it is trained beside began at: those directions are taken
+        seed = seed_of(run.seed, "beside", run.after.rank // run.highest_rank)
     return Adapter(
         target_shapes(shapes, run.saved_targets),
         rank=dict(run.layer_ranks) or run.rank,
         scaling=run.scaling,
         dropout=config.train.dropout,
-        seed=run.seed,
+        seed=seed,
         device=device,
         dtype=DTYPES[precision],
         elsewhere=elsewhere,

@@ -400,6 +400,9 @@ class StudyConfig(Section):
             yield "runs on fewer rows are trained on one task; give max_examples one number"
         if self.methods.variants is not None:
             yield "variants are trained on one task; leave methods.variants out"
+        sequence = self.train.sequence
+        if self.train.dropout and sequence is not None and "new" in sequence.adapter:
+            yield "dropout would be of the merged adapter's input too; set dropout to 0"
         reference = self.evaluation.reference
         if reference is not None and not reference.least_saving:
             yield "a task is scored whole before and after; leave evaluation.reference out"

@@ -121,12 +121,15 @@ class TrainedPart(NamedTuple):
         task: as lm-eval knows it, or the name of own rows.
         after: the name of the part whose runs it goes on from; None: it begins at the base.
         adapter: on what LoRA trains it.
+        has_full: whether full fine-tuning is trained too; it has no new adapter, so that is no
+            other than on the same one.
     """
 
     name: str
     task: str
     after: str | None = None
     adapter: SequenceAdapter = "fresh"
+    has_full: bool = True
 
 
 Checkpoint = Annotated[
@@ -320,7 +323,8 @@ class TrainConfig(Section):
             for task in others:
                 link = {"same": " after ", "new": " on ", "fresh": ""}[adapter]
                 name = f"{task}{link}{before if link else ''}"
-                parts[name] = TrainedPart(name, task, before if link else None, adapter)
+                has_full = adapter != "new" or "same" not in self.sequence.adapter
+                parts[name] = TrainedPart(name, task, before if link else None, adapter, has_full)
                 before = name
         return tuple(parts.values())
 

@@ -15,9 +15,9 @@ from rankwise.report.tables import STATES
 def sequence_section(found: Sequence[TrainTaskSequence], *_: object) -> ReportSection:
     """A table for each task that was trained after another."""
     about = [
-        "Each run is compared with the run that it went on from, on the items of the earlier task, "
-        "item by item. The share is of what the earlier run had gained over the base. Enough is "
-        f"kept where the loss is shown to be at most that of retention. Intervals are "
+        "Each run is compared with the run on the earlier task that it comes from, on that task's "
+        "items, one by one. The share is of what that run had gained over the base. Enough is "
+        "kept where the loss is shown to be at most ε, or δ where there is no ε. Intervals are "
         f"{quantities.percent(found[0].confidence)}, one at a time: exploratory.",
         *cells.of_one_seed(max(row.num_seeds for part in found for row in part.rows)),
     ]
@@ -28,12 +28,12 @@ def sequence_section(found: Sequence[TrainTaskSequence], *_: object) -> ReportSe
 
 def _shown(found: TrainTaskSequence) -> Iterator[Shown]:
     yield Table.of(
-        f"The items of the earlier task, after {found.train_task}; changes paired with the run "
-        "before it.",
+        f"The items of the earlier task, after {found.train_task}; changes are from the run on "
+        "that task, item by item.",
         found.rows,
         Column("label", "Run"),
         Column("gain", "Gain left", "over the base", cells.sized),
-        Column("lead", "Change", "by the later task"),
+        Column("lead", "Change", "since then"),
         Column("kept", "Kept", "of the gain before"),
         Column("keeps_enough", "Keeps enough?", write=STATES),
         by=lambda row: (row.earlier, quantities.counted(row.num_seeds, "seed")),

@@ -72,6 +72,11 @@ def _examples(
     rows: RowsConfig, config: StudyConfig, model: StudyModel, tasks: TaskPlan
 ) -> tuple[Example, ...]:
     has_chat = config.train.chat_template and model.has_chat_template
+    trained, scored = config.train.tasks, tasks.prepared
+    if config.train.sequence is not None:  # what the first task taught may be read again
+        first, *trained = trained
+        own = {*tasks.scored.trained_items[first].values(), tasks.scored.ending_items.get(first)}
+        scored = [task for task in scored if rows.task != first or task.name not in own]
     if rows.data is not None:
         read = read_rows(
             rows.data,
@@ -79,11 +84,11 @@ def _examples(
             chat_template=has_chat,
             all_turns=config.train.turns == "all",
         )
+    elif rows.task not in trained and rows.task in config.train.tasks and rows.split is None:
+        read = tasks.rows[rows.task]
     else:
         assert rows.task is not None
-        # in a sequence, what the first task taught may be read again with the others
-        sequence = config.train.sequence
-        if rows.task in (config.train.task if sequence is None else sequence.tasks[1:]):
+        if rows.task in trained:
             raise TaskError(f"{rows.task!r} is already trained on. Name another task.")
         loaded = load_tasks([rows.task], config.tasks_path, allow_code=config.allow_task_code)
         named = loaded[rows.task]
@@ -98,7 +103,7 @@ def _examples(
                 task, model.tokenizer, chat_template=has_chat, max_examples=most, split=rows.split
             )
         ]
-    overlap = find_overlap({rows.name: read}, tasks.prepared, model.tokenizer)
+    overlap = find_overlap({rows.name: read}, scored, model.tokenizer)
     if config.train.drop_overlapping:
         read = [read[place] for place in overlap.other_rows[rows.name]]
         if not read:

@@ -94,9 +94,8 @@ def size_of(run: PlannedRun) -> AdapterSize:
     rank, num_trained = run.highest_rank, run.num_held_weights
     if run.variant is not None and VARIANTS[run.variant].is_in_base:
         return AdapterSize(2 * rank, num_trained, num_frozen=num_trained)
-    if run.after is not None and run.after.rank:
-        more = run.after.rank
-        return AdapterSize(rank + more, num_trained, num_frozen=num_trained * more // rank)
+    if run.after is not None:
+        return AdapterSize(rank + run.after.rank, num_trained, num_frozen=run.num_beside)
     return AdapterSize(rank, num_trained)
 
 

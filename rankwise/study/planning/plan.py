@@ -434,12 +434,11 @@ def _planner(
         makers[part.name] = RunMaker(
             config,
             base,
-            part.name,
+            part,
             parts.examples[part.name],
             parts.tasks.order[part.name],
             judges.get(part.name, teacher),
             None if part.after is None else makers[part.after],
-            is_beside=part.adapter == "new",
         )
     runs = () if config.is_searched else plan_runs(config, makers.values())
     beside = plan_beside(config, makers.values())

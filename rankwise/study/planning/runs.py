@@ -25,7 +25,7 @@ from rankwise.records.axes import (
 )
 from rankwise.records.config.objectives import GrpoConfig
 from rankwise.records.config.study import StudyConfig
-from rankwise.records.config.training import TrainConfig
+from rankwise.records.config.training import TrainConfig, TrainedPart
 from rankwise.records.fingerprints import fingerprint, training_fingerprint
 from rankwise.records.study import GoesOnFrom, Method, PlannedRun
 from rankwise.study.planning.model import StudyModel
@@ -83,7 +83,8 @@ def plan_runs(config: StudyConfig, makers: Iterable[RunMaker]) -> tuple[PlannedR
     for maker, seed in itertools.product(makers, config.seeds):
         runs += [maker.lora(settings, seed) for settings in lora_settings(config)]
         runs += [maker.pattern(settings, seed) for settings in maker.pattern_settings]
-        runs += [maker.full(*setting, seed) for setting in maker.full_settings]
+        if maker.part.has_full:
+            runs += [maker.full(rate, epochs, seed) for rate, epochs in full_settings(config)]
     return _each_once(runs)
 
 
@@ -205,29 +206,26 @@ class RunMaker:
     Args:
         config: of the study.
         base: the model, and how it is trained.
-        source: the trained task.
+        part: what is trained on.
         examples: its rows, all that are trained on.
         order: their places; runs on fewer rows take the first.
         judge: says all that rewards its own texts, or who its teacher is; None: it has neither.
         before: plans the runs from whose weights these go on, each from that of its settings and
             seed; None: from the base.
-        is_beside: those stay as they are, and LoRA trains a new adapter beside them.
     """
 
     def __init__(
         self,
         config: StudyConfig,
         base: Trainable,
-        source: str,
+        part: TrainedPart,
         examples: Sequence[Example],
         order: Sequence[int],
         judge: str | None,
         before: RunMaker | None = None,
-        *,
-        is_beside: bool = False,
     ) -> None:
-        self._judge, self._before, self._is_beside = judge, before, is_beside
-        self._config, self._base, self._source = config, base, source
+        self._judge, self._before = judge, before
+        self._config, self._base, self.part = config, base, part
         self._rows = {len(examples): tuple(examples)}
         self._rows |= {
             number: first_rows(examples, order, number)
@@ -241,13 +239,6 @@ class RunMaker:
     def numbers_below_all(self) -> tuple[int, ...]:
         """The numbers of rows that are fewer than all, smallest first."""
         return tuple(number for number in self._rows if number < self._num_rows)
-
-    @property
-    def full_settings(self) -> Sequence[tuple[float, int]]:
-        """The rates and epochs of full fine-tuning, which is trained on without a new adapter."""
-        sequence = self._config.train.sequence
-        is_twice = self._is_beside and sequence is not None and "same" in sequence.adapter
-        return () if is_twice else full_settings(self._config)
 
     def lora(self, settings: LoraSettings, seed: int, num_rows: int | None = None) -> PlannedRun:
         """A LoRA run with these settings; ``num_rows`` are fewer than all."""
@@ -288,12 +279,9 @@ class RunMaker:
 
     def _goes_on_from(self, run: PlannedRun) -> GoesOnFrom:
         rank = 0
-        if self._is_beside and run.method == "lora":
+        if self.part.adapter == "new" and run.method == "lora":
             rank = run.highest_rank + (0 if run.after is None else run.after.rank)
-        is_beside = self._is_beside and run.method == "lora"
-        return GoesOnFrom(
-            name=run.name, fingerprint=run.fingerprint, is_beside=is_beside, rank=rank
-        )
+        return GoesOnFrom(name=run.name, fingerprint=run.fingerprint, rank=rank)
 
     def _on_fewer(self, whole: PlannedRun, num_rows: int) -> dict[str, Any]:
         return {"role": "fewer_rows", "of": whole.as_whole, "num_examples": num_rows}
@@ -382,7 +370,7 @@ class RunMaker:
             name="unnamed",
             fingerprint="",
             method=method,
-            train_task=self._source,
+            train_task=self.part.name,
             epochs=epochs,
             num_steps=num_steps,
             **{name: round(count * num_steps / of_epoch) for name, count in tokens.items()},
@@ -394,8 +382,9 @@ class RunMaker:
         memory = estimate_training_memory(
             self._base.memory,
             method=method,
-            rank=run.highest_rank or 1,
+            rank=(run.highest_rank or 1) + (0 if run.after is None else run.after.rank),
             num_trainable=run.num_held_weights,
+            num_beside=run.num_beside,
             max_tokens=train.max_micro_batch_tokens or self._base.memory.likely_tokens,
         )
         digest = training_fingerprint(

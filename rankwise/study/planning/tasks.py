@@ -100,6 +100,8 @@ class _Source(NamedTuple):
         trained: those leaf tasks of which trained rows are scored too, as tasks made of them.
         asked: task in-domain -> the leaf task whose rows are examples of what it asks.
         left: of own rows, task in-domain that decides -> it, asked of all rows that are not scored.
+        earlier: the in-domain tasks of what it goes on from, in a sequence.
+        rows_before: what was trained on before, by a name for each.
     """
 
     name: str
@@ -110,6 +112,8 @@ class _Source(NamedTuple):
     trained: dict[str, LoadedTask]
     asked: Mapping[str, str]
     left: Mapping[str, LoadedTask] = MappingProxyType({})
+    earlier: Mapping[str, LoadedTask] = MappingProxyType({})
+    rows_before: Mapping[str, list[TrainingRow]] = MappingProxyType({})
 
 
 class _SourcePlan(NamedTuple):
@@ -163,6 +167,7 @@ class TaskFinder:
         self._own: UserData | None = None
         self._own_sets: dict[str, OwnData] = {}
         self._clusters: dict[str, str | None] = {}
+        self._rows: dict[str, dict[str, list[TrainingRow]]] = {}
 
     def plan(self) -> TaskPlan:
         """Incomplete where there are problems."""
@@ -175,16 +180,6 @@ class TaskFinder:
                 f"besides the standard format, which decides, also as {', '.join(sorted(others))}"
             )
         groups = grouped((group, task.name) for task in leaves for group in task.groups)
-        earlier = {
-            name: tuple(
-                dict.fromkeys(
-                    task
-                    for before in self.config.train.before(name)
-                    for task in parts[before.name].tasks["in_domain"]
-                )
-            )
-            for name in parts
-        }
         prepared = [task for task in self._done.values() if task is not None]
         scored = StudyTasks(
             tasks={name: part.tasks for name, part in parts.items()},
@@ -193,7 +188,7 @@ class TaskFinder:
             ending_items={name: part.ending for name, part in parts.items() if part.ending},
             validation_items={n: part.validation for n, part in parts.items() if part.validation},
             prompted={name: part.prompted for name, part in parts.items() if part.prompted},
-            earlier={name: tasks for name, tasks in earlier.items() if tasks},
+            earlier={source.name: tuple(source.earlier) for source in sources if source.earlier},
             overlaps={name: part.overlaps for name, part in parts.items()},
             groups={group: tuple(dict.fromkeys(its)) for group, its in groups.items()},
             domains=self._domains(leaves),
@@ -396,10 +391,18 @@ class TaskFinder:
         own, split = trained[name], self.config.train.split_of(name)
         mine: Leaves = {relation: dict(tasks) for relation, tasks in leaves.items()}
         self._exclude_trained(name, own, mine)
-        # what it was trained on before is not out of its domain: see ``StudyTasks.earlier``
-        own_names = {name, *(before.task for before in self.config.train.before(part.name))}
+        # what it was trained on before has another relation to it: ``StudyTasks.earlier``
+        before = [each.task for each in self.config.train.before(part.name)]
+        earlier = {
+            task.name: task
+            for other in before
+            for task in trained[other]
+            if task.name not in mine["in_domain"] and not self._is_spent(other, task)
+        }
+        for relation in ("out_of_domain", "retention"):
+            mine[relation] = {t: its for t, its in mine[relation].items() if t not in earlier}
         for other, tasks in trained.items():
-            if other not in own_names:
+            if other not in (name, *before):
                 known = mine["in_domain"].keys() | mine["retention"].keys()
                 mine["out_of_domain"] |= {
                     task.name: task
@@ -407,10 +410,25 @@ class TaskFinder:
                     if task.name not in known and not self._is_spent(other, task)
                 }
         rows = self._task_rows(name, own)
+        rows_before = {
+            f"{other}/{leaf}": its
+            for other in before
+            for leaf, its in self._task_rows(other, trained[other]).items()
+        }
         asked = {task: task for task in mine["in_domain"] if task in rows}
         seen = {task.name: trained_items(task, split) for task in own if task.name in asked}
         form = trained_format(own, self._has_chat)
-        return _Source(part.name, name, rows, form, mine, seen, asked)
+        return _Source(
+            part.name,
+            name,
+            rows,
+            form,
+            mine,
+            seen,
+            asked,
+            earlier=earlier,
+            rows_before=rows_before,
+        )
 
     def _add_own_sets(self, leaves: Leaves, named: Collection[str]) -> None:
         """The sets of ``evaluation.own``; ``named`` are the names of other tasks."""
@@ -514,9 +532,11 @@ class TaskFinder:
     def _task_rows(
         self, name: str, trained: tuple[LoadedTask, ...]
     ) -> dict[str, list[TrainingRow]]:
-        """Rows of every trained task, in equal shares where there is a limit."""
+        """Rows of every trained task, in equal shares where there is a limit; read once."""
         train = self.config.train
-        rows: dict[str, list[TrainingRow]] = {}
+        if name in self._rows:
+            return self._rows[name]
+        rows = self._rows[name] = dict[str, list[TrainingRow]]()
         for index, task in enumerate(trained):
             given = sum(map(len, rows.values()))
             left = None if train.most_examples is None else train.most_examples - given
@@ -689,10 +709,12 @@ class TaskFinder:
     ) -> tuple[dict[str, list[int]], dict[str, list[int]], dict[str, int]]:
         """The rows to train on, by leaf task; all that hold no scored item; how many are held."""
         names = [name for tasks in source.leaves.values() for name in tasks]
+        names += [name for name in source.earlier if name not in names]
         scored = [task for name in names if (task := self._done[name]) is not None]
-        overlap = find_overlap(source.rows, scored, self.model.tokenizer)
+        overlap = find_overlap({**source.rows, **source.rows_before}, scored, self.model.tokenizer)
         drops = self.config.train.drop_overlapping
-        kept = overlap.other_rows if drops else overlap.all_rows
+        clean = {leaf: overlap.other_rows[leaf] for leaf in source.rows}
+        kept = clean if drops else {leaf: overlap.all_rows[leaf] for leaf in source.rows}
         if overlap.num_rows and not any(kept.values()):
             self.problems.append(
                 f"train.drop_overlapping: of {source.name} {overlap}, and no row is left to train "
@@ -705,7 +727,7 @@ class TaskFinder:
             )  # fmt: skip
             self.warnings.append(f"train: of {source.name} {overlap}; {what}")
         num_items = dict.fromkeys(overlap.num_items, 0) if drops else overlap.num_items
-        return kept, overlap.other_rows, num_items
+        return kept, clean, num_items
 
 
 def _tells(prepared: Sequence[PreparedTask], task: str, column: str) -> bool:

@@ -132,6 +132,7 @@ def _ends_with_its_start(context: StudyContext, run: PlannedRun) -> bool:
     context.folder.start_run(run)
     message = f"it goes on from {start.planned.name}, which diverged"
     finish_run(context, run, status="diverged", message=message)
+    context.tell.skipped(training_work([run]))
     return True
 
 
@@ -391,7 +392,8 @@ def _train_full(context: StudyContext, trainings: Trainings, planned: PlannedPas
         with writing(weights):
             model.save_pretrained(str(weights))
             plan.tokenizer.save_pretrained(str(weights))
-        return {"weights_bytes": weights_bytes(weights), "update_is_zero": trainee.is_zero_update}
+        is_zero = start is None and trainee.is_zero_update
+        return {"weights_bytes": weights_bytes(weights), "update_is_zero": is_zero}
 
     writer = _writer(context, trainings, model, planned)
     TrainingPass(context, [trainee], trainings, save).train(model, planned, writer=writer)
