@@ -66,11 +66,17 @@ STUDY_FILES = [
     Case("a line break in a task", BASE + 'train: {task: "a\\nb"}\n', ("train.task: 'a\\nb'",)),
     Case("a task twice", BASE + "train: {task: [t, t]}\n", ("train.task: t",)),
     Case("a nested task", BASE + "train: {task: [[t]]}\n", ("train.task[0]: ['t']",)),
-    Case("neither task nor data", BASE + "train: {}\n", ("train: neither of 'task' and 'data'",)),
+    Case(
+        "neither task nor data",
+        BASE + "train: {}\n",
+        ("train: none of 'task', 'data' and 'sequence'",),
+    ),
     Case(
         "task and data", BASE + "train: {task: t, data: d}\n", ("train: both of 'task' and 'data'",)
     ),
-    Case("no tasks", BASE + "train: {task: []}\n", ("train: neither of 'task' and 'data'",)),
+    Case(
+        "no tasks", BASE + "train: {task: []}\n", ("train: none of 'task', 'data' and 'sequence'",)
+    ),
     Case("a split of data", BASE + "train: {data: d, split: train}\n", ("train",)),
     Case("a split of another task", BASE + "train: {task: t, split: {u: train}}\n", ("train",)),
     Case(

@@ -466,6 +466,7 @@ def test_recommend_in_words_and_as_json(finished: Finished) -> None:
             "signatures",
             "slices",
             "prompting",
+            "sequences",
             "deployed",
             "left_out",
             "failures",

@@ -131,6 +131,7 @@ def test_initial_weights_of_a_layer_are_no_matter_of_the_other_layers() -> None:
 
 def test_dropout_gradients_are_those_of_the_masks_that_were_used() -> None:
     """Autograd on the same masks, p = 0.5: gradients of A, of B and of the input."""
+    torch.manual_seed(0)
     layer = nn.Linear(6, 5, bias=False).requires_grad_(False)
     model = nn.Sequential(layer)
     adapter = Adapter(
