@@ -151,6 +151,12 @@ class StudyFindings(VersionedRecord, has_texts=True):
             if run.train_task == card.train_task
             for line in run.lines
         )
+        yield from (
+            f"- {statement}"
+            for found in self.sequences
+            if found.train_task == card.train_task
+            for statement in found.statements
+        )
 
     def lines(self, train_task: str) -> Iterator[str]:
         """What the terminal says of a trained task beside its verdict."""

@@ -219,6 +219,9 @@ def test_what_is_left_of_the_earlier_task(finished: Finished) -> None:
             assert row.kept.estimate == pytest.approx((after - base) / (before - base), rel=1e-4)
     html = rendered(study_page(outcome.results, outcome.recommendation, outcome.findings, {}))
     assert "What a later task leaves of an earlier one" in html
+    card = next(card for card in outcome.findings.cards if card.train_task == SAME)
+    lines = [*outcome.findings.card_lines(card)]  # in the terminal
+    assert [f"- {said}" for said in found[SAME].statements] == lines[-len(rows) - 1 :]
 
 
 CHAIN = """
