@@ -20,7 +20,7 @@ from rankwise.findings.model_card import markdown_table
 from rankwise.records import quantities
 from rankwise.records.folder import StudyFolder
 from rankwise.records.grouping import grouped
-from rankwise.records.study import Interval, TaskEvaluation
+from rankwise.records.study import Interval, PlannedRun, TaskEvaluation
 from rankwise.study.conclusion import conclude
 
 RECORD = Path(__file__).parent / "on_policy_study" / "tool-calls.json"
@@ -42,20 +42,19 @@ def collected(folder: StudyFolder) -> dict[str, Any]:
         "is_settled": card.is_settled,
         "probability": card.probability,
         "options": [_option(row) for row in card.rows],
-        "runs": [
-            {
-                "rank": run.planned.rank,
-                "seed": run.planned.seed,
-                "learning_rate": run.planned.learning_rate,
-                "scores": _scores(folder, folder.evaluation_file(run.planned.name, TASK)),
-                "rewards": [line["texts"]["reward"] for line in _metrics(folder, run.planned.name)],
-                "entropy_nats": [
-                    line["texts"]["entropy_nats"] for line in _metrics(folder, run.planned.name)
-                ],
-            }
-            for run in (model.run for model in outcome.results.runs)
-            if run is not None
-        ],
+        "runs": [_run(folder, model.run.planned) for model in outcome.results.runs if model.run],
+    }
+
+
+def _run(folder: StudyFolder, planned: PlannedRun) -> dict[str, Any]:
+    lines = _texts(folder, planned.name)
+    return {
+        "rank": planned.rank,
+        "seed": planned.seed,
+        "learning_rate": planned.learning_rate,
+        "scores": _scores(folder, folder.evaluation_file(planned.name, TASK)),
+        "rewards": [line["reward"] for line in lines],
+        "entropy_nats": [line["entropy_nats"] for line in lines],
     }
 
 
@@ -65,13 +64,13 @@ def _candidates(folder: StudyFolder) -> Iterator[dict[str, Any]]:
         planned = run.planned
         file = folder.evaluation_file(planned.name, f"{TASK}@validation")
         if planned.is_part and file.exists():
-            lines = _metrics(folder, planned.name)
+            last = _texts(folder, planned.name)[-LAST:]
             yield {
                 "rank": planned.rank,
                 "learning_rate": planned.learning_rate,
                 "num_steps": planned.num_steps,
                 "scores": _scores(folder, file),
-                "reward": statistics.fmean(line["texts"]["reward"] for line in lines[-LAST:]),
+                "reward": statistics.fmean(line["reward"] for line in last),
             }
 
 
@@ -80,9 +79,10 @@ def _scores(folder: StudyFolder, file: Path) -> dict[str, float]:
     return {each.metric: each.value for each in found.metrics if each.metric in METRICS}
 
 
-def _metrics(folder: StudyFolder, run: str) -> list[dict[str, Any]]:
+def _texts(folder: StudyFolder, run: str) -> list[dict[str, Any]]:
+    """What each step says of its texts."""
     with folder.metrics_file(run).open(encoding="utf-8") as file:
-        return [json.loads(line) for line in file]
+        return [json.loads(line)["texts"] for line in file]
 
 
 def _option(row: Compared) -> dict[str, Any]:

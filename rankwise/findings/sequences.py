@@ -13,7 +13,7 @@ from rankwise.findings.options import DecidingTasks, Option, OptionGains, TrainT
 from rankwise.findings.shares import Share, share_of_gain
 from rankwise.records import quantities
 from rankwise.records.recommendation import Recommendation, StudyRecommendation
-from rankwise.records.study import Interval, PlannedRun, State
+from rankwise.records.study import PlannedRun, State
 
 
 class LeftOfTask(Compared):
@@ -103,8 +103,8 @@ def _left_of(
             keeps_enough="undecided",
         )
         assert row.lead is not None
-        keeps = keeps_within(row.lead, margin)
-        yield row.model_copy(update={"keeps_enough": keeps})
+        keeps: tuple[State, ...] = ("no", "undecided", "yes")
+        yield row.model_copy(update={"keeps_enough": keeps[row.lead.sign(at=-margin) + 1]})
 
 
 def _start_of(
@@ -121,11 +121,6 @@ def _start_of(
         if [run.name for run in start.runs] == names:
             return start
     return None
-
-
-def keeps_within(change: Interval, margin: float) -> State:
-    """Whether a change is shown to be above minus the margin, or below."""
-    return ("no", "undecided", "yes")[change.sign(at=-margin) + 1]
 
 
 def _statements(found: TrainTaskSequence) -> Iterator[str]:

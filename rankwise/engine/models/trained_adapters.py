@@ -76,6 +76,7 @@ class Adapter:
         copies: what is multiplied, in the dtype in which it is: the factors of ``update``. On a
             card in half precision the rank is filled up with zeros to a multiple of 8.
         rank: of the trained factors; of layers with ranks of their own, the highest.
+        update_rank: of ``update``; of layers with ranks of their own, the highest.
         ranks: the rank of every layer. Rows of lora_A and columns of lora_B beyond it are zero, and
             stay so: the gradient of each is a product with the other.
         scaling: the factor before B @ A: alpha / rank, or alpha / sqrt(rank) under rsLoRA.
@@ -103,7 +104,7 @@ class Adapter:
         ``elsewhere`` are the devices of layers that are not on ``device``.
         """
         self.ranks = dict.fromkeys(shapes, rank) if isinstance(rank, int) else dict(rank)
-        self.rank = rank = max(self.ranks.values())
+        self.rank = self.update_rank = rank = max(self.ranks.values())
         self.scaling, self.dropout, self.seed = scaling, dropout, seed
         self.scaling_left = scaling
         self._shapes: dict[torch.device, dict[str, LinearShape]] = {}
@@ -200,7 +201,8 @@ class Adapter:
                 name: LoraFactors(lora_A.clone(), lora_B.clone())
                 for name, (lora_A, lora_B) in self.factors.items()
             }
-            self._make_copies(2 * self.rank)
+            self.update_rank = 2 * self.rank
+            self._make_copies(self.update_rank)
         self.refresh()
 
     def start_beside(self, factors: Mapping[str, tuple[Tensor, Tensor]]) -> None:
@@ -212,6 +214,7 @@ class Adapter:
             name: LoraFactors(*(part.to(own.lora_A, copy=True) for part in factors[name]))
             for name, own in self.factors.items()
         }
+        self.update_rank = self.rank + max(len(lora_A) for lora_A, _ in self._beside.values())
         self._make_copies(self.update_rank)
         self.refresh()
 
@@ -224,12 +227,6 @@ class Adapter:
     def is_plain(self) -> bool:
         """Whether its ``update`` is ``factors`` alone."""
         return not self._in_base and not self._beside
-
-    @property
-    def update_rank(self) -> int:
-        """The rank of ``update``; of layers with ranks of their own, the highest."""
-        beside = max((len(lora_A) for lora_A, _ in self._beside.values()), default=0)
-        return 2 * self.rank if self._in_base else self.rank + beside
 
     @property
     def update(self) -> Mapping[str, LoraFactors]:

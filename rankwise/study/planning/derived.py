@@ -73,10 +73,12 @@ def _examples(
 ) -> tuple[Example, ...]:
     has_chat = config.train.chat_template and model.has_chat_template
     trained, scored = config.train.tasks, tasks.prepared
-    if config.train.sequence is not None:  # what the first task taught may be read again
-        first, *trained = trained
-        own = {*tasks.scored.trained_items[first].values(), tasks.scored.ending_items.get(first)}
-        scored = [task for task in scored if rows.task != first or task.name not in own]
+    # in a sequence, what the first task taught may be read again
+    is_first = config.train.sequence is not None and rows.task == trained[0]
+    if is_first:
+        of_rows = tasks.scored.trained_items[trained[0]].values()
+        own = {*of_rows, tasks.scored.ending_items.get(trained[0])}
+        scored = [task for task in scored if task.name not in own]
     if rows.data is not None:
         read = read_rows(
             rows.data,
@@ -84,11 +86,11 @@ def _examples(
             chat_template=has_chat,
             all_turns=config.train.turns == "all",
         )
-    elif rows.task not in trained and rows.task in config.train.tasks and rows.split is None:
-        read = tasks.rows[rows.task]
+    elif is_first and rows.split is None:
+        read = tasks.rows[trained[0]]
     else:
         assert rows.task is not None
-        if rows.task in trained:
+        if rows.task in trained and not is_first:
             raise TaskError(f"{rows.task!r} is already trained on. Name another task.")
         loaded = load_tasks([rows.task], config.tasks_path, allow_code=config.allow_task_code)
         named = loaded[rows.task]
