@@ -67,7 +67,7 @@ def questions(tokenizer: Any, count: int) -> list[Item]:
     """Some items of each task."""
     items: list[Item] = []
     for name in TASKS:
-        loaded = load_tasks([name], [TASKS_PATH], allow_code=True)[name][0]
+        loaded: Any = load_tasks([name], [TASKS_PATH], allow_code=True)[name][0]
         task = prepare_task(
             loaded,
             tokenizer,

@@ -11,6 +11,7 @@ import numpy as np
 from rankwise.errors import TaskError
 from rankwise.findings.stats.items import Floats
 from rankwise.records.folder import LOSS_METRIC
+from rankwise.records.grouping import grouped
 from rankwise.records.study import Unit
 from rankwise.tasks.judgement import Responses, judge
 from rankwise.tasks.questions import Continuation, LogLikelihood
@@ -92,6 +93,25 @@ def check_tasks(tasks: Sequence[PreparedTask]) -> None:
 def continuations(prepared: PreparedTask) -> list[Continuation]:
     """The continuation of each request."""
     return [Continuation(ask.context, ask.continuation) for ask in prepared.requests]
+
+
+def parts(prepared: PreparedTask, most_tokens: int) -> list[list[int]]:
+    """Numbers of the requests, in parts of whole items: of about so many tokens, or one item."""
+    of_item = grouped(
+        (prepared.instances[request.instance].doc_id, number)
+        for number, request in enumerate(prepared.requests)
+    )
+    found: list[list[int]] = []
+    tokens = 0
+    for numbers in of_item.values():
+        # options share their question, so the longest is nearly all that is read
+        longest = max(len(prepared.requests[number].tokens_read) for number in numbers)
+        if not found or tokens + longest > most_tokens:
+            found.append([])
+            tokens = 0
+        found[-1] += numbers
+        tokens += longest
+    return found
 
 
 def questions(prepared: PreparedTask) -> list[ItemOptions]:

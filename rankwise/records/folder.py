@@ -241,6 +241,11 @@ class StudyFolder:
         file = f"{task_file_name(task)}-{num_items}.json"
         return self.model_folder(run) / _HEADS / "effects" / mode / file
 
+    def head_parts_folder(self, run: str, mode: HeadMode, task: str, num_items: int) -> Path:
+        """What is scored of these effects so far; it goes when they are written."""
+        name = f"{task_file_name(task)}-{num_items}"
+        return self.model_folder(run) / _HEADS / "parts" / mode / name
+
     def repair_scores_file(self, run: str, task: str) -> Path:
         """What a run's adapter scores after each repair without training."""
         return self.model_folder(run) / _REPAIR / "scores" / f"{task_file_name(task)}.json"

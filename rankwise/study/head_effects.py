@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import io
+import shutil
 import time
+import zipfile
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import NamedTuple
+from pathlib import Path
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -13,12 +17,20 @@ from rankwise.engine.models.devices import STEP_TOKENS
 from rankwise.engine.models.frozen_adapters import FrozenAdapter
 from rankwise.findings.stats.correlation import rank_correlation
 from rankwise.findings.stats.items import Floats
-from rankwise.heads.answers import ItemOptions, ItemValues, continuations, item_values, questions
+from rankwise.heads.answers import (
+    ItemOptions,
+    ItemValues,
+    continuations,
+    item_values,
+    parts,
+    questions,
+)
 from rankwise.heads.effects import head_effects
 from rankwise.heads.interventions import Head
 from rankwise.heads.scorer import Ablation, HeadScorer
 from rankwise.heads.screen import ScreenedItem, expected_effects
-from rankwise.records.fingerprints import head_effects_fingerprint
+from rankwise.records.files import write_atomically
+from rankwise.records.fingerprints import fingerprint, head_effects_fingerprint
 from rankwise.records.heads import HeadEffect, HeadMode, Screen, ScreenedHead, TaskHeadEffects
 from rankwise.records.study import Interval, PlannedRun
 from rankwise.study.context import StudyContext
@@ -26,6 +38,8 @@ from rankwise.study.observer import StageOutline
 from rankwise.tasks.questions import LogLikelihood
 from rankwise.tasks.requests import PreparedTask
 from rankwise.tasks.update_guard import not_applied
+
+_BLANK = LogLikelihood(0.0, False)
 
 
 class HeadQuestion(NamedTuple):
@@ -75,18 +89,17 @@ class HeadStudy:
                 )
                 for each in (question, question._replace(top=None))
             )
-            path = self._folder.head_effects_file(
-                run.name, question.mode, task.name, task.num_items
-            )
+            place = run.name, question.mode, task.name, task.num_items
             record = self._context.recorded(
                 task.name,
                 2.0 * task.num_items,
-                path,
+                self._folder.head_effects_file(*place),
                 TaskHeadEffects,
                 partial(self._effects_on, task, wanted),
                 *(wanted, of_all),
             )
             records.append(record)
+            shutil.rmtree(self._folder.head_parts_folder(*place), ignore_errors=True)
         return records
 
     def _effects_on(self, task: PreparedTask, wanted: str) -> TaskHeadEffects:
@@ -100,11 +113,11 @@ class HeadStudy:
             order = sorted(heads, key=lambda head: -abs(expected[head]))
             chosen = sorted(order[: question.top])
         num_heads = tuple(layout.num_heads for layout in scorer.layouts)
-        own = self._answers(task, scorer, adapter, chosen)
+        own = self._answers(task, wanted, "run", scorer, adapter, chosen)
         if self._run.method == "full":
             del model, scorer  # it goes before the base comes
             scorer = HeadScorer(self._models.base(), max_batch_tokens=self._plan.step_tokens)
-        base = self._answers(task, scorer, None, chosen)
+        base = self._answers(task, wanted, "base", scorer, None, chosen)
         if own[0] == base[0] and record is not None and not record.update_is_zero:
             raise not_applied(self._run.name, f"gives all {len(own[0])} texts exactly")
         metric, relations = (
@@ -146,23 +159,45 @@ class HeadStudy:
     def _answers(
         self,
         task: PreparedTask,
+        wanted: str,
+        which: Literal["run", "base"],
         scorer: HeadScorer,
         adapter: FrozenAdapter | None,
         heads: Sequence[Head],
     ) -> list[list[LogLikelihood]]:
-        """The answers of a model as it is, and then with each head ablated."""
+        """The answers of a model as it is, and then with each head ablated.
+
+        Every part of the items is kept as soon as it is scored.
+        """
         asked = continuations(task)
         total = len(asked) * (len(heads) + 1)
         ablations = [Ablation(head) for head in heads]
         if self._question.mode == "ablate-mean":
             means = scorer.mean_outputs(asked, adapter)
             ablations = [Ablation(head, means[head]) for head in heads]
-        return scorer.log_likelihoods(
-            asked,
-            ablations,
-            adapter,
-            lambda done: self._tell.advanced(task.num_items * done / total),
+        folder = self._folder.head_parts_folder(
+            self._run.name, self._question.mode, task.name, task.num_items
         )
+        answers = [[_BLANK] * len(asked) for _ in range(len(heads) + 1)]
+        # all heads of a layer share a step, which so many tokens fill
+        most = self._plan.step_tokens // max(layout.num_heads for layout in scorer.layouts)
+        for part in parts(task, most):
+            kept = _ScoredPart(folder / f"{fingerprint([wanted, which, heads, part])[:16]}.npz")
+            shape = len(answers), len(part)
+            if (scored := kept.read(shape)) is not None:
+                self._tell.skipped(task.num_items * len(part) / len(asked))
+            else:
+                scored = scorer.log_likelihoods(
+                    [asked[number] for number in part],
+                    ablations,
+                    adapter,
+                    lambda done: self._tell.advanced(task.num_items * done / total),
+                )
+                kept.write(scored)
+            for row, of_part in zip(answers, scored, strict=True):
+                for number, answer in zip(part, of_part, strict=True):
+                    row[number] = answer
+        return answers
 
     def _expected(
         self, task: PreparedTask, items: Sequence[ItemOptions], scorer: HeadScorer
@@ -188,6 +223,36 @@ class HeadStudy:
             # a backward pass keeps the activations of every layer: no more than on a CPU
             max_batch_tokens=most or STEP_TOKENS["cpu"],
         )
+
+
+class _ScoredPart(NamedTuple):
+    """The answers of all heads to a part of the items, kept until the whole is written.
+
+    A file that is damaged is scored again: the zip archive has checksums.
+    """
+
+    path: Path
+
+    def read(self, shape: tuple[int, int]) -> list[list[LogLikelihood]] | None:
+        """(heads + 1, requests); None if there is none of that shape."""
+        try:
+            with np.load(io.BytesIO(self.path.read_bytes())) as arrays:
+                nats, is_greedy = arrays["nats"], arrays["is_greedy"]
+        except (OSError, EOFError, ValueError, KeyError, RuntimeError, zipfile.BadZipFile):
+            return None
+        if nats.shape != shape or is_greedy.shape != shape:
+            return None
+        pairs = zip(nats.tolist(), is_greedy.tolist(), strict=True)
+        return [[LogLikelihood(*each) for each in zip(*of, strict=True)] for of in pairs]
+
+    def write(self, answers: Sequence[Sequence[LogLikelihood]]) -> None:
+        content = io.BytesIO()
+        np.savez(
+            content,
+            nats=np.array([[each.nats for each in row] for row in answers]),
+            is_greedy=np.array([[each.is_greedy for each in row] for row in answers]),
+        )
+        write_atomically(self.path, content.getvalue())
 
 
 def _effects(values: Sequence[ItemValues], of: str) -> Floats:

@@ -18,9 +18,10 @@ from rankwise.engine.models.adapter_folder import AdapterFolder
 from rankwise.engine.models.frozen_adapters import FrozenPiece, carrying, load_frozen_adapter
 from rankwise.engine.models.loading import load_frozen
 from rankwise.engine.models.structure import model_skeleton
-from rankwise.heads.answers import continuations, item_values, questions
+from rankwise.heads.answers import continuations, item_values, parts, questions
 from rankwise.heads.interventions import Head
 from rankwise.heads.layouts import head_layouts
+from rankwise.heads.scorer import HeadScorer
 from rankwise.records.files import read_record
 from rankwise.records.folder import StudyFolder
 from rankwise.records.heads import (
@@ -29,6 +30,7 @@ from rankwise.records.heads import (
 )
 from rankwise.records.study_file import load_config
 from rankwise.study import context as study_context
+from rankwise.study import head_effects
 from rankwise.study.planning.plan import plan_study
 from rankwise.study.reading import read_results
 from rankwise.study.run import run_study
@@ -203,6 +205,72 @@ def test_what_is_there_is_not_computed_again(
     assert lora.head_changes is not None
 
 
+def test_what_was_scored_before_a_stop_is_not_scored_again(
+    finished: Finished, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Parts of one item: 7 of the run, then 7 of the base. One file is damaged, and one missing."""
+    scored: list[int] = []
+    score = HeadScorer.log_likelihoods
+
+    def until(most: int) -> None:
+        def limited(self: HeadScorer, items: Any, *arguments: Any) -> Any:
+            if len(scored) == most:
+                raise KeyboardInterrupt
+            scored.append(len(items))
+            return score(self, items, *arguments)
+
+        scored.clear()
+        monkeypatch.setattr(HeadScorer, "log_likelihoods", limited)
+
+    asked = ("--run", finished.lora.name, "--tasks", "hues", "--items", 7, "--json")
+    (whole,) = json.loads(finished.heads(*asked).stdout)["effects"]
+    task = finished.plan.tasks["hues"]
+    of_items = parts(task, 1)
+    assert [sorted(items) for items in of_items] == [
+        sorted(item.options) for item in questions(task)
+    ]
+    assert parts(task, 10**6) == [[number for items in of_items for number in items]]
+    path = finished.folder.head_effects_file(finished.lora.name, "ablate", "hues", 7)
+    kept = finished.folder.head_parts_folder(finished.lora.name, "ablate", "hues", 7)
+    path.unlink()
+    assert not kept.exists()
+    monkeypatch.setattr(head_effects, "parts", lambda task, _: parts(task, 1))
+    until(11)
+    assert finished.heads(*asked).exit_code != 0
+    assert not path.exists()
+    files = sorted(kept.iterdir())
+    assert len(files) == 11
+    files[0].unlink()
+    content = bytearray(files[1].read_bytes())
+    content[200] ^= 1
+    files[1].write_bytes(content)
+    until(99)
+    (again,) = json.loads(finished.heads(*asked).stdout)["effects"]
+    assert len(scored) == 3 + 2
+    assert not kept.exists()
+    for one, other in zip(again["answers"], whole["answers"], strict=True):
+        for part in ("effect", "control", "beyond_control"):
+            assert one[part]["estimate"] == pytest.approx(other[part]["estimate"], abs=1e-5)
+    path.unlink()
+
+
+@pytest.mark.parametrize("items", [(), ("--items", 4)])
+def test_other_items_than_the_study_scored_are_refused(
+    finished: Finished, items: tuple[Any, ...]
+) -> None:
+    """Their effects would stand beside the study's scores, under its fingerprint."""
+    file = finished.file.parent / "tasks" / "hues.yaml"
+    written = file.read_text()
+    file.write_text(written + 'doc_to_text: "Colour: {{question}}\\nAnswer:"\n')
+    try:
+        answered = finished.heads("--run", finished.lora.name, "--tasks", "hues", *items)
+    finally:
+        file.write_text(written)
+    assert answered.exit_code == 2
+    said = " ".join(answered.stderr.split())
+    assert "hues: its items are no longer those that the study scored" in said
+
+
 def test_a_screen_scores_the_first_heads_exactly(
     finished: Finished, ablated: dict[str, TaskHeadEffects]
 ) -> None:
@@ -238,6 +306,12 @@ def test_few_items_or_heads_take_nothing_from_what_is_there(
     (lora, _) = read_results(finished.folder).runs
     (kept,) = (each for each in lora.head_effects if each.task == "colours")
     assert kept == ablated["colours"]
+
+
+def test_more_items_than_the_study_scored_can_be_asked(finished: Finished) -> None:
+    asked = ("--run", finished.lora.name, "--tasks", "hues", "--items", 12, "--top", 1, "--json")
+    (content,) = json.loads(finished.heads(*asked).stdout)["effects"]
+    assert content["num_items"] == 12
 
 
 def test_effects_on_a_task_that_has_changed_are_not_shown(

@@ -182,11 +182,12 @@ def effect_table(effects: TaskHeadEffects) -> Table:
         for heads in (effects.answers, effects.scores)
     )
     done, confidence = MODE_NAMES[effects.mode], quantities.percent(effects.confidence)
-    bounds = f"Bounds hold for all heads at once at {confidence}."
+    bounds = f"Bounds hold for all heads at once at {confidence}, for items that are independent."
     if is_selected(effects):
         bounds = (
             f"Bounds hold for all {quantities.count(effects.num_candidates)} candidate heads at "
-            f"once, also those that were screened out, at {confidence}."
+            f"once, also those that were screened out, at {confidence}, for items that are "
+            "independent."
         )
     caption = [
         f"{quantities.counted(len(effects.answers), 'head')} {done} one after another on "
