@@ -18,7 +18,7 @@ from typing import Literal, NamedTuple
 from rankwise.findings.options import Option, OptionGains, option_gains
 from rankwise.findings.pairs import interval_of
 from rankwise.findings.recommendation import recommend
-from rankwise.findings.statements import TRANSFER_ALARM_SHARE, delta_used, score_range
+from rankwise.findings.statements import TRANSFER_ALARM_SHARE, score_range
 from rankwise.records import quantities
 from rankwise.records.base import Record
 from rankwise.records.folder import StudyFolder
@@ -88,6 +88,13 @@ class _Part:
         """The domains of its in-domain tasks; empty if a task has none."""
         found = [self.results.study.domains.get(t) for t in self.results.tasks["in_domain"]]
         return frozenset(d for d in found if d is not None) if None not in found else frozenset()
+
+    @property
+    def margin(self) -> str:
+        """δ = 5.0 points of accuracy, as the differences are; p(right) may have decided."""
+        unit = self.recommendation.unit
+        of = " of accuracy" if unit == "points" else ""
+        return f"δ = {quantities.amount(self.recommendation.delta, unit)}{of}"
 
     def is_of(self, domains: frozenset[str]) -> bool:
         """Whether all its in-domain tasks are in these domains."""
@@ -206,7 +213,7 @@ def _matches_full(parts: Sequence[_Part]) -> Iterable[_Case]:
             state,
             f"{part.name}: in-domain against {full.label}: {numbers}; it matches if not worse "
             f"by δ = {quantities.amount(delta, unit)}.",
-            (delta_used(part.recommendation),),
+            (part.margin,),
         )
 
 
@@ -235,7 +242,7 @@ def _recall_is_flat(parts: Sequence[_Part]) -> Iterable[_Case]:
             f"{part.name}: the largest difference between two ranks is {second.label} less "
             f"{first.label}, {_signed(widest, unit)}; flat is within "
             f"δ = {quantities.amount(delta, unit)}.",
-            (delta_used(part.recommendation),),
+            (part.margin,),
         )
 
 
@@ -288,7 +295,7 @@ def _no_best_rank(parts: Sequence[_Part]) -> Iterable[_Case]:
             for part, lead in largest
         )
         what = f"is beaten on {quantities.listed(beaten)}" if beaten else "is beaten nowhere"
-        margins = tuple(delta_used(part.recommendation) for part in parts)
+        margins = tuple(part.margin for part in parts)
         text = f"{label} {what}; behind the best other rank by: {numbers}."
         yield _Case(state, text, margins if state == "no" else ())
 
@@ -312,10 +319,14 @@ def _gets_worse(parts: Sequence[_Part]) -> Iterable[_Case]:
     for part, base in strong:
         for option in part.options:
             bound = part.bound(option, None, part.in_domain, together)
+            state = _STATES[-bound.sign()]
+            if state == "undecided" and bound.lower > -part.recommendation.delta:
+                state = "no"
             yield _Case(
-                _STATES[-bound.sign()],
+                state,
                 f"{part.name}: {option.label}, base {quantities.score(base, 'points')}, "
                 f"gain {_signed(bound, 'points')}.",
+                (part.margin,) if state == "no" else (),
             )
 
 

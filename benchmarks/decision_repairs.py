@@ -77,9 +77,9 @@ def simulate_repairs(cell: RepairCell, studies: int, seed: int) -> RepairTally:
         gains = [*study.gains, *(part._replace(values=-part.values) for part in study.losses)]
         names = (*TASKS.in_domain, *TASKS.retention)
         scores = [_scores(name, part) for name, part in zip(names, gains, strict=True)]
-        chosen = choose_repair(scores, TASKS, max_loss_points=LIMIT, confidence=0.95).judged
-        found += chosen is not None
-        wrong += chosen is not None and not strong[REPAIRS.index(chosen.repair)]
+        repair = choose_repair(scores, TASKS, max_loss_points=LIMIT, confidence=0.95).repair
+        found += repair is not None
+        wrong += repair is not None and not strong[REPAIRS.index(repair)]
     return RepairTally(Rate(wrong, studies), Rate(found, studies))
 
 

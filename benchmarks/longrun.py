@@ -255,7 +255,7 @@ def growth_of_commands(root: Path, num_items: int, shrink: int) -> dict[str, Any
 def slope(values: Sequence[float]) -> float:
     """Per value, the median of all pairs of the last three quarters: one odd value moves little."""
     last = values[len(values) // 4 :]
-    return float(stats.theilslopes(last).slope)
+    return float(stats.theilslopes(last)[0])
 
 
 def main() -> None:

@@ -216,7 +216,7 @@ def all_regimes(tasks: Sequence[str], scale: Scale) -> list[Regime]:
 
 def write_task_files(tasks_path: Path, folder: Path, max_new_tokens: int) -> None:
     """The tasks that the shared folder lacks, as lm-eval YAML files."""
-    loaded = load_tasks(["local_gsm8k"], [tasks_path], allow_code=True)["local_gsm8k"]
+    loaded: Any = load_tasks(["local_gsm8k"], [tasks_path], allow_code=True)["local_gsm8k"]
     questions = loaded[0].task.dataset["test"]
     texts = list(questions["question"])[:100]
     folder.mkdir(parents=True, exist_ok=True)

@@ -219,14 +219,14 @@ def _trends(findings: StudyFindings) -> Iterator[RankTrend]:
 def _axes(parts: Sequence[TrainTaskAxes]) -> Iterator[AxisChange]:
     for axis in itertools.chain.from_iterable(part.axes for part in parts):
         for effect in axis.effects:
-            gain, kept = effect.in_domain, effect.retention
+            gain, kept = effect.lead, effect.retention_lead
             yield AxisChange(
                 axis=axis.name,
                 method=axis.method,
                 value=effect.value,
                 first=axis.values[0],
-                gain=None if gain is None else _plain(gain.mean),
-                kept=None if kept is None else _plain(kept.mean),
+                gain=None if gain is None else _plain(gain),
+                kept=None if kept is None else _plain(kept),
             )
 
 

@@ -166,6 +166,16 @@ def _same_step(numbers: ReproductionNumbers) -> Iterator[str]:
         yield f"- {higher} minus {lower}: {changes}."
 
 
+def _by_ratio(numbers: ReproductionNumbers) -> Iterator[str]:
+    """What alpha / rank does at one rank: the paper says that a lower one raises the rate."""
+    for rank in (32, 128):
+        at = {f"{16 / rank:g}": "alpha 16", "1": "alpha 1r", "2": "alpha 2r"}
+        norms = {ratio: numbers.weights[f"rank {rank}, {label}"] for ratio, label in at.items()}
+        told = (f"{ratio}: {of['frobenius_norm']:.2f}" for ratio, of in norms.items())
+        yield ""
+        yield f"- Norm of the update at rank {rank}, by alpha / rank: {', '.join(told)}."
+
+
 def _inside(numbers: ReproductionNumbers) -> Iterator[str]:
     """From the smallest to the largest rank: the paper's mechanisms, and growth of the norm."""
     columns: dict[TrendOf, str] = {
@@ -200,6 +210,7 @@ def tables() -> Iterator[str]:
             yield from _side(numbers)
         if name == ALPHA:
             yield from _same_step(numbers)
+            yield from _by_ratio(numbers)
         yield ""
 
 

@@ -85,15 +85,17 @@ def _texts(folder: StudyFolder, run: str) -> list[dict[str, Any]]:
         return [json.loads(line)["texts"] for line in file]
 
 
-def _option(row: Compared) -> dict[str, Any]:
-    def of(value: Interval | None) -> list[float] | None:
-        return None if value is None else [value.estimate, value.lower, value.upper]
+def bounds(value: Interval | None) -> list[float] | None:
+    """A number with its interval, as a record has it."""
+    return value and [value.estimate, value.lower, value.upper]
 
+
+def _option(row: Compared) -> dict[str, Any]:
     return {
         "label": row.label,
-        "gain": of(row.gain),
-        "retention": of(row.retention),
-        "lead": of(row.lead),
+        "gain": bounds(row.gain),
+        "retention": bounds(row.retention),
+        "lead": bounds(row.lead),
         "num_seeds": row.num_seeds,
         "num_parameters": row.num_parameters,
     }
@@ -115,22 +117,22 @@ def tables(record: Mapping[str, Any]) -> Iterator[str]:
     ]
     width = max(map(len, rows))
     padded = [(*row, *[""] * (width - len(row))) for row in rows]
-    yield _table(("", *["rate: fields"] * (width - 1)), padded)
-    yield _table(
+    yield table(("", *["rate: fields"] * (width - 1)), padded)
+    yield table(
         ("", "gain", "against the choice", "retention", "trained weights"),
         [
             (
                 each["label"],
-                _interval(each["gain"]),
-                _interval(each["lead"]),
-                _interval(each["retention"]),
+                interval(each["gain"]),
+                interval(each["lead"]),
+                interval(each["retention"]),
                 quantities.parameters(each["num_parameters"]),
             )
             for each in record["options"]
             if each["num_parameters"]
         ],
     )
-    yield _table(
+    yield table(
         ("", "rate", "seed", "all fields right", "reward, first steps", "reward, last steps"),
         [
             (
@@ -146,7 +148,8 @@ def tables(record: Mapping[str, Any]) -> Iterator[str]:
     )
 
 
-def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table as Markdown."""
     return "\n".join(markdown_table(headings, rows))
 
 
@@ -154,7 +157,8 @@ def _name(rank: int | None) -> str:
     return "full" if rank is None else f"rank {rank}"
 
 
-def _interval(value: Sequence[float] | None) -> str:
+def interval(value: Sequence[float] | None) -> str:
+    """Points with bounds; empty without a value."""
     if value is None:
         return ""
     estimate, lower, upper = value

@@ -9,6 +9,8 @@ at most delta below the best rank of that seed. The studies:
 
 - the default study with ten seeds (``benchmarks/default_study``), 3 ranks, 300 items;
 - the collected studies (``benchmarks/prediction/studies``), 6 ranks, two seeds, 60 items a task;
+- three of another model, Gemma 3 270M, 3 ranks, two seeds, 60 items a task, judged with the runs of
+  the collected ones: does the prior hold for a model that it was not fitted to?
 - published curves of GLUE, five seeds of six ranks, with ``--curves``: accuracies alone, so nothing
   is asked but to be near the best, with delta 5.
 
@@ -41,7 +43,7 @@ import numpy as np
 from scipy import optimize, stats
 
 from benchmarks.prediction.collected import CollectedStudy
-from benchmarks.prediction.collection import SHIPPED, read_collection
+from benchmarks.prediction.collection import SECOND, SHIPPED, read_collection
 from rankwise.findings.decision import Margins, odds
 from rankwise.findings.stats.blocks import GAIN_RUNS, LOSS_RUNS, RunPrior, StudyEvidence, crossed
 from rankwise.findings.stats.items import POINTS, Floats, Items
@@ -52,6 +54,9 @@ MARGINS = Margins(3.0, 3.0, 9.0)
 CURVE_DELTA = 5.0
 
 NUM_BINS, SMALLEST_BIN = 10, 50
+
+LIKE = {"default study": "collected", "second model": "collected"}
+"""Kinds that are judged with a prior of the runs of another kind."""
 
 
 class Spread(NamedTuple):
@@ -225,9 +230,8 @@ def cases_of(studies: Sequence[Study]) -> Mapping[str, Cases]:
     """By kind: what is said from each seed of each rank, against every other seed."""
     found: dict[str, list[tuple[Floats, Floats, int]]] = defaultdict(list)
     for number, study in enumerate(studies):
-        others = [o for o in studies if o is not study and o.kind == study.kind]
-        # the default study has no other of its kind: the collected ones are like it
-        others = others or [o for o in studies if o is not study and o.spread[1] is not None]
+        kind = LIKE.get(study.kind, study.kind)
+        others = [other for other in studies if other is not study and other.kind == kind]
         losses = [o.spread[1] for o in others if o.spread[1] is not None]
         priors = fitted([o.spread[0] for o in others]), fitted(losses) if losses else LOSS_RUNS
         held = [study.held(seed) for seed in range(study.num_seeds)]
@@ -279,7 +283,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--curves", type=Path, default=None, help="lora-rank-scaling-glue.csv")
     parser.add_argument("--resamples", type=int, default=2000)
     asked = parser.parse_args(arguments)
-    kinds = (("default study", asked.default), ("collected", SHIPPED))
+    kinds = (("default study", asked.default), ("collected", SHIPPED), ("second model", SECOND))
     found = [collected(study, kind) for kind, of in kinds for study in read_collection(of)]
     studies = [study for study in found if study is not None]
     if asked.curves is not None:

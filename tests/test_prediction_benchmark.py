@@ -8,15 +8,18 @@ from pathlib import Path
 import pytest
 
 from benchmarks.prediction import __main__ as comparison
-from benchmarks.prediction import collect, measure
+from benchmarks.prediction import collect, collecting, measure
 from benchmarks.prediction.collection import add_study, read_collection
 from benchmarks.prediction.domains import glue_curves, tinker_curves
 from benchmarks.prediction.feature_table import FEATURES
 from benchmarks.prediction.power import number_found
 from rankwise.records.folder import StudyFolder
+from rankwise.records.spectra import SpectraRecord
+from rankwise.records.study import PlannedRun
 from tests.planted.folders import write_study
 from tests.planted.rank_curves import collected, planted_curves
 from tests.planted.results import planted_study
+from tests.planted.weights import spectra, with_spectra
 
 
 def test_a_planted_rule_beats_the_constants_in_the_summary(
@@ -79,6 +82,11 @@ def test_the_published_curves_are_read_whole() -> None:
     }  # fmt: skip
 
 
+def alike(run: PlannedRun) -> SpectraRecord:
+    """Every matrix has a norm of 3."""
+    return spectra(run, lambda _: 3.0)
+
+
 def test_what_is_collected_of_a_study_is_what_was_planted(tmp_path: Path) -> None:
     """Kinship: 0.50 of the base, and 0.70, 0.80 and 0.81 of the ranks."""
     write_study(StudyFolder(tmp_path / "study"), planted_study(seeds=(0, 1)))
@@ -88,6 +96,18 @@ def test_what_is_collected_of_a_study_is_what_was_planted(tmp_path: Path) -> Non
     gains = [run.gain.estimate for run in study.runs[::2] if run.gain is not None]
     assert gains == pytest.approx([20.0, 30.0, 31.0, 31.0], abs=1e-3)
     assert study.features["base_accuracy"] == 0.5
+    assert study.runs[0].update_norm is None
+
+
+def test_what_is_collected_of_weights_is_the_norm_of_all_matrices(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results = with_spectra(planted_study(), alike)
+    monkeypatch.setattr(collecting, "read_results", lambda _: results)
+    (study,) = collecting.collected_studies(StudyFolder(tmp_path))
+    assert results.runs[0].spectra is not None
+    count = len(results.runs[0].spectra.matrices)
+    assert study.runs[0].update_norm == pytest.approx(3.0 * count**0.5)
 
 
 def test_what_is_measured_is_complete_and_other_entries_stay(

@@ -195,7 +195,7 @@ def _run(folder: StudyFolder, source: OptionGains, run: ModelResults) -> Collect
         )
         if run.spectra and matrices
         else None,
-        update_norm=run.spectra.frobenius_norm if run.spectra and matrices else None,
+        update_norm=math.hypot(*(m.update.frobenius_norm for m in matrices)) if matrices else None,
     )
 
 

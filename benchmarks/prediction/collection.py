@@ -9,6 +9,8 @@ from rankwise.errors import NewerRecordError, RecordError
 from rankwise.records.files import read_record, without_remedy, write_record
 
 SHIPPED = Path(__file__).parent / "studies"
+SECOND = Path(__file__).parent / "second_studies"
+"""Of another model (``benchmarks.prediction.second``); no predictor learns from them."""
 
 
 def add_study(folder: Path, study: CollectedStudy) -> Path:

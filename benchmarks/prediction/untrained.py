@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from benchmarks.prediction.features import Untrained, features_of
@@ -13,7 +12,6 @@ from rankwise.engine.models.structure import context_length
 from rankwise.errors import ConfigError
 from rankwise.records.config.study import StudyConfig
 from rankwise.records.study import COMPARED, PlannedRun
-from rankwise.study.observer import Observer
 from rankwise.study.planning.plan import StudyPlan, plan_study
 from rankwise.tasks.requests import PreparedTask, prepared_task
 from rankwise.tasks.right_answers import right_answers
@@ -27,7 +25,6 @@ class UntrainedPlan(NamedTuple):
 
     plan: StudyPlan
     of_lora: tuple[PlannedRun, ...]
-    note: Callable[[str], None]
 
     @property
     def largest(self) -> PlannedRun:
@@ -35,12 +32,11 @@ class UntrainedPlan(NamedTuple):
         return max(self.of_lora, key=lambda model: model.rank or 0)
 
 
-def plan_untrained(config: StudyConfig, observer: Observer | None = None) -> UntrainedPlan:
+def plan_untrained(config: StudyConfig) -> UntrainedPlan:
     """Plan a study whose features are to be measured; loads no weights, and writes nothing.
 
     Args:
         config: of a study with one trained task and at least one LoRA rank.
-        observer: is told of downloads, and of what is left out though the study has it.
 
     Raises:
         ConfigError: several tasks are trained, or no LoRA rank is.
@@ -52,12 +48,11 @@ def plan_untrained(config: StudyConfig, observer: Observer | None = None) -> Unt
             "write a study file for each"
         )
         raise ConfigError(config.name, [problem])
-    note = (lambda _: None) if observer is None else observer.noted
     gauged = config.analysis.model_copy(update={"gauges": True})  # for their right answers
     # a ladder's plan has its first rank alone, and the question is of all
     whole = config.search.model_copy(update={"policy": None})
-    plan = plan_study(config.model_copy(update={"analysis": gauged, "search": whole}), note)
-    return UntrainedPlan(plan, _of_lora(plan), note)
+    plan = plan_study(config.model_copy(update={"analysis": gauged, "search": whole}))
+    return UntrainedPlan(plan, _of_lora(plan))
 
 
 def measure(study: UntrainedPlan, *, with_probe: bool = True) -> dict[str, float]:
@@ -75,14 +70,12 @@ def measure(study: UntrainedPlan, *, with_probe: bool = True) -> dict[str, float
         TaskError: a task cannot judge its answers.
     """
     untrained = _untrained(study.plan, study.largest)
-    return features_of(untrained, with_probe=with_probe, note=study.note)
+    return features_of(untrained, with_probe=with_probe)
 
 
-def measure_features(
-    config: StudyConfig, *, with_probe: bool = True, observer: Observer | None = None
-) -> dict[str, float]:
+def measure_features(config: StudyConfig, *, with_probe: bool = True) -> dict[str, float]:
     """``measure`` of a study file; what each raises."""
-    return measure(plan_untrained(config, observer), with_probe=with_probe)
+    return measure(plan_untrained(config), with_probe=with_probe)
 
 
 def _of_lora(plan: StudyPlan) -> tuple[PlannedRun, ...]:
