@@ -186,7 +186,7 @@ def heads(
     intervals are corrected for the number of heads.
 
     The records are kept in the study's folder and shown in its report. Recorded
-    effects are not computed again.
+    effects are not computed again, and a stopped call goes on where it was.
     """
     folder = StudyFolder(directory)
     names = cli.listed_names(tasks)
@@ -326,9 +326,10 @@ def check(
     With --contract, each set of your own rows is a clause: it is judged by
     itself, beside the mean over --tasks.
 
-    Exit codes, for scripts: 0 if every loss is shown to be below --max-loss, 1
-    if one is shown to be above, 3 if undecided, 2 for wrong usage or another
-    error.
+    Exit codes, for scripts: 0 if the mean loss, and that of each clause, is
+    shown to be below --max-loss, 1 if one is shown to be above, 3 if undecided,
+    2 for wrong usage or another error. A task that loses more by itself is
+    named.
     """
     with cli.usage_errors((RankwiseError,)):
         wanted, names = cli.listed_names(forms), cli.listed_names(tasks)

@@ -44,7 +44,7 @@ def compare(
     source: OptionGains,
     tasks: DecidingTasks,
     models: Option | Group,
-    against: Option | None = None,
+    against: Option | Group | None = None,
     **own: Any,
 ) -> C:
     """Compare models with the base, and with others where they are given.

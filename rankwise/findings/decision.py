@@ -27,6 +27,9 @@ from rankwise.records.study import State
 _HAIR = 1e-9
 """Truths are rounded: a number that is the margin itself is at most the margin."""
 
+_TIE = 0.02
+"""Two standard errors of a probability of a half that is counted in 4096 draws."""
+
 
 class Margins(NamedTuple):
     """Which differences matter.
@@ -65,9 +68,12 @@ class Odds(NamedTuple):
 
     @property
     def bet(self) -> int | None:
-        """The option that is right with the largest probability; None where none is likelier."""
-        place = int(self.right.argmax())
-        return place if self.right[place] >= self.none else None
+        """The option that is right with the largest probability; None where none is likelier.
+
+        Of options that the draws do not tell apart it is the first, which is the smallest.
+        """
+        most = float(self.right.max())
+        return int((self.right >= most - _TIE).argmax()) if most >= self.none else None
 
     @property
     def shown(self) -> Floats:

@@ -25,6 +25,7 @@ from rankwise.findings.pairs import (
     paired_test,
 )
 from rankwise.findings.stats.estimates import mean_over_tasks
+from rankwise.findings.stats.items import gives_an_error
 from rankwise.records import quantities
 from rankwise.records.base import Record
 from rankwise.records.deployment import (
@@ -41,7 +42,13 @@ from rankwise.records.deployment import (
 )
 from rankwise.records.forms import AS_TRAINED
 from rankwise.records.recommendation import Recommendation, StudyRecommendation
-from rankwise.records.results import MIN_ITEMS, ModelResults, StudyResults, TrainTaskResults
+from rankwise.records.results import (
+    MIN_ITEMS,
+    FormResults,
+    ModelResults,
+    StudyResults,
+    TrainTaskResults,
+)
 from rankwise.records.study import Interval, Relation, Unit
 
 _VERDICTS: Mapping[FormVerdict, tuple[str, str]] = {
@@ -140,9 +147,9 @@ def judged_in_groups(
 
     ``confidence`` is two-sided, of each interval for itself.
     """
+    pairs = {task: pair_items(reference, form, task) for group in groups for task in group.tasks}
     means = tuple(
-        judged_mean(group, [pair_items(reference, form, task) for task in group.tasks], confidence)
-        for group in groups
+        judged_mean(group, [pairs[task] for task in group.tasks], confidence) for group in groups
     )
     verdict = worst([mean.verdict for mean in means])
     return JudgedForm(
@@ -150,16 +157,44 @@ def judged_in_groups(
         num_bytes=weights.num_bytes,
         verdict=verdict,
         means=means,
-        scores=tuple(
-            _score(reference, form, task, confidence) for group in groups for task in group.tasks
-        ),
+        scores=tuple(_score(reference, form, *each, confidence) for each in pairs.items()),
         delta=weights.delta,
         modules=weights.modules,
-        statement=_statement(form.name, verdict, means, weights.delta),
+        statement=_statement(form.name, verdict, means, weights.delta)
+        + _lost_alone(groups, pairs, confidence),
     )
 
 
+def _lost_alone(groups: Sequence[TaskGroup], pairs: Mapping[str, Pair], confidence: float) -> str:
+    """The tasks that are shown to lose more than their group may, which a mean may hide."""
+    alone = [
+        group._replace(tasks=[task])
+        for group in groups
+        if len(group.tasks) > 1
+        for task in group.tasks
+    ]
+    level = 1.0 - (1.0 - confidence) / max(len(alone), 1)  # Bonferroni, over the tasks
+    judged = [judged_mean(each, [pairs[each.tasks[0]]], level) for each in alone]
+    lost = [
+        f"{mean.tasks[0]}, {quantities.with_interval(mean.difference, mean.unit)}"
+        for mean in judged
+        if mean.verdict == "loses"
+    ]
+    return f" By itself a task loses more than that: {'; '.join(lost)}." if lost else ""
+
+
 _MOST_ITEMS = 8
+# Log-likelihoods that differ by less are equal: p(right) moves by half a point at most.
+_EQUAL_NATS = 0.01
+
+
+def ignored_adapter(served: Served) -> str:
+    """That a server shows nothing of its adapter."""
+    return (
+        "It answers as the base does: of what the adapter changes its answers show "
+        f"{quantities.share(max(round(served.adapter_share or 0.0, 2), 0.0))}. The server does not "
+        "apply the adapter; check its options, and the model's name behind # in the URL."
+    )
 
 
 def judged_server(judged: JudgedForm, served: Served) -> JudgedForm:
@@ -172,11 +207,7 @@ def judged_server(judged: JudgedForm, served: Served) -> JudgedForm:
         else ""
     )
     if served.ignores_adapter:
-        said = (
-            f"It answers as the base does: of what the adapter changes its answers show "
-            f"{quantities.share(max(served.adapter_share or 0.0, 0.0))}. The server does not apply "
-            "the adapter; check its options, and the model's name behind # in the URL."
-        )
+        said = ignored_adapter(served)
     elif not served.items_that_differ:
         said = (
             f"Served equals scored: the same answers to all {quantities.counted(number, 'item')}."
@@ -192,7 +223,11 @@ def judged_server(judged: JudgedForm, served: Served) -> JudgedForm:
     verdict, statement = judged.verdict, f"{judged.statement} {said}"
     if served.ignores_adapter:
         verdict, statement = "loses", f"{judged.form}: {said}"
-    elif not served.items_that_differ and verdict == "cannot_tell":
+    elif (
+        not served.items_that_differ
+        and max(nats, default=0.0) < _EQUAL_NATS
+        and verdict == "cannot_tell"
+    ):
         # the interval is that of few items, all of which are answered alike
         verdict, statement = "keeps", f"{judged.form}: {said}"
     return judged.model_copy(
@@ -203,13 +238,15 @@ def judged_server(judged: JudgedForm, served: Served) -> JudgedForm:
 def field_changes(
     reference: ModelResults, form: ModelResults, confidence: float
 ) -> Iterator[FieldChange]:
-    """How often each field of the right answers in JSON is right; two items at least have it."""
+    """How often each field of the right answers in JSON is right, where two items have it."""
     for task, items in reference.items.items():
         for field in items.fields:
             before, after = (_with_field(model, task, field) for model in (reference, form))
             if len(before.values) < MIN_ITEMS:
                 continue
             pair = pair_scores(task, before, after, higher_is_better=True, in_points=True)
+            if not gives_an_error(pair.items):
+                continue
             test = paired_test(pair, confidence)
             yield FieldChange(
                 form=form.name,
@@ -225,9 +262,14 @@ def field_changes(
 def _with_field(model: ModelResults, task: str, field: str) -> Scores:
     """A model's scores on the items whose right answer has the field."""
     items = model.items[task]
-    values = zip(items.doc_ids, items.fields[field], strict=True)
-    own = {doc_id: value for doc_id, value in values if value is not None}
-    return Scores(model.name, tuple(own), tuple(own.values()))
+    rights = {place: own for place, own in enumerate(items.fields[field]) if own is not None}
+    clusters = items.clusters
+    return Scores(
+        model.name,
+        [items.doc_ids[place] for place in rights],
+        [*rights.values()],
+        None if clusters is None else [clusters[place] for place in rights],
+    )
 
 
 def verdict_of(difference: Interval, margin: float) -> FormVerdict:
@@ -248,9 +290,11 @@ def judged_mean(group: TaskGroup, pairs: Sequence[Pair], confidence: float) -> M
     )
 
 
-def _score(reference: ModelResults, form: ModelResults, task: str, confidence: float) -> FormScore:
+def _score(
+    reference: ModelResults, form: ModelResults, task: str, pair: Pair, confidence: float
+) -> FormScore:
     items, record = reference.items[task], reference.evaluations[task]
-    test = paired_test(pair_items(reference, form, task), confidence)
+    test = paired_test(pair, confidence)
     own_pair = pair_items(reference, form, task, by_accuracy=True)
     own = paired_test(own_pair, confidence)
     doc_ids, is_whole = np.sort(items.doc_ids), own.counts is not None
@@ -435,6 +479,11 @@ def _deployed(
         for relation, names in results.tasks.items()
         for unit, tasks in reference.tasks_by_unit(names).items()
     ]
+
+    def judged(form: FormResults) -> JudgedForm:
+        found = judged_in_groups(reference, form.scores, form.record, groups, part.confidence)
+        return judged_server(found, form.record.served) if form.record.served else found
+
     return DeployedRun(
         train_task=part.train_task,
         run=run.name,
@@ -442,10 +491,7 @@ def _deployed(
             run.name, "named by an earlier verdict"
         ),
         confidence=part.confidence,
-        forms=tuple(
-            judged_in_groups(reference, form.scores, form.record, groups, part.confidence)
-            for form in by_form.values()
-        ),
+        forms=tuple(judged(form) for form in by_form.values()),
         warnings=tuple(warning for form in by_form.values() for warning in form.record.warnings),
     )
 

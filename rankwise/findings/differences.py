@@ -45,7 +45,8 @@ def format_effects(source: OptionGains) -> Iterator[FormatEffect]:
         standard, trained_format = source.pair(model, task), source.pair(model, scored_as)
         test, own = source.test(model, scored_as), source.by_accuracy.test(model, scored_as)
         by_format: Interval | None = None
-        if results.base.items[task].metric == results.base.items[scored_as].metric:
+        metrics = {results.base.items[name].metric for name in (task, scored_as)}
+        if len(metrics) == 1 and task not in results.base.labelled_tasks:
             (both,) = source.items([standard.gain - trained_format.gain], [task])
             both = both._replace(item_size=max(both.item_size, source.item_size(scored_as)))
             by_format = interval_of(mean_over_tasks([both]), source.confidence)

@@ -111,6 +111,7 @@ def _gaps(source: OptionGains, unit: Unit) -> tuple[tuple[TrainTestGap, ...], Ra
         if task in source.tasks("in_domain", unit)
         and name in items
         and items[name].metric == items[task].metric
+        and task not in source.results.base.labelled_tasks  # nobody labelled the trained rows
     }
     options = [option for option in source.options if option.plan.role != "imported"]
     if not names or not options:

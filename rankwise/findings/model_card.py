@@ -33,10 +33,10 @@ def model_card(record: AdapterRepair) -> str:
     Raises:
         ValueError: the record says that no repair does.
     """
-    choice, judged = record.choice, record.choice.judged
-    if judged is None:
+    choice, chosen = record.choice, record.choice.chosen
+    if chosen is None:
         raise ValueError(f"{record.model} has no repair to describe.")
-    unit = choice.unit
+    unit, points = choice.unit, (choice.as_it_is, chosen)
     rows = [
         (
             task.task,
@@ -47,7 +47,7 @@ def model_card(record: AdapterRepair) -> str:
             quantities.score(task.adapted_score, task.unit),
             quantities.score(task.repaired_score, task.unit),
         )
-        for task in judged.tasks
+        for task in choice.tasks
     ]
     lines = [
         "---",
@@ -57,7 +57,7 @@ def model_card(record: AdapterRepair) -> str:
         "tags: [lora, rankwise]",
         "---",
         "",
-        f"# A LoRA adapter, {markdown_text(judged.repair.label)}",
+        f"# A LoRA adapter, {markdown_text(chosen.repair.label)}",
         "",
         markdown_text(choice.statement),
         "",
@@ -71,13 +71,11 @@ def model_card(record: AdapterRepair) -> str:
             (
                 (
                     f"gain in-domain, {unit}",
-                    quantities.with_interval(judged.adapter_gain, unit),
-                    quantities.with_interval(judged.gain, unit),
+                    *(quantities.with_interval(point.gain, unit) for point in points),
                 ),
                 (
-                    "loss of retention, points",
-                    quantities.with_interval(judged.adapter_loss, "points"),
-                    quantities.with_interval(judged.retention_loss, "points"),
+                    "change of retention, points",
+                    *(quantities.with_interval(point.retention, "points") for point in points),
                 ),
             ),
         ),

@@ -34,10 +34,11 @@ from rankwise.findings.stats.items import Floats, Items
 from rankwise.findings.stats.truths import deciding_level, num_statements
 from rankwise.records import quantities
 from rankwise.records.axes import SETTING
+from rankwise.records.fingerprints import fingerprint
 from rankwise.records.judgement import BestBet, Look, Outcome, Prospect, StudyLooks, TrainTaskLooks
 from rankwise.records.recommendation import RankVerdict, Recommendation, StudyRecommendation
 from rankwise.records.results import StudyResults, TrainTaskResults
-from rankwise.records.study import Interval, Unit, exact_rank
+from rankwise.records.study import Interval, Relation, Unit, exact_rank
 
 
 class _Conclusions(NamedTuple):
@@ -133,6 +134,7 @@ def recommend_for(
         best_rate_at_edge=_rate_at_edge(source, tasks, options),
         verdicts=judged.verdicts,
         left_out=_left_out(results),
+        untried=_untried(results),
         num_tasks_in_domain=len(tasks.in_domain),
         missing=() if results.study.scores is None else results.study.scores.missing,
         comparisons=tuple(comparisons(source, decided_by(judged.verdicts, tasks))),
@@ -208,6 +210,7 @@ def _judge(
 def _look(source: OptionGains, tasks: DecidingTasks, options: Sequence[Option]) -> Look:
     """A new look at the study; its number and its outcome are set later."""
     results, items = source.results, source.results.base.items
+    models = (results.base, *results.runs)
     return Look(
         number=1,
         share=results.study.share,
@@ -219,6 +222,11 @@ def _look(source: OptionGains, tasks: DecidingTasks, options: Sequence[Option]) 
         options=tuple(option.label for option in options),
         runs=tuple(run.name for option in options for run in option.trained),
         outcome="cannot_tell",
+        labelled={
+            task: fingerprint([model.items[task].values for model in models if task in model.items])
+            for task in tasks.all
+            if task in results.base.labelled_tasks
+        },
     )
 
 
@@ -287,9 +295,13 @@ def _judged_options(
             what = quantities.ended(option.diverged_seeds, option.reward_failed_seeds)
             what = what or "has no run"
             dropped.append(f"{quantities.capital(option.label)} {what}, so it is not judged.")
+    scored_so: dict[Relation, str] = {
+        "in_domain": "scored in another unit",
+        "retention": "not scored in points",
+    }
     dropped += [
-        f"{task} is scored in another unit, so it does not decide."
-        for relation in ("in_domain", "retention")
+        f"{task} is {scored}, so it does not decide."
+        for relation, scored in scored_so.items()
         for task in source.results.tasks.get(relation, ())
         if task not in tasks.all
     ]
@@ -306,6 +318,20 @@ def _left_out(results: TrainTaskResults) -> tuple[str, ...]:
         for decision in results.search.decisions
         for ruling in decision.ruled_out
         if ruling.learning_rate is None and ruling.setting in ranks
+    )
+
+
+def _untried(results: TrainTaskResults) -> tuple[str, ...]:
+    """The ranks that a search ended without training."""
+    if results.search is None:
+        return ()
+    of = results.search
+    shown = {each.setting for each in of.shown}
+    ruled = {ruling.setting for decision in of.decisions for ruling in decision.ruled_out}
+    return tuple(
+        setting.label
+        for setting in of.settings
+        if setting.rank is not None and setting.label not in shown | ruled
     )
 
 

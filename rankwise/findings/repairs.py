@@ -24,7 +24,6 @@ from rankwise.records.repairs import (
     AS_IT_IS,
     METHODS,
     AdapterRepair,
-    JudgedRepair,
     JudgedTask,
     Repair,
     RepairChoice,
@@ -70,7 +69,7 @@ def choose_repair(
     candidates: list[RepairPoint] = []
     for kind in compared.kinds:
         for repair in kind:
-            if points[repair].retention_loss.upper > max_loss_points:
+            if -points[repair].retention.lower > max_loss_points:
                 break
             points[repair] = points[repair].model_copy(update={"keeps_enough": True})
         able = [repair for repair in kind if repair in asked] if asked else kind
@@ -78,7 +77,6 @@ def choose_repair(
         candidates += [point for point in kept[-1:] if point.gain.lower > 0.0]
     best = max(candidates, key=lambda point: point.gain.estimate, default=None)
     curve = tuple(points.values())
-    judged = best and compared.judged(best)
     return RepairChoice(
         max_loss_points=max_loss_points,
         unit=compared.tasks.unit,
@@ -91,8 +89,9 @@ def choose_repair(
         ),
         num_items=sum(len(each.base.doc_ids) for each in scores if each.task in compared.tasks.all),
         curve=curve,
-        judged=judged,
-        statement=_statement(max_loss_points, compared.tasks.unit, judged, curve),
+        repair=best and best.repair,
+        tasks=compared.judged_tasks(best.repair) if best else (),
+        statement=_statement(max_loss_points, compared.tasks.unit, best, curve),
     )
 
 
@@ -130,22 +129,28 @@ class _RepairedScores:
                 )
 
     def point(self, repair: Repair) -> RepairPoint:
-        """What a repair gains and loses."""
-        return RepairPoint(
-            repair=repair,
-            gain=self._mean(self.tasks.in_domain, lambda task: self._gain(repair, task)),
-            retention_loss=self._mean(self.tasks.retention, lambda task: -self._gain(repair, task)),
-        )
+        """What a repair gains and keeps, and that less the adapter as it is."""
 
-    def judged(self, point: RepairPoint) -> JudgedRepair:
-        """A repair beside the adapter as it is."""
-        as_it_is = self.point(AS_IT_IS)
+        def gain(task: str) -> Floats:
+            return self._gain(repair, task)
 
         def lead(task: str) -> Floats:
-            return self._gain(point.repair, task) - self._gain(AS_IT_IS, task)
+            return self._gain(repair, task) - self._gain(AS_IT_IS, task)
+
+        own, kept, is_changed = self.tasks.in_domain, self.tasks.retention, repair != AS_IT_IS
+        return RepairPoint(
+            repair=repair,
+            gain=self._mean(own, gain),
+            retention=self._mean(kept, gain),
+            lead=self._mean(own, lead) if is_changed else None,
+            retention_lead=self._mean(kept, lead) if is_changed else None,
+        )
+
+    def judged_tasks(self, repair: Repair) -> tuple[JudgedTask, ...]:
+        """The repaired adapter on each task, beside the base and the adapter as it is."""
 
         def judged_task(task: str) -> JudgedTask:
-            adapted, repaired = self._pairs[AS_IT_IS, task], self._pairs[point.repair, task]
+            adapted, repaired = self._pairs[AS_IT_IS, task], self._pairs[repair, task]
             items = self._scores[task].base
             return JudgedTask(
                 task=task,
@@ -158,16 +163,7 @@ class _RepairedScores:
                 repaired_score=float(repaired.adapted.mean()),
             )
 
-        return JudgedRepair(
-            repair=point.repair,
-            gain=point.gain,
-            retention_loss=point.retention_loss,
-            adapter_gain=as_it_is.gain,
-            adapter_loss=as_it_is.retention_loss,
-            gain_difference=self._mean(self.tasks.in_domain, lead),
-            retention_difference=self._mean(self.tasks.retention, lead),
-            tasks=tuple(map(judged_task, self.tasks.all)),
-        )
+        return tuple(map(judged_task, self.tasks.all))
 
     def _gain(self, repair: Repair, task: str) -> Floats:
         return self._pairs[repair, task].gain
@@ -203,29 +199,36 @@ def _results(name: str, task: str, items: TaskItems) -> ModelResults:
 
 
 def _statement(
-    max_loss_points: float, unit: Unit, judged: JudgedRepair | None, curve: Sequence[RepairPoint]
+    max_loss_points: float, unit: Unit, chosen: RepairPoint | None, curve: Sequence[RepairPoint]
 ) -> str:
     limit = quantities.amount(max_loss_points, "points")
-    if judged is None:
+
+    def kept(point: RepairPoint) -> str:
+        return f"retention changes by {quantities.with_interval(point.retention, 'points')}"
+
+    as_it_is = curve[0]
+    gained = quantities.with_interval(as_it_is.gain, unit)
+    if chosen is None and as_it_is.keeps_enough and as_it_is.gain.lower > 0.0:
+        return (
+            f"None of those does, and none is needed: as it is, the adapter gains {gained} and "
+            f"{kept(as_it_is)}, so it loses at most {limit}."
+        )
+    if chosen is None:
         gaining = [point for point in curve if point.gain.lower > 0.0]
         nearest = "None is shown to gain at all."
         if gaining:
-            least = min(gaining, key=lambda point: point.retention_loss.upper)
-            loss = quantities.with_interval(least.retention_loss, "points")
-            nearest = f"The nearest is the adapter {least.repair.label}: it loses {loss}."
+            least = max(gaining, key=lambda point: point.retention.lower)
+            nearest = f"The nearest is the adapter {least.repair.label}: {kept(least)}."
         none = f"None does: no repair is shown to gain and to lose at most {limit} of retention."
         return f"{none} {nearest}"
-    gain = quantities.with_interval(judged.gain, unit)
-    loss = quantities.with_interval(judged.retention_loss, "points")
     text = (
-        f"{quantities.capital(judged.repair.label)}, the adapter gains {gain} and loses {loss} of "
-        f"retention: at most {limit}."
+        f"{quantities.capital(chosen.repair.label)}, the adapter gains "
+        f"{quantities.with_interval(chosen.gain, unit)} and {kept(chosen)}, so it loses at most "
+        f"{limit}."
     )
-    if judged.repair == AS_IT_IS:
+    if chosen.repair == AS_IT_IS:
         return f"{text} No repair that keeps enough gains more."
-    before = quantities.with_interval(judged.adapter_gain, unit)
-    lost = quantities.with_interval(judged.adapter_loss, "points")
-    return f"{text} As it is, it gains {before} and loses {lost}."
+    return f"{text} As it is, it gains {gained} and {kept(as_it_is)}."
 
 
 def ranks_statement(record: AdapterRepair) -> str | None:

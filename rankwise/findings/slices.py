@@ -20,10 +20,10 @@ from rankwise.findings.stats.estimates import (
     mean_over_tasks,
     zero_p_value,
 )
-from rankwise.findings.stats.items import POINTS, Floats, Items, Mask
+from rankwise.findings.stats.items import POINTS, Floats, Items, Mask, gives_an_error
 from rankwise.records import quantities
 from rankwise.records.base import Record
-from rankwise.records.results import MIN_ITEMS, TaskItems
+from rankwise.records.results import TaskItems
 from rankwise.records.study import Interval, Relation, Unit
 
 FIELD_OF_ANSWERS = "field"
@@ -131,7 +131,7 @@ def _parts(source: OptionGains) -> Iterator[tuple[partial[SliceChange], Estimate
                         clusters=None if gains.clusters is None else gains.clusters[its],
                         scored=None if gains.scored is None else gains.scored[its],
                     )
-                    if part.num_scored < MIN_ITEMS:
+                    if not gives_an_error(part):
                         continue
                     change_of = partial(
                         SliceChange,

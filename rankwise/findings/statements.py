@@ -56,7 +56,7 @@ def headline(numbers: Recommendation) -> str:
         first = f"Use {chosen.label}. Settled at {at}{_of_adapters(chosen)}."
         if len(numbers.verdicts) == 1:
             keeps = "helps" if numbers.has_base else "was judged"
-            first = f"{option_name(chosen)} {keeps}; no other {_noun(numbers)} was tried."
+            first = f"{option_name(chosen)} {keeps}; {_alone(numbers)}."
         parts = first, _another_run(numbers), diverged, _assumed(numbers)
         return " ".join(filter(None, parts))
     first = {
@@ -212,14 +212,21 @@ def _diverged(numbers: Recommendation) -> str:
     return " ".join(said)
 
 
+def _alone(numbers: Recommendation) -> str:
+    """Why one option alone is judged."""
+    if numbers.left_out:
+        return f"the search left no other {_noun(numbers)}"
+    return f"no other {_noun(numbers)} was tried"
+
+
 def _left_out(numbers: Recommendation) -> str:
-    """The ranks that a search did not compare."""
-    if not numbers.left_out:
-        return ""
-    verb = "was" if len(numbers.left_out) == 1 else "were"
-    return (
-        f"{quantities.capital(_named(numbers.left_out))} {verb} left out by validation items with "
-        "the first seed, and not compared."
+    """The ranks that a search did not compare, and those that it did not even train."""
+    said = ((numbers.left_out, "left out by the search"), (numbers.untried, "not trained"))
+    return " ".join(
+        f"{quantities.capital(_named(labels))} {'was' if len(labels) == 1 else 'were'} {what}, "
+        "and not compared."
+        for labels, what in said
+        if labels
     )
 
 
@@ -268,7 +275,7 @@ def _recommended(numbers: Recommendation) -> str:
         more = _against(ahead, numbers.delta, unit)
         says.append(f"{rest} gains over {more} {unit} more" if ahead > 0 else f"{rest} gains more")
     else:
-        says.append(f"no other {_noun(numbers)} was tried")
+        says.append(_alone(numbers))
     text += f": {', '.join(says)}"
     tied = [
         each.label
@@ -543,13 +550,8 @@ def _percent(share: float) -> str:
     return f"{100 * share:g} %"
 
 
-def delta_used(numbers: Recommendation) -> str:
-    """δ = 3.0 points of p(right): what counts as a difference."""
-    return f"δ = {_measured(numbers.delta, numbers.unit, numbers.in_domain_metric)}"
-
-
 def _margins_used(numbers: Recommendation) -> Iterator[str]:
-    margins = delta_used(numbers)
+    margins = f"δ = {_measured(numbers.delta, numbers.unit, numbers.in_domain_metric)}"
     if numbers.epsilon_points is not None:
         epsilon = _measured(numbers.epsilon_points, "points", numbers.retention_metric)
         margins += f", ε = {epsilon} on average"

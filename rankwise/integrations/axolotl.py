@@ -29,7 +29,13 @@ def _read_own(draft: Draft) -> None:
     if kind not in (None, "lora", "qlora"):
         entries.problems.append(f"adapter: {shown(kind)} is not compared; give lora or qlora")
     if (method := entries.text("rl")) not in (None, "grpo"):
-        entries.problems.append(f"rl: {shown(method)} is not compared; give grpo, or take it out")
+        says = f"rl: {shown(method)} is not compared; give grpo, or take it out"
+        if method == "dpo":
+            says = (
+                "rl: dpo is not read from here, since pairs are prepared in many ways; take it "
+                "out, and write train.objective: dpo into the study file"
+            )
+        entries.problems.append(says)
     draft.read_targets("lora_target_modules")
     if entries.switch("lora_target_linear"):
         draft.fields["target_modules"] = (ALL_LINEAR,)

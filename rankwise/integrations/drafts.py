@@ -187,6 +187,8 @@ def read_content(path: Path) -> dict[str, Any]:
 
 _MOST_SHOWN = 80
 _NOTHING = (None, "", [], {})
+_ON_BY_DEFAULT = ("shuffle_dataset",)
+"""Switches that change results, and that are on where they are not given."""
 
 
 def shown(value: Any) -> str:
@@ -264,13 +266,13 @@ class ConfigEntries:
         return None
 
     def names(self, key: str) -> tuple[str, ...]:
-        """A list of names, or names with commas between them."""
+        """A list of names, or names with commas between them; each as often as it stands there."""
         value = self.take(key)
         if value is None:
             return ()
         names = value.split(",") if isinstance(value, str) else value
         if isinstance(names, list | tuple) and all(isinstance(name, str) for name in names):
-            return tuple(dict.fromkeys(name.strip() for name in names if name.strip()))
+            return tuple(name.strip() for name in names if name.strip())
         self._problem(key, value, "is not a list of names")
         return ()
 
@@ -280,7 +282,7 @@ class ConfigEntries:
             f"{shown(key)}: {shown(value)}"
             for key, value in self._content.items()
             if key not in self._read
-            and value not in (*_NOTHING, False)
+            and (value not in (*_NOTHING, False) or (value is False and key in _ON_BY_DEFAULT))
             and not without_effect.fullmatch(key)
         ]
 
@@ -327,7 +329,7 @@ class Draft:
             self.not_carried.append(f"{key}: {shown(value)}, a pattern; name the layers")
         elif names := self.entries.names(key):
             is_all = {*names} & {"all", "all-linear", "all_linear"}
-            self.fields["target_modules"] = (ALL_LINEAR,) if is_all else names
+            self.fields["target_modules"] = (ALL_LINEAR,) if is_all else (*dict.fromkeys(names),)
 
     def read_bits(self) -> None:
         """Whether the frozen base is quantised."""
@@ -336,10 +338,12 @@ class Draft:
 
     def read_precision(self) -> None:
         """What is computed in; a study has no float16."""
-        value = self.entries.take("bf16")
+        value, is_half = self.entries.take("bf16"), self.entries.switch("fp16")
         if value not in (None, "auto") and self.entries.switch("bf16"):
             self.fields["precision"] = "bfloat16"
-        if self.entries.switch("fp16"):
+        elif value not in (None, "auto") and not is_half:
+            self.fields["precision"] = "float32"
+        if is_half:
             self.not_carried.append("fp16: a study computes in bfloat16 or float32")
 
     def read_bias(self) -> None:

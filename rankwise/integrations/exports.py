@@ -291,6 +291,14 @@ def _remarks(
         task = {part.name: part.task for part in study.config.train.parts}[planned.train_task]
         remarks.append(f"the rows are those of the task {task}; add your own data")
     else:
+        taken = "all rows"
+        if setup.max_examples is not None:
+            taken = f"the first {quantities.counted(setup.max_examples, 'row')}"
+        remarks.append(
+            f"the study held rows of {Path(setup.data).name} out at random and trained on "
+            f"{quantities.count(planned.num_examples)} of the others, and this file takes {taken}: "
+            "what it trains has seen held-out rows, so judge it on other ones"
+        )
         remarks += _remarks_on_rows(setup, tool)
     if tool is not PEFT:
         remarks += dict.fromkeys(remarks_on_own_texts(setup, tool.title))
@@ -397,11 +405,12 @@ def run_card(outcome: StudyOutcome, chosen: ChosenRun) -> str:
         f"{quantities.counted(number, 'item')}."
         for task, number in model.labelled_tasks.items()
     ]
-    if deployed is not None:
+    # a server is of one machine, and says nothing of these files
+    if deployed is not None and (own := [each for each in deployed.forms if not each.served]):
         said = (
             "Merged into the base and rounded, against the adapter as trained, on the same items:"
         )
-        lines += ["", said, "", *(f"- {markdown_text(f.statement)}" for f in deployed.forms)]
+        lines += ["", said, "", *(f"- {markdown_text(each.statement)}" for each in own)]
     return "\n".join(lines) + "\n"
 
 

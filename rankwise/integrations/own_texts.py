@@ -118,7 +118,11 @@ def _read_writing(draft: Draft, section: str, length: int | None) -> dict[str, A
     """How texts are written."""
     entries = draft.entries
     read: dict[str, Any] = {key: entries.whole(f"{section}{key}") for key in _WHOLE}
-    read["temperature"] = entries.number(f"{section}temperature") or 1.0
+    temperature = entries.number(f"{section}temperature")
+    if temperature is not None and temperature <= 0.0:
+        draft.not_carried.append(f"{section}temperature: {temperature:g}; 1.0 is used")
+        temperature = None
+    read["temperature"] = 1.0 if temperature is None else temperature
     read["num_generations"] = read["num_generations"] or 8
     read["max_completion_length"] = read["max_completion_length"] or length
     return read
@@ -140,7 +144,9 @@ def _read_rewards(draft: Draft, section: str) -> list[dict[str, Any]]:
         entries.take(f"{section}reward_weights"),
     )
     try:
-        by_name = dict(zip(names, map(float, weights or [1.0] * len(names)), strict=True))
+        by_name = dict.fromkeys(names, 0.0)
+        for name, weight in zip(names, weights or [1.0] * len(names), strict=True):
+            by_name[name] += float(weight)
     except (TypeError, ValueError, OverflowError):
         entries.problems.append(
             f"{section}reward_weights: {shown(weights)} are not a number for each reward; correct "
@@ -246,4 +252,8 @@ def remarks_on_own_texts(setup: TrainingSetup, title: str) -> Iterator[str]:
             yield f"the reward {name} is a check of rankwise: write it as a function for {title}"
         else:
             file = Path(found["file"])
-            yield f"{file.name} is imported from the current folder: start {title} in {file.parent}"
+            yield (
+                f"{file.name} is imported from the current folder: start {title} in {file.parent}; "
+                "it gives rewards the columns of the rows without `completion`, so one that reads "
+                "it needs that column under another name"
+            )

@@ -102,15 +102,17 @@ class RetentionCallback(TrainerCallback):
             ConfigError: with every problem.
         """
         problems: list[str] = []
-        for key, names in (("tasks", tasks), ("gain", gain)):
+        for key, names in (("tasks", tasks), ("gain", gain), ("tasks_path", tasks_path)):
             if isinstance(names, str):
                 problems.append(f"{key}: {names!r} is a text; give a list of names: [{names!r}]")
         if not tasks and not own:
             problems.append("tasks: there are none; name at least one, or give own sets")
-        if every < 1:
-            problems.append(f"every: {every} is not a number of steps; give at least 1")
-        if items < 2:
-            problems.append(f"items: {items} are too few for an interval; give at least 2")
+        if not _is_whole(every, 1):
+            problems.append(f"every: {every!r} is not a number of steps; give at least 1")
+        if not _is_whole(items, 2):
+            problems.append(f"items: {items!r} give no interval; give a whole number, at least 2")
+        if num_fewshot is not None and not _is_whole(num_fewshot, 0):
+            problems.append(f"num_fewshot: {num_fewshot!r} is no number of examples")
         try:
             if max_retention_loss is not None:
                 margin(max_retention_loss)
@@ -181,6 +183,12 @@ class RetentionCallback(TrainerCallback):
             problem = (
                 f"all weights are resumed at step {state.global_step}, so the base is not there "
                 "any more; leave the callback out"
+            )
+        # PEFT switches an adapter off, and not the biases that it trained
+        elif state.global_step and (biased := _trained_biases(model)):
+            problem = (
+                f"bias={biased!r} is resumed at step {state.global_step}, so the base's biases are "
+                "not there any more; leave the callback out"
             )
         if problem is not None:
             raise ConfigError(_NAME, [problem])
@@ -283,3 +291,15 @@ def _tokenizer(processing_class: Any) -> Any:
         problem = "the trainer has no tokenizer; give it one by Trainer(processing_class=...)"
         raise ConfigError(_NAME, [problem])
     return tokenizer
+
+
+def _is_whole(value: object, least: int) -> bool:
+    """Whether it is a whole number, as annotations do not make sure, and not too small."""
+    return isinstance(value, int) and value >= least
+
+
+def _trained_biases(model: nn.Module) -> str | None:
+    """PEFT's ``bias`` of an adapter that trains biases of the base; None: none does."""
+    configs: Mapping[str, Any] = getattr(model, "peft_config", {})
+    biases = (getattr(config, "bias", "none") for config in configs.values())
+    return next((bias for bias in biases if bias != "none"), None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -72,7 +73,8 @@ WITHOUT_EFFECT = re.compile(
     r"remove_unused_columns|disable_tqdm|cache_dir|trust_remote_code|ray_.*|env|evaluation_strategy|"
     r"prediction_loss_only|bf16_full_eval|loss_watchdog_.*|low_cpu_mem_usage|device_map|"
     r"pad_to_sequence_len|tensorboard_dir|early_stopping_patience|enable_.*|"
-    r"(use_)?vllm(_.*)?|ds3_gather_for_generation|num_generations_eval|num_completions_to_print|"
+    r"(use_)?vllm(?!_structured)(_.*)?|ds3_gather_for_generation|num_generations_eval|"
+    r"num_completions_to_print|"
     r"cache_implementation|(use_)?transformers_(paged|continuous_batching.*)|pad_to_multiple_of|"
     r"(.*_)?(hf|hub|wandb|api|access|auth)_(token|key)|.*(secret|password).*))"
 )
@@ -188,10 +190,13 @@ def _take_defaults(draft: Draft, tool: Tool) -> None:
     batch = (fields.get("batch_size") or 1) * accumulation
     steps, warmup = fields.pop("max_steps", None), fields.pop("warmup_steps", None)
     if steps:
-        fields["max_examples"] = steps * batch
+        # GRPO may take several steps with the texts of one batch
+        again = (fields.get("objective") or {}).get("grpo", {}).get("num_iterations") or 1
+        rows = fields["max_examples"] = math.ceil(steps / again) * batch
+        times = f", each read in {again} steps" if again > 1 else ""
         draft.to_check.append(
-            f"{tool.keys['max_steps']}: {steps} steps of {batch} rows are the first "
-            f"{steps * batch} rows, once; with fewer rows set train.epochs"
+            f"{tool.keys['max_steps']}: {steps} steps of {batch} rows{times} are the first {rows} "
+            "rows, once; with fewer rows set train.epochs"
         )
     if warmup and steps:
         fields["warmup_ratio"] = min(warmup / steps, 0.99)

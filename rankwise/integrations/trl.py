@@ -27,7 +27,16 @@ _RATES = {"sft": 2e-5, "dpo": 1e-6, "grpo": 1e-6, "sdft": 5e-5}
 """The learning rates that the configs have by default."""
 _DPO_SIGNS = ("beta", "loss_weights", "rpo_alpha", "precompute_ref_log_probs", "f_divergence_type")
 """Keys that a config has for ``trl dpo`` alone; so has it a loss of ``_DPO_LOSSES``."""
+_ALSO_DPO = (
+    *("max_prompt_length", "reference_free", "label_smoothing", "precompute_ref_batch_size"),
+    *("sync_ref_model", "ref_model_mixup_alpha", "ref_model_sync_steps"),
+)
+"""Others that ``trl sft`` has not; what they say is not carried."""
 _DPO_LOSSES = ("sigmoid", "ipo")
+_OTHER_TRAINERS = {
+    "desirable_weight": "KTO", "undesirable_weight": "KTO", "cpo_alpha": "CPO", "simpo_gamma": "CPO"
+}  # fmt: skip
+"""Keys of configs whose losses are others, though they share keys with DPO."""
 
 
 def _read_own(draft: Draft) -> None:
@@ -71,7 +80,14 @@ def _read_dpo(draft: Draft) -> dict[str, Any] | None:
     entries = draft.entries
     losses = entries.names("loss_type")
     signs = [entries.take(sign) for sign in _DPO_SIGNS]
-    if not {*_DPO_LOSSES} & {*losses} and all(sign is None for sign in signs):
+    for key in filter(entries.has, _OTHER_TRAINERS):
+        entries.problems.append(
+            f"{key}: the config is one of {_OTHER_TRAINERS[key]}, whose loss is not compared; "
+            "write one of SFT, DPO, GRPO or SDFT"
+        )
+        return None
+    is_dpo = any(sign is not None for sign in signs) or any(map(entries.has, _ALSO_DPO))
+    if not {*_DPO_LOSSES} & {*losses} and not is_dpo:
         return None
     weights = entries.take("loss_weights") or [1.0] * len(losses)
     try:

@@ -211,7 +211,8 @@ class FormRecord(StageRecord, has_texts=False):
     """The run's name."""
     form: str
     num_bytes: int
-    """Bytes of the form's weights on the disk, without names and headers; 0 as trained."""
+    """Bytes of the form's weights on the disk, without names and headers; 0 as trained and of a
+    server."""
     delta: DeltaInForm | None
     """All modules together; None as trained."""
     modules: tuple[DeltaInForm, ...]
@@ -219,6 +220,8 @@ class FormRecord(StageRecord, has_texts=False):
     warnings: tuple[str, ...]
     score_seconds: float
     provenance: Provenance
+    served: Served | None = None
+    """Set for a server."""
 
 
 def worst(verdicts: Collection[FormVerdict]) -> FormVerdict:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
+from urllib.parse import urlsplit
+
 from rankwise.errors import did_you_mean
 
 FLOAT_FORMS = ("merged-bf16", "merged-fp16", "merged-fp32")
@@ -28,13 +32,34 @@ def is_served(form: str) -> bool:
     return form.startswith(("http:", "https:"))
 
 
+def completions_root(form: str) -> str:
+    """Where a server has its models and completions: http://localhost:8000/v1.
+
+    Raises:
+        ValueError: it is no URL of completions, or has a password in it.
+    """
+    url = urlsplit(form)
+    path = (url.path.rstrip("/") or "/v1").removesuffix("/completions")
+    if url.username or url.password:
+        where = f"{url.scheme}://{url.hostname}"
+        raise ValueError(f"{where}: a URL is recorded; put its password into OPENAI_API_KEY")
+    why = ""
+    if not url.hostname:
+        why = "is no URL"
+    elif url.query:
+        why = "has a query, which is not sent"
+    elif path.endswith("/chat"):
+        why = "is of chats: the server would write its own prompts"
+    if why:
+        raise ValueError(f"{form!r} {why}; write http://HOST:PORT/v1#MODEL, of completions")
+    return f"{url.scheme}://{url.netloc}{path}"
+
+
 def known_form(name: str) -> str:
     """Refuse a name that is not a form's."""
     if is_served(name):
-        raise ValueError(
-            f"{name!r} cannot serve a run before it is trained; leave it out, and ask rankwise "
-            "check --forms"
-        )
+        completions_root(name)
+        return name
     if name in ("8bit", "4bit"):
         raise ValueError(
             f"{name!r} does not say where the adapter is; write 'merged-{name}' (merged, then "
@@ -48,4 +73,7 @@ def known_form(name: str) -> str:
 
 def model_in_form(run: str, form: str) -> str:
     """The name under which a run is scored in a form: that of its folder below ``runs``."""
-    return f"{run}/forms/{form.replace(':', '-')}"
+    name = re.sub(r"[^a-zA-Z0-9_.]+", "-", form)
+    if is_served(form):  # whose names may be long, and differ in what no folder's name has
+        name = f"{name[:80]}-{hashlib.sha256(form.encode()).hexdigest()[:8]}"
+    return f"{run}/forms/{name}"

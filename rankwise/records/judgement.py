@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal
 
+from pydantic import Field
+
 from rankwise.records.base import Record, VersionedRecord
 
 Outcome = Literal["recommended", "no_evidence", "none_helps", "none_keeps_enough", "cannot_tell"]
@@ -33,6 +35,9 @@ class Look(Record):
     runs: tuple[str, ...]
     """Their runs, whose names change with every setting."""
     outcome: Outcome
+    labelled: dict[str, str] = Field(default_factory=dict)
+    """Task that a person has labelled -> a hash of its corrected items; other labels are other
+    data."""
 
     def is_of(self, other: Look) -> bool:
         """Whether both are of the same data, whatever was planned."""

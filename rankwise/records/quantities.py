@@ -45,13 +45,18 @@ def _in_unit(value: float, unit: Unit, *, signed: bool) -> str:
 
 
 def score_interval(lower: float, upper: float, unit: Unit) -> str:
-    """75.1 to 84.1."""
-    return f"{score(lower, unit)} to {score(upper, unit)}"
+    """75.1 to 84.1; in points no further than there can be."""
+    return " to ".join(score(_possible(bound, unit), unit) for bound in (lower, upper))
 
 
 def change_interval(lower: float, upper: float, unit: Unit) -> str:
-    """−3.2 to +1.4."""
-    return f"{change(lower, unit)} to {change(upper, unit)}"
+    """−3.2 to +1.4; in points no further than there can be."""
+    return " to ".join(change(_possible(bound, unit), unit) for bound in (lower, upper))
+
+
+def _possible(bound: float, unit: Unit) -> float:
+    """A bound by Student's t may lie beyond every share, and no difference of two does."""
+    return min(max(bound, -100.0), 100.0) if unit == "points" else bound
 
 
 def amount(value: float, unit: Unit) -> str:
@@ -66,9 +71,14 @@ def metric(name: str) -> str:
 
 def with_interval(interval: Interval, unit: Unit, *, signed: bool = True) -> str:
     """+3.1 points (+1.0 to +5.2); without signs 20.0 points (12.6 to 27.4)."""
+    estimate, bounds = estimate_and_bounds(interval, unit, signed=signed)
+    return f"{estimate} {unit} ({bounds})"
+
+
+def estimate_and_bounds(interval: Interval, unit: Unit, *, signed: bool) -> tuple[str, str]:
+    """+3.1, and +1.0 to +5.2."""
     write, ends = (change, change_interval) if signed else (score, score_interval)
-    bounds = ends(interval.lower, interval.upper, unit)
-    return f"{write(interval.estimate, unit)} {unit} ({bounds})"
+    return write(interval.estimate, unit), ends(interval.lower, interval.upper, unit)
 
 
 def formatted(value: float, spec: str) -> str:

@@ -200,6 +200,8 @@ class Recommendation(Record):
     """Of every option that has a finished run, smallest first."""
     left_out: tuple[str, ...] = ()
     """Labels of the ranks that a search trained no further; they are not compared."""
+    untried: tuple[str, ...] = ()
+    """Labels of those that it ended without training."""
     missing: tuple[str, ...] = ()
     """What is missing of single models of a table."""
     num_tasks_in_domain: int = 1

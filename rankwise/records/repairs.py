@@ -107,16 +107,19 @@ AS_IT_IS = Repair(family="scale", value=1.0)
 
 
 class RepairPoint(Record):
-    """What a repair gains and loses.
+    """What an adapter gains and keeps with a repair; the names are those of ``Compared``.
 
-    Bounds are two-sided; those of one repair of each kind hold together at the whole's confidence.
+    ``gain`` (in-domain, in the unit of the whole) and ``retention`` (in points, over the retention
+    tasks) are changes from the base. The leads are those over the adapter as it is, on the same
+    items; None of itself. All are positive where the repaired adapter is better. Bounds are
+    two-sided; those of one repair of each kind hold together at the whole's confidence.
     """
 
     repair: Repair
     gain: Interval
-    """The in-domain gain over the base, in the unit of the whole."""
-    retention_loss: Interval
-    """Below the base, in points of the mean over the retention tasks; positive is worse."""
+    retention: Interval
+    lead: Interval | None
+    retention_lead: Interval | None
     keeps_enough: bool = False
     """Its loss is shown to be within the limit, and so is that of every stronger repair of its
     kind."""
@@ -134,23 +137,6 @@ class JudgedTask(Record):
     adapted_score: float
     """The score of the adapter as it is."""
     repaired_score: float
-
-
-class JudgedRepair(Record):
-    """The chosen repair; its gain is shown, and that its loss is within the limit."""
-
-    repair: Repair
-    gain: Interval
-    """The gain as in ``RepairPoint``."""
-    retention_loss: Interval
-    adapter_gain: Interval
-    """The gain of the adapter as it is, on the same items."""
-    adapter_loss: Interval
-    gain_difference: Interval
-    """Repaired less as it is, in-domain; positive is better."""
-    retention_difference: Interval
-    """Repaired less as it is, on retention, in points; positive is better."""
-    tasks: tuple[JudgedTask, ...]
 
 
 class RepairChoice(Record):
@@ -172,14 +158,21 @@ class RepairChoice(Record):
     """Items of all tasks together."""
     curve: tuple[RepairPoint, ...]
     """Every repair, ``AS_IT_IS`` first."""
-    judged: JudgedRepair | None
-    """The one to use; None: none does."""
+    repair: Repair | None
+    """The one to use; None: none does. Its gain is shown, and that its loss is within the limit."""
+    tasks: tuple[JudgedTask, ...]
+    """Each task with the repair to use; empty where none does."""
     statement: str
 
     @property
-    def repair(self) -> Repair | None:
-        """The one to use; None: none does."""
-        return None if self.judged is None else self.judged.repair
+    def as_it_is(self) -> RepairPoint:
+        """The adapter as it was trained."""
+        return self.curve[0]
+
+    @property
+    def chosen(self) -> RepairPoint | None:
+        """What the one to use gains and keeps; None: none does."""
+        return next((point for point in self.curve if point.repair == self.repair), None)
 
     @property
     def together(self) -> str:

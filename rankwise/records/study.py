@@ -355,6 +355,9 @@ class StudyTasks(Record):
     """Trained task -> its in-domain tasks with trained rows in the prompt; for the base alone."""
     earlier: dict[Text, tuple[Text, ...]] = Field(default_factory=dict)
     """Trained task -> in-domain tasks of those that it goes on from, in a sequence; scored too."""
+    replayable: tuple[Text, ...] = ()
+    """Tasks out of domain that no run is trained on and whose own training rows are not scored: an
+    arm can replay these."""
     overlaps: dict[str, dict[str, int]]
     """Trained task -> {scored task: number of its items that are in the training rows}."""
     groups: dict[Text, tuple[Text, ...]]

@@ -69,8 +69,9 @@ def as_cell(value: Content) -> Cell:
 
 def interval(value: Interval | None, unit: Unit, *, signed: bool = True, note: str = "") -> Cell:
     """A difference with its sign, or a score; EMPTY for None."""
-    write = partial(quantities.change if signed else quantities.score, unit=unit)
-    return EMPTY if value is None else written(value, write)._replace(note=note)
+    if value is None:
+        return EMPTY
+    return Cell(*quantities.estimate_and_bounds(value, unit, signed=signed), note)
 
 
 def mean(value: TaskMean | None, *, signed: bool = True, note: str = "") -> Cell:

@@ -192,25 +192,38 @@ def settings_of(values: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 
 def with_names_read(
-    models: Sequence[TableModel], pattern: str | None
+    models: Sequence[TableModel], pattern: str | None, base: str | None = None
 ) -> tuple[dict[TableModel, TableModel], tuple[str, ...]]:
     """Each model with what its name says, and what is worth knowing.
 
     Without a pattern names are read by ``_USUAL``, and only where all of them but full fine-tuning
-    have a rank: one model called R1 has none. What columns say stays.
+    have a rank: one model called R1 has none. What is in the base's name, or in every name, says
+    nothing of a model that has another rank in its name. What columns say stays.
 
     Args:
         models: all but the base.
         pattern: such as ``r{rank}_s{seed}``; found anywhere in a name.
+        base: the base's name, if there is one.
 
     Raises:
-        ConfigError: the pattern cannot be read, or a name does not have it.
+        ConfigError: the pattern cannot be read, or a name does not have it, or two ranks stand in a
+            name.
     """
     if pattern is not None:
         return {model: _by_pattern(model, pattern) for model in models}, ()
+    names = {model: _without_base(model.name, base) for model in models}
+    ranks = [{match[1] for match in _USUAL["rank"].finditer(name)} for name in names.values()]
+    in_all = set[str].intersection(*ranks) if len(models) > 1 else set[str]()
     read: dict[TableModel, TableModel] = {}
-    for model in models:
-        read[model] = _merged(model, _said_by(model.name))
+    for (model, name), own in zip(names.items(), ranks, strict=True):
+        said = _said_by(name)
+        if len(own) > 1 and model.rank is None:
+            if len(own - in_all) != 1:
+                problem = f"model {model.name!r} has several ranks in its name"
+                remedy = "say which it is with --name, such as 'r{rank}_s{seed}'"
+                raise ConfigError("verdict", [f"{problem}; {remedy}"])
+            said |= _said_by(f"r{(own - in_all).pop()}")
+        read[model] = _merged(model, said)
     lacking = [each for each in read.values() if each.rank is None and not each.is_full]
     if not lacking:
         return read, ()
@@ -223,6 +236,14 @@ def with_names_read(
         "the names; say what they mean with --name, such as 'r{rank}_s{seed}'"
     )
     return {model: model for model in models}, (note,)
+
+
+def _without_base(name: str, base: str | None) -> str:
+    """A model's name behind that of its base: the R1 of DeepSeek-R1-r8 is no rank."""
+    for of_base in (base, base and base.rpartition("/")[2]):
+        if of_base and name.lower().startswith(of_base.lower()):
+            return name[len(of_base) :]
+    return name
 
 
 def _said_by(name: str) -> dict[str, Any]:

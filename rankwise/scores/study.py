@@ -19,7 +19,7 @@ from rankwise.records.fingerprints import fingerprint, scoring_fingerprint, stud
 from rankwise.records.folder import BASE
 from rankwise.records.grouping import grouped
 from rankwise.records.json_reading import whole_characters
-from rankwise.records.lm_eval_samples import LINE_FIELDS, LOWER_IS_BETTER
+from rankwise.records.lm_eval_samples import HIGHER_IS_BETTER, LINE_FIELDS, LOWER_IS_BETTER
 from rankwise.records.p_right import Line
 from rankwise.records.provenance import collect_provenance
 from rankwise.records.reading import in_clusters_of, judged_lines, linked
@@ -39,8 +39,16 @@ from rankwise.records.yaml_reading import shown
 from rankwise.scores.asked import Asked
 from rankwise.scores.models import BASE_NAMES, Given, Item, TableModel, TableScores, with_names_read
 
-LOSSES = frozenset({"loss", "nll", "loss_nats", "cross_entropy", "eval_loss"})
-"""Columns of these names are a loss in nats per token."""
+_LOSS = re.compile(r"(?:^|[^a-z])(?:loss|nll|cross_entropy)(?:[^a-z]|$)", re.I)
+"""In the names of columns that are a loss in nats per token: eval_loss, nll_per_token."""
+
+_LESS = re.compile(
+    r"(?:^|[^a-z])(?:ppl|perplexity|error|errors|[wct]er|r?mse|mae)(?:[^a-z]|$)", re.I
+)
+"""In the names of other columns of which less is better, beside lm-eval's metrics."""
+
+_MORE = re.compile(r"(?:^|[^a-z])(?:rewards?|scores?|ratings?|accuracy|correct)(?:[^a-z]|$)", re.I)
+"""In the names of columns of which more is better, beside lm-eval's metrics."""
 
 NOT_SAID = "not said"
 """Written for a setting that no table has; all models may share it."""
@@ -119,6 +127,7 @@ def scored_study(given: Given, asked: Asked, name: str) -> ScoredStudy:
     by_task = {task: _on_common_items(given, asked, task, base, models) for task in tasks}
     _check_fields(asked, by_task)
     units: dict[str, Unit] = {task: _unit(task, by_task[task].scorings) for task in tasks}
+    _check_units(relations, units)
     runs = _planned(models, by_task, quantities.listed(relations["in_domain"]))
     num_options = len({*run_labels([*runs.values()]).values()})
     _refuse_many(num_options, MOST_OPTIONS, "settings, whatever their seeds,")
@@ -131,6 +140,7 @@ def scored_study(given: Given, asked: Asked, name: str) -> ScoredStudy:
             f"--delta is {delta:.4g}, a tenth of the standard deviation of the "
             f"{'base' if base else 'mean'}'s items: nobody said which difference matters",
         )
+    notes += tuple(_assumed(asked, by_task, units))
     record = _record(given, asked, name, relations, base, units, by_task, [*runs.values()], notes)
     evaluations: dict[str, dict[str, tuple[TaskEvaluation, Sequence[Line]]]] = {}
     for task, paired in by_task.items():
@@ -226,7 +236,7 @@ def _models(
     others = [model for model in found if model.name != base]
     if not others:
         raise DataError(f"{base} is the only model; nothing is there to compare with it.")
-    read, notes = with_names_read(others, asked.name)
+    read, notes = with_names_read(others, asked.name, base)
     read = dict(sorted(read.items(), key=lambda pair: _order(pair[1])))
     _refuse_alike(list(read.values()))
     if base is None:
@@ -301,13 +311,25 @@ def _on_common_items(
             scorings[models[scoring.model]] = scoring
     if base is not None and not bases:
         raise DataError(f"{base} has no scores on {task}; score it there, or leave the task out.")
+    for model in dict.fromkeys(models.values()):
+        if model not in scorings and asked.missing != "wrong":
+            raise DataError(
+                f"{model.label} has no scores on {task}; score it there, or leave the task out."
+            )
+        if model not in scorings:  # all its answers are counted as wrong
+            any_model = [*bases, *scorings.values()][0]
+            scorings[model] = any_model._replace(model=model, items={})
+    notes: list[str] = []
+    if _are_percent([*bases, *scorings.values()]):
+        bases = list(map(_as_shares, bases))
+        scorings = {model: _as_shares(scoring) for model, scoring in scorings.items()}
+        notes.append(f"{task}: scores of 0 and 100 are read as wrong and right")
     all_of_task = [*bases, *scorings.values()]
     missing = tuple(_missing(task, all_of_task, asked))
     if asked.missing == "wrong":
         _count_as_wrong(task, all_of_task)
     common = set.intersection(*(set(each.items) for each in all_of_task))
     everything = list(dict.fromkeys(item for each in all_of_task for item in each.items))
-    notes: list[str] = []
     if len(common) < len(everything):
         worst = min(all_of_task, key=lambda each: len(each.items))
         every = quantities.counted(len(everything), "item")
@@ -328,6 +350,22 @@ def _on_common_items(
     numbers = {item: item if is_numbered else place for place, item in enumerate(kept)}
     stands = _mean_of(bases or list(scorings.values()), kept)
     return _Paired({None: stands, **scorings}, numbers, tuple(notes), missing)
+
+
+def _are_percent(scorings: Sequence[TableScores]) -> bool:
+    """Whether every score of a task is 0 or 100, as of right and wrong answers in percent."""
+    values = {item.line[each.metric] for each in scorings for item in each.items.values()}
+    return 100.0 in values and values <= {0.0, 100.0} and scorings[0].unit is None
+
+
+def _as_shares(scoring: TableScores) -> TableScores:
+    """The scores of 0 and 100 as 0 and 1."""
+    name = scoring.metric
+    items = {
+        key: Item(place, {**line, name: line[name] / 100.0})
+        for key, (place, line) in scoring.items.items()
+    }
+    return scoring._replace(items=items)
 
 
 def _strangers(scorings: Sequence[TableScores]) -> str:
@@ -430,7 +468,7 @@ def _unit(task: str, scorings: Mapping[TableModel | None, TableScores]) -> Unit:
     first = next(iter(scorings.values()))
     if first.unit is not None:
         return first.unit
-    if first.metric.lower() in LOSSES:
+    if _LOSS.search(first.metric):
         return "nats"
     most: dict[str, float] = {}
     least = 0.0
@@ -447,6 +485,54 @@ def _unit(task: str, scorings: Mapping[TableModel | None, TableScores]) -> Unit:
             f"{most[large[0]]:g}: two units. Write all as shares of 1, or all in percent."
         )
     return "units"
+
+
+def _is_more_better(scoring: TableScores, unit: Unit) -> bool:
+    """As the scores say, or else the metric's name."""
+    if scoring.higher_is_better is not None:
+        return scoring.higher_is_better
+    if unit == "nats":
+        return False
+    name = scoring.metric
+    return name.lower() not in LOWER_IS_BETTER and not _LOSS.search(name) and not _LESS.search(name)
+
+
+def _assumed(
+    asked: Asked, by_task: Mapping[str, _Paired], units: Mapping[str, Unit]
+) -> Iterator[str]:
+    """The names of scores on a scale of their own that do not say whether more is better."""
+    if asked.lower_is_better:
+        return
+    for task, paired in by_task.items():
+        scoring = next(iter(paired.scorings.values()))
+        name = scoring.metric
+        is_known = scoring.higher_is_better is not None or name in HIGHER_IS_BETTER
+        is_known = is_known or _MORE.search(name) is not None
+        if units[task] == "units" and not is_known and _is_more_better(scoring, "units"):
+            yield f"{task}: more {name} is taken for better; --lower-is-better says the reverse"
+
+
+def _check_units(relations: Mapping[Relation, Sequence[str]], units: Mapping[str, Unit]) -> None:
+    """Refuse tasks that would be left out of the verdict for the scale of their scores.
+
+    Raises:
+        DataError: a retention task has a scale of its own, or one of several tasks in-domain.
+    """
+    remedy = "Write its scores as shares of 1 (8 of 10 points as 0.8)."
+    for task in relations.get("retention", ()):
+        if units[task] == "units":
+            raise DataError(
+                f"{task}: its scores go beyond 1, and retention is judged in points, which are "
+                f"shares of 1. {remedy}"
+            )
+    own = relations["in_domain"]
+    large = [task for task in own if units[task] == "units"]
+    small = [task for task in own if units[task] != "units"]
+    if large and small:
+        raise DataError(
+            f"{large[0]}: its scores go beyond 1, and those of {small[0]} do not, so no mean is "
+            f"taken over both. {remedy}"
+        )
 
 
 _DELTA_SD = 0.1
@@ -603,10 +689,7 @@ def _evaluation(
     asked: Asked,
 ) -> TaskEvaluation:
     values = [float(line[scoring.metric]) for line in lines]
-    higher = scoring.higher_is_better
-    if higher is None:
-        higher = unit != "nats" and scoring.metric.lower() not in LOWER_IS_BETTER
-    higher = higher and not asked.lower_is_better
+    higher = _is_more_better(scoring, unit) and not asked.lower_is_better
     score = MetricScore.of_values(scoring.metric, scoring.filter, values, higher_is_better=higher)
     return TaskEvaluation(
         fingerprint=scoring_fingerprint(study, run, scoring.task),

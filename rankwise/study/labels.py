@@ -12,6 +12,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import math
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -171,11 +172,11 @@ def _corrected(
 def corrected(items: TaskItems, labels: Mapping[int, float]) -> TaskItems:
     """The items with values whose mean is the prediction-powered estimate.
 
-    Of N items with the judge's numbers f, n are labelled. One of these becomes f + (N / n) (y - f)
-    with its label y, so that where judge and person agree nothing changes. The mean of these values
-    is mean(f) plus the labelled items' mean of y - f. The variance of the mean of N such values is
-    that estimate's, and (1/n - 1/N) times the square of the judge's bias more; of two models'
-    difference, of what their biases differ. Few labels may have none of a judge's rare errors:
+    Of N items with the judge's numbers f, n are labelled, and on them the person's labels y lie
+    above f by b on average. Each item becomes f + b, and a labelled one (N / n) (y - f - b) more,
+    so that where judge and person agree nothing changes. The mean of these values is mean(f) + b,
+    and the variance of the mean of N such values is that estimate's: a judge that is always wrong
+    by as much adds nothing to it. Few labels may have none of a judge's rare errors:
     ``num_labelled`` has intervals make room for one labelled item (``pairs.size_of``).
 
     Args:
@@ -188,7 +189,14 @@ def corrected(items: TaskItems, labels: Mapping[int, float]) -> TaskItems:
     factor = len(items.doc_ids) / len(labelled)
     judged = dict(zip(items.doc_ids, items.values, strict=True))
     plain = judged | {doc_id: labels[doc_id] for doc_id in labelled}
-    values = [judged[each] + factor * (plain[each] - judged[each]) for each in items.doc_ids]
+    apart = {doc_id: labels[doc_id] - judged[doc_id] for doc_id in labelled}
+    bias = math.fsum(apart.values()) / len(labelled)
+    values = plain.values()  # where all are labelled these are the labels, exactly
+    if factor > 1.0:
+        values = [
+            judged[each] + bias + factor * (apart[each] - bias if each in apart else 0.0)
+            for each in items.doc_ids
+        ]
     return items.model_copy(
         update={
             "values": tuple(values),

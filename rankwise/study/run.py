@@ -13,7 +13,7 @@ from rankwise.errors import RankwiseError, RecordError, StageFailedError
 from rankwise.records import quantities
 from rankwise.records.files import writing
 from rankwise.records.folder import StudyFolder
-from rankwise.records.study import Role, StageFailure, StageRecord, StudyRecord
+from rankwise.records.study import PlannedRun, Role, StageFailure, StageRecord, StudyRecord
 from rankwise.study.able import with_able_tasks
 from rankwise.study.acceptance import replaced_scores, require_disk
 from rankwise.study.agenda import Agenda
@@ -31,6 +31,7 @@ from rankwise.study.searching import Search
 from rankwise.study.stages.graph import stages
 from rankwise.study.stages.stage import Stage
 from rankwise.study.stages.training import Train
+from rankwise.tasks.row_files import flat_row
 
 Executor = Callable[[StudyContext, Agenda], None]
 """Has all units done that are left, and says what came of them. A signal stops it."""
@@ -136,6 +137,8 @@ class _Leader:
         self._folder = context.folder
         self._search: Search | None = None
         self._earlier: StudyRecord | None = None
+        self._found: StudyRecord | None = None
+        self._has_begun = False
         self._num_before = 0
 
     def to_verdict(self) -> StudyOutcome:
@@ -206,9 +209,11 @@ class _Leader:
             check_stack(self._context, graph, is_accepted=terms.accept_new_stack)
         if files:
             set_aside(folder, files, str(refused))
+        if not self._has_begun:
+            self._found, self._has_begun = earlier, True
         self._earlier, self._num_before = earlier, _num_finished(graph, folder)
-        if earlier is not None and self._search is None:
-            self._note_left_out(earlier, plan.record)
+        if self._search is None:
+            self._note_left_out(plan.record, plan.record.models)
         folder.write(folder.study_file, plan.record)
         left = [(stage, models) for stage in graph if (models := stage.left(folder))]
         folder.keep_failures({stage.id for stage, _ in left})  # of what is planned and not done
@@ -221,9 +226,15 @@ class _Leader:
                     with writing(path):
                         path.unlink()
 
-    def _note_left_out(self, earlier: StudyRecord, now: StudyRecord) -> None:
-        """Say which finished runs a plan leaves out, as that of a file before an extension does."""
-        kept = {run.name for run in now.models}
+    def _note_left_out(self, now: StudyRecord, compared: Sequence[PlannedRun]) -> None:
+        """Say which finished runs a plan leaves out, as that of a file before an extension does.
+
+        A search leaves some out too, where it decides otherwise with other settings.
+        """
+        earlier, self._found = self._found, None
+        if earlier is None:
+            return
+        kept = {run.name for run in compared}
         lost = [
             run.name
             for run in earlier.runs
@@ -231,11 +242,15 @@ class _Leader:
         ]
         if lost:
             names = quantities.listed(lost[:3])
+            before, after = (flat_row(of.config.model_dump(mode="json")) for of in (earlier, now))
+            keys = [key for key in {**before, **after} if before.get(key) != after.get(key)]
+            others = quantities.listed(keys[:3] or ["a file that the study reads"])
             self._context.tell.noted(
                 f"{quantities.counted(len(lost), 'finished run')} of this folder "
-                f"({names}{', ...' if len(lost) > 3 else ''}) would not be in this plan: the "
-                "verdict leaves them out. Their files stay; to have them back, write what "
-                "`rankwise extend` added into the study file"
+                f"({names}{', ...' if len(lost) > 3 else ''}) would not be in this plan "
+                f"(changed: {others}): the verdict leaves them out. Their files "
+                "stay; to have them back, undo that. What `rankwise extend` added must be in the "
+                "study file"
             )
 
     def _next_plan(self) -> StudyPlan | None:
@@ -246,6 +261,7 @@ class _Leader:
             if _names(plan.record) != _names(study):
                 return plan
             self._search.tidy(plan)
+            self._note_left_out(plan.record, plan.record.runs)
         if study.references.parts:
             models = read_results(self._folder, study).models
             whole = with_whole_tasks(study, models)

@@ -78,6 +78,8 @@ class Search:
     def tidy(self, plan: StudyPlan) -> None:
         """Remove the weights of what the search has dropped, once it is over.
 
+        What was compared before, with other settings or ranks, is finished work and stays.
+
         Raises:
             RecordError: it left nothing to compare.
         """
@@ -90,7 +92,13 @@ class Search:
                 f"course is in {self._folder.search_file}; lower the learning rates, or search "
                 "nothing."
             )
-        self._folder.give_up(plan.record.of_role("searched"))
+        dropped = plan.record.of_role("searched")
+        self._folder.give_up([model for model in dropped if not self._was_compared(model)])
+
+    def _was_compared(self, model: PlannedRun) -> bool:
+        """Whether a model has answered a task itself: candidates answer validation items."""
+        tasks = self._study.tasks[model.train_task].get("in_domain", ())
+        return any(self._folder.earlier_evaluation(model.name, task) for task in tasks)
 
     def _seconds(self, study: StudyRecord) -> float:
         """That candidates took; of several checkpoints of a training, the last has all steps."""

@@ -375,7 +375,7 @@ def _rendered_pair(
     for column in (columns[role], rejected):
         value = [row[column]] if isinstance(row[column], dict) else row[column]
         if value in NOTHING:
-            raise EmptyAnswerError(f'column "{column}" is empty; give both answers or drop the row')
+            raise DataError(f'column "{column}" is empty; give both answers or drop the row')
         if role == "messages" and not isinstance(value, list):
             raise DataError(
                 f'column "{column}" is a text with its prompt in it; write the prompt into a '
@@ -395,7 +395,7 @@ def _rendered_pair(
             f'columns "{columns[role]}" and "{rejected}" answer different prompts; give both the '
             "same turns before the last one"
         )
-    if chosen.completion == other.completion:
+    if chosen.completion.strip() == other.completion.strip():
         raise DataError(
             f'columns "{columns[role]}" and "{rejected}" hold the same answer; drop the row'
         )

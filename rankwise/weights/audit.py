@@ -176,7 +176,7 @@ def find_adapter(
     if found.kind != "adapter":
         raise ModelError(
             f"{target} is a checkpoint, and only an adapter's update can be {use}. Give a PEFT "
-            "LoRA folder."
+            f"LoRA folder, or score it beside its base: rankwise audit BASE {target} --tasks TASK"
         )
     return found
 

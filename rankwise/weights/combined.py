@@ -48,6 +48,12 @@ def check_merge(
         RecordError: a task has fewer than two items.
         UnchangedOutputsError: an adapter with a non-zero update answers as the base does.
     """
+    for each in found:
+        if each.adapter is not None and each.adapter.config.get("rank_pattern"):
+            raise ModelError(
+                f"{each.target} has layers of different ranks (rank_pattern), and PEFT merges "
+                "adapters of one rank. Merge adapters that have one."
+            )
     first, name = found[0], f"{method} merge"
     with tempfile.TemporaryDirectory(prefix="rankwise-merge-") as scratch:
         folder = _combined(found, method, Path(scratch))
@@ -87,8 +93,10 @@ def _combined(found: Sequence[Audited], method: MergeMethod, folder: Path) -> Pa
             )
         except ValueError as error:
             raise ModelError(
-                f"PEFT cannot merge these adapters ({error}). Train them at one rank, on the same "
-                "modules."
+                f"PEFT cannot merge these adapters ({error}). It merges adapters of one rank whose "
+                "target_modules are all lists or all patterns."
             ) from error
+    # PEFT keeps the first adapter's setting, with which the merged one would be scaled by its root
+    model.peft_config["merged"].use_rslora = False
     model.save_pretrained(str(folder), selected_adapters=["merged"])
     return folder / "merged"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -111,9 +111,8 @@ def check_deployment(
     tokenizer = load_tokenizer(folder)
     served = [ServedModel(each, tokenizer) for each in dict.fromkeys(servers)]
     probed = probes([request for task in question.tasks for request in task.requests])
-    likelihoods = any(task.loaded.output_type != "generate_until" for task in question.tasks)
     for server in served:
-        server.probe(probed, needs_likelihoods=likelihoods)
+        server.probe(probed, needs_likelihoods=need_likelihoods(question.tasks))
     # whole, as its weights are changed
     model = load_frozen(folder, precision, choose_device())
     session = ScoringSession(model, tokenizer, advance)
@@ -139,6 +138,11 @@ def check_deployment(
     for server in served:
         server.finish()
     return record
+
+
+def need_likelihoods(tasks: Sequence[PreparedTask]) -> bool:
+    """Whether any task is answered by log-likelihoods, and not by texts."""
+    return any(task.loaded.output_type != "generate_until" for task in tasks)
 
 
 def check_retention(
@@ -235,22 +239,41 @@ def record_of(
 
 
 def _served(form: str, tasks: Sequence[str], samples: Samples) -> Served:
-    """A server's answers beside those of base and adapter, which are scored here."""
+    models = (BASE, ADAPTER, form, ADAPTER)
+    return served_beside(tasks, lambda task: [responses_of(samples[each, task]) for each in models])
+
+
+def served_beside(
+    tasks: Sequence[str], read: Callable[[str], Sequence[Mapping[int, Sequence[Responses]]]]
+) -> Served:
+    """A server's answers beside those of base and adapter, which are scored here.
+
+    Where the base was scored in another precision than the adapter, its rounding is in both sums
+    of the share. It is about that of the adapter, which was scored in both, and is taken out.
+
+    Args:
+        tasks: that all of them answered.
+        read: of a task, by item: the answers of the base, of the adapter, of the server, and of the
+            adapter once more, in the precision of the base.
+    """
     by_task: list[ServedItems] = []
     moved = kept = away = as_adapter = as_base = 0.0
     for task in tasks:
-        base, ours, its = (responses_of(samples[each, task]) for each in (BASE, ADAPTER, form))
+        base, ours, its, rounded = read(task)
         differ, largest = list[int](), list[float]()
         for doc_id, served in its.items():
-            before, after, answers = (_flat(each) for each in (base[doc_id], ours[doc_id], served))
+            of_item = (base[doc_id], ours[doc_id], served, rounded[doc_id])
+            before, after, answers, again = map(_flat, of_item)
             if isinstance(answers[0], str):
                 as_adapter += answers == after != before
                 as_base += answers == before != after
             else:
-                numbers = zip(*map(_nats, (before, after, answers)), strict=True)
-                for b, a, s in numbers:
-                    moved, kept = moved + (a - b) ** 2, kept + (s - b) * (a - b)
-                    away += (s - b) ** 2
+                numbers = zip(*map(_nats, (before, after, answers, again)), strict=True)
+                for b, a, s, r in numbers:
+                    noise = (a - r) ** 2
+                    moved += (a - b) ** 2 - noise
+                    kept += (s - b) * (a - b) - noise
+                    away += (s - b) ** 2 - noise
                     largest.append(abs(s - a))
             if _differ(after, answers):
                 differ.append(doc_id)
@@ -263,7 +286,7 @@ def _served(form: str, tasks: Sequence[str], samples: Samples) -> Served:
             )
         )
     share = None
-    if moved:
+    if moved > 0:
         share = kept / moved
     elif as_adapter + as_base:
         share = as_adapter / (as_adapter + as_base)

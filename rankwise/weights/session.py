@@ -238,22 +238,12 @@ class ScoringSession:
         *,
         metric: str | None = None,
         advance: Advance | None = None,
-        skipped: Advance | None = None,
-        of_base: Mapping[int, tuple[Responses, ...]] | None = None,
     ) -> list[Scoring]:
         """Score models on a task together, as ``tasks.evaluation.evaluate`` says.
 
         ``advance`` takes the place of the session's own.
         """
-        return evaluate(
-            self.scorer,
-            models,
-            task,
-            metric=metric,
-            advance=advance or self._advance,
-            skipped=skipped,
-            of_base=of_base,
-        )
+        return evaluate(self.scorer, models, task, metric=metric, advance=advance or self._advance)
 
     def results(
         self,

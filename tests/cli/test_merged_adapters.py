@@ -44,15 +44,23 @@ def check(tiny_model_folder: Path, tasks_folder: Path, tmp_path: Path) -> Any:
     return checked
 
 
-def test_a_linear_merge_by_hand(check: Any, tiny_model_folder: Path, tmp_path: Path) -> None:
-    """Its factors are the sums of the adapters', each times the root of its scaling, which is 2."""
+@pytest.mark.parametrize(("use_rslora", "scaling"), [(False, 2.0), (True, 4.0)])
+def test_a_linear_merge_by_hand(
+    check: Any, tiny_model_folder: Path, tmp_path: Path, use_rslora: bool, scaling: float
+) -> None:
+    """Its factors are the sums of the adapters', each times the root of its scaling.
+
+    With alpha 8 and rank 4 that is 8 / 4, and 8 / 2 under rsLoRA.
+    """
+    for name in ("a", "b"):
+        edited(tmp_path / name, use_rslora=use_rslora)
     done = check("a b", "--merge", "linear", "--json", "--output", tmp_path / "out")
     first, second = (
         DeploymentCheck.model_validate(each) for each in json.loads(done.stdout)["checks"]
     )
     assert [first.adapter, second.adapter] == [str(tmp_path / "a"), str(tmp_path / "b")]
     adapter(tiny_model_folder, tmp_path / "both", std=0.5)
-    edited(scaled(tmp_path / "both", 1.5 * 2**0.5), lora_alpha=4)
+    edited(scaled(tmp_path / "both", 1.5 * scaling**0.5), lora_alpha=4)
     alone = {
         name: DeploymentCheck.model_validate_json(check(name, "--json").stdout).forms[0].scores[0]
         for name in ("a", "b", "both")
@@ -92,3 +100,5 @@ def test_what_cannot_be_merged_is_a_sentence(
     sentence(problem("a b"), "how", names=("--merge",))
     sentence(problem("a a", "--merge", "ties"), "one", names=("--merge",))
     sentence(problem("a wider", "--merge", "ties"), "ranks", names=("rank",))
+    adapter(tiny_model_folder, tmp_path / "pattern", rank_pattern={"v_proj": 2})
+    sentence(problem("a pattern", "--merge", "linear"), "pattern", names=("rank_pattern",))

@@ -115,7 +115,10 @@ def test_a_strong_base_gets_worse_or_does_not(sentence: Sentences) -> None:
     base = {"kinship": 0.9}
     worse = judged(REASONING, in_domain_accuracy={8: 0.85, 32: 0.95}, base=base)
     better = judged(REASONING, in_domain_accuracy={8: 0.94, 32: 0.95}, base=base)
+    # no fall is shown, and one as large as δ is excluded
+    alike = judged(REASONING, in_domain_accuracy={8: 0.9, 32: 0.95}, base=base)
     name = "strong-base-gets-worse"
+    assert alike[name].judgement.startswith("contradicted at δ = ")
     assert (worse[name].verdict, better[name].verdict) == ("supported", "contradicted")
     sentence(worse[name].evidence[0], "kinship", names=("kinship", "90.0", "5.0"))
     # 60 % with four options is less than half of what chance leaves

@@ -84,6 +84,19 @@ def test_what_is_kept_lost_and_neither() -> None:
     assert verdict([0.0] * 1000, RIGHT) == "keeps"
 
 
+def test_a_task_that_a_mean_hides_is_named(sentence: Sentences) -> None:
+    """20 points are lost on one of two tasks, and gained on the other."""
+    before = {"a": [0.0] * 400 + RIGHT[400:], "b": RIGHT}
+    after = {"a": [0.0] * 200 + RIGHT[200:], "b": [0.0] * 200 + RIGHT[200:]}
+    judged = judged_form(results("x", **before), results("y", **after), FormWeights(1), RULE)
+    (mean,) = judged.means
+    assert mean.difference.estimate == pytest.approx(0.0)
+    said = judged.statement.partition(" By itself")[2]
+    sentence(f"By itself{said}", names=("b, −20.0 points",))
+    same = judged_form(results("x", **before), results("y", **before), FormWeights(1), RULE)
+    assert "By itself" not in same.statement
+
+
 @pytest.mark.parametrize(
     ("lower", "upper", "expected"),
     [
@@ -161,6 +174,31 @@ def test_fields_are_compared_over_the_items_that_have_them() -> None:
     assert (change.form, change.task, change.field) == ("adapter", "t", "date")
     assert (change.num_examples, change.reference_score, change.form_score) == (2, 100.0, 50.0)
     assert change.difference.estimate == -50.0
+
+
+def test_a_field_is_compared_over_clusters_of_items() -> None:
+    """One cluster of four loses it in all its items: of four numbers that shows nothing."""
+
+    def with_clusters(name: str, rights: list[float], *, known: bool) -> ModelResults:
+        plain = results(name, t=[1.0] * 40)
+        changed = {"fields": {"date": tuple(rights)}}
+        clusters = {"clusters": tuple(place // 10 for place in range(40))} if known else {}
+        items = plain.items["t"].model_copy(update=changed | clusters)
+        return plain.model_copy(update={"items": {"t": items}})
+
+    lost = [0.0] * 10 + [1.0] * 30
+    plain, clustered = (
+        next(
+            field_changes(
+                with_clusters("base", [1.0] * 40, known=known),
+                with_clusters("adapter", lost, known=known),
+                0.95,
+            )
+        ).difference
+        for known in (False, True)
+    )
+    assert plain.estimate == clustered.estimate == -25.0
+    assert plain.upper < 0.0 < clustered.upper
 
 
 def test_the_statement_has_the_reason_in_the_weights(sentence: Sentences) -> None:

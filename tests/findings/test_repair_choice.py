@@ -41,18 +41,27 @@ def test_half_of_the_adapter_is_found_where_that_is_the_truth(sentence: Sentence
     for seed in range(20):
         found = chosen(curve(lambda factor: 0.05 * (factor > 0.5), num_items=2000, seed=seed))
         assert found.repair == scale(0.5)
-        assert found.judged.gain.estimate == pytest.approx(5.0, abs=0.5)
-        assert found.judged.retention_difference.lower > 0
-        assert found.judged.gain_difference.upper < 0
+        assert found.chosen.gain.estimate == pytest.approx(5.0, abs=0.5)
+        assert found.chosen.retention_lead.lower > 0
+        assert found.chosen.lead.upper < 0
         assert [point.repair for point in found.curve if point.keeps_enough] == list(SCALES[5:])
     sentence(found.statement, names=("0.5", "1.0"))
 
 
 def test_none_does_where_all_lose_too_much(sentence: Sentences) -> None:
     found = chosen(curve(lambda _: 0.05))
-    assert (found.repair, found.judged) == (None, None)
+    assert (found.repair, found.chosen, found.tasks) == (None, None, ())
     sentence(found.statement, names=("1.0",))
     assert "The nearest is" in found.statement
+
+
+def test_an_adapter_that_needs_no_repair_is_not_called_the_nearest(sentence: Sentences) -> None:
+    """It gains, and its retention rises; what was asked for does not gain."""
+    gains = {each: 0.10 if each == AS_IT_IS else 0.0 for each in SCALES}
+    scores = planted_scores({OWN: gains, KEPT: dict.fromkeys(SCALES, 0.03)})
+    found = choose_repair(scores, TASKS, max_loss_points=1.0, confidence=0.95, asked=[scale(0.5)])
+    assert found.repair is None
+    sentence(found.statement, names=("+3.1", "none is needed"))
 
 
 def test_a_repair_that_gains_nothing_is_none(sentence: Sentences) -> None:
@@ -105,7 +114,8 @@ def test_an_adapter_that_keeps_enough_needs_no_repair(sentence: Sentences) -> No
     found = chosen(curve(lambda _: 0.0))
     assert found.repair == AS_IT_IS
     sentence(found.statement)
-    assert found.judged.gain == found.judged.adapter_gain
+    assert found.chosen == found.as_it_is
+    assert (found.chosen.lead, found.chosen.retention_lead) == (None, None)
 
 
 def test_figures_are_those_of_all_items_at_the_level_of_a_kind(sentence: Sentences) -> None:
@@ -122,17 +132,17 @@ def test_figures_are_those_of_all_items_at_the_level_of_a_kind(sentence: Sentenc
         for of in scores
     ]
     found = chosen(more, limit=4.4)
-    repair = found.judged.repair
+    repair = found.repair
     own, kept = (next(each for each in of.repaired if each.repair == repair).items for of in scores)
     for number, (items, base) in enumerate(((own, scores[0].base), (kept, scores[1].base))):
-        change = 100 * (np.array(items.values) - np.array(base.values)) * (1, -1)[number]
-        bound = (found.judged.gain, found.judged.retention_loss)[number]
+        change = 100 * (np.array(items.values) - np.array(base.values))
+        bound = (found.chosen.gain, found.chosen.retention)[number]
         by_hand = crossed_difference(change, item_size=item_size(change, in_points=True))
         assert bound.estimate == pytest.approx(by_hand.value)
         assert (bound.lower, bound.upper) == pytest.approx(by_hand.interval(1 - 0.05 / 2))
     assert (found.num_items, found.num_kinds) == (800, 2)
     sentence(found.together, names=("95",))
-    task = found.judged.tasks[1]
+    task = found.tasks[1]
     assert (task.task, task.relation, task.num_items) == (KEPT, "retention", 400)
     assert task.base_score == pytest.approx(100 * np.mean(scores[1].base.values))
     assert task.repaired_score == pytest.approx(100 * np.mean(kept.values))
@@ -155,7 +165,7 @@ def test_a_loss_gained_in_nats_counts_downwards() -> None:
                KEPT: dict.fromkeys(SCALES, 0.0)}  # fmt: skip
     found = chosen(planted_scores(changes, unit={OWN: "nats"}))
     assert (found.unit, found.repair) == ("nats", AS_IT_IS)
-    assert found.judged.gain.estimate == pytest.approx(0.2, abs=0.03)
+    assert found.chosen.gain.estimate == pytest.approx(0.2, abs=0.03)
 
 
 def test_one_cluster_is_refused(sentence: Sentences) -> None:
@@ -228,6 +238,6 @@ def test_the_card_has_the_judged_figures(sentence: Sentences) -> None:
     assert card.startswith('---\nbase_model: "org/base: 1"\nlibrary_name: peft\n')
     sentence(card, names=("0.5",), part=True)
     assert found.statement in card
-    assert f"| {found.judged.tasks[1].base_score:.1f} |" in card
+    assert f"| {found.tasks[1].base_score:.1f} |" in card
     with pytest.raises(ValueError, match="no repair to describe"):
-        model_card(record.model_copy(update={"choice": found.model_copy(update={"judged": None})}))
+        model_card(record.model_copy(update={"choice": found.model_copy(update={"repair": None})}))

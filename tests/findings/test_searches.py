@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from rankwise.findings.recommendation import recommend
+from rankwise.findings.statements import headline
 from rankwise.findings.tuning import TrainTaskRates, _rates
 from rankwise.records.search import (
     SearchDecision,
+    SearchRecord,
+    SearchRuling,
     SearchSetting,
     Shown,
     TrainTaskSearch,
 )
 from rankwise.records.study import Interval
+from tests.planted.results import planted_study
 from tests.support.sentences import Sentences
 
 
@@ -109,3 +114,42 @@ def test_a_best_rate_at_the_edge_is_named() -> None:
         shown(64, 1.0, 9.0), shown(64, 0.5, 5.0), shown(64, 0.25, 1.0),
     )  # fmt: skip
     assert found.at_the_edge == ("rank 64",)
+
+
+def searched(num_left_out: int, num_untried: int) -> str:
+    """Of a study of rank 8 alone, whose search ruled ranks out and did not come to others."""
+    ruled, untried = list(range(2, 2 + num_left_out)), list(range(64, 64 + num_untried))
+    settings = [SearchSetting(label=f"rank {r}", rank=r) for r in (*ruled, 8, *untried)]
+    decision = SearchDecision(
+        statement="s",
+        shown=tuple(shown(rank, 1.0, 1.0) for rank in (*ruled, 8)),
+        ruled_out=tuple(
+            SearchRuling(setting=f"rank {r}", learning_rate=None, reason="it forgets")
+            for r in ruled
+        ),
+        wanted=(),
+        finalists=("r8",),
+    )
+    results = planted_study({8: 0.9}, {8: 0.9})
+    part = TrainTaskSearch(
+        train_task=next(iter(results.study.tasks)),
+        unit="points",
+        num_items={"t": 50},
+        delta=1.0,
+        epsilon_points=None,
+        settings=tuple(settings),
+        decisions=(decision,),
+    )
+    record = SearchRecord(policy="ladder", by_train_task=(part,), seconds=1.0)
+    (verdict,) = recommend(results.model_copy(update={"search": record})).by_train_task
+    return f"{headline(verdict)}\n{verdict.statement}"
+
+
+def test_what_a_search_left_out_and_what_it_did_not_train_are_told_apart(
+    sentence: Sentences,
+) -> None:
+    sentence(searched(2, 1), "both", names=("Rank 2", "rank 3", "Rank 64"))
+    assert "no other rank was tried" not in searched(1, 0)
+    assert "no other rank was tried" in searched(0, 2)
+    assert "Rank 64 and rank 65 were not trained, and not compared." in searched(0, 2)
+    assert "search" not in searched(0, 0)

@@ -168,6 +168,15 @@ def test_worse_than_the_base_with_the_hand_computed_bound() -> None:
     assert "lower learning rate" in signature.advice
 
 
+def test_the_loss_of_right_answers_is_no_measure_of_what_rewards_teach() -> None:
+    """They may be placeholders; texts that score worse are named."""
+    loss = planted({4: 3.0}, in_domain_unit="nats", base={"kinship": 2.0})
+    assert found(loss, "worse_than_base")
+    rewarded = [texts(0.5, 20)] * 12
+    assert not found(with_texts(loss, rewarded), "worse_than_base")
+    assert found(with_texts(planted({4: 0.3}), rewarded), "worse_than_base")
+
+
 def test_a_little_below_the_base_is_not_named() -> None:
     results = planted({4: 0.6, 16: 0.48}, noise=0.05)
     (row,) = [c for c in recommend(results).by_train_task[0].comparisons
@@ -465,8 +474,11 @@ def test_texts_that_run_away(ends: Sequence[float], cut: float, is_named: bool) 
         theirs = stats.ttest_ind(ends, lengths[:3], equal_var=False).confidence_interval(0.95)
         assert (signature.lower, signature.unit) == (pytest.approx(theirs.low), "tokens")
         assert signature.statement.startswith("Rank 4 with 2 of 2 seeds wrote texts of 20.0 tokens")
-        for remedy in ("learning rate", "counts length", "dr_grpo", "max_completion_length"):
+        for remedy in ("learning rate", "falls with length", "max_completion_length"):
             assert remedy in signature.advice
+        assert "dr_grpo" not in signature.advice  # the default already counts each token alike
+        of_texts = with_texts(planted({4: 0.6}), steps, loss_type="grpo")
+        assert "set loss_type: dr_grpo" in found(of_texts, "texts_run_away")[0].advice
 
 
 def test_texts_of_several_steps_count_once() -> None:
@@ -501,6 +513,33 @@ def test_memorised_with_the_hand_computed_gap() -> None:
     assert f"answers 100.0 % of these rows right, at least {least:.1f} %" in signature.statement
     assert signature.num_items == 400
     assert found(results, "train_test_gap") == []
+
+
+def labelled(results: StudyResults, shift: float) -> StudyResults:
+    """A person has labelled 50 of kinship's items, and moved all of them by as much."""
+
+    def change(model: ModelResults) -> ModelResults:
+        items = model.items["kinship"]
+        update = {"values": tuple(value + shift for value in items.values), "num_labelled": 50}
+        own = {"kinship": items.model_copy(update=update)}
+        return model.model_copy(update={"items": model.items | own})
+
+    return changed(results, change)
+
+
+def test_rows_that_nobody_labelled_are_not_held_against_items_that_were() -> None:
+    results = with_scored(planted({4: 0.6}), "kinship@train", 0.5, 1.0, 100, **SEEN)
+    of_labels = labelled(results, -0.3)
+    assert found(of_labels, "memorised") == found(of_labels, "train_test_gap") == []
+
+
+def test_other_labels_are_another_look() -> None:
+    results = planted({4: 0.6})
+    looks = [recommend(labelled(results, shift)).by_train_task[0].looks[-1] for shift in (0, -0.1)]
+    plain = recommend(results).by_train_task[0].looks[-1]
+    assert not plain.is_of(looks[0])
+    assert not looks[0].is_of(looks[1])
+    assert looks[0].is_of(recommend(labelled(results, 0)).by_train_task[0].looks[-1])
 
 
 def test_a_gap_without_mastery_is_no_memory() -> None:

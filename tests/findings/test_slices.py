@@ -82,6 +82,30 @@ def test_fields_that_did_not_change_are_said_to_be_undecided() -> None:
     )
 
 
+def test_a_field_of_one_cluster_is_left_out() -> None:
+    """Its items are one number, which has no standard error."""
+    planted = study(30)
+
+    def clustered(model: ModelResults) -> ModelResults:
+        items = model.items[TASK]
+        rare = tuple(0.0 if doc_id < 20 else None for doc_id in items.doc_ids)
+        own = items.model_copy(
+            update={
+                "clusters": tuple(doc_id // 20 for doc_id in items.doc_ids),
+                "fields": {**items.fields, "rare": rare},
+            }
+        )
+        return model.model_copy(update={"items": {**model.items, TASK: own}})
+
+    models = tuple(map(clustered, planted.models))
+    (source,) = option_gains(
+        planted.model_copy(update={"base": clustered(planted.base), "models": models})
+    )
+    found = slices(source)
+    assert found is not None
+    assert [row.kind for row in found.rows] == ["city", "year"]
+
+
 def test_no_fields_and_no_kinds_are_no_finding() -> None:
     (source,) = option_gains(planted_study({4: 0.8}, {4: 0.9}))
     assert slices(source) is None

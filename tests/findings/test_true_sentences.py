@@ -196,6 +196,8 @@ class Reader:
             of_each = [option.right for option in bet.options]
             most = max([bet.none, *of_each])
             own = bet.none if label is None else bet.of(label).right
+            if label is not None:  # of what the draws do not tell apart, the first
+                most = next(right for right in of_each if right >= max(of_each) - 0.02)
             self.ask(own == most, f"the best bet {name} has {own}, another {most}")
             self.ask(bet.choice == label, f"the bet is {bet.choice}")
             self.once("right", name, said)

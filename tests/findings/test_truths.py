@@ -327,6 +327,8 @@ def test_the_bet_is_what_is_likeliest_to_be_right() -> None:
     now = Odds(shares, shares, shares, shares, 0.25, 0.1)
     assert now.bet == 0
     assert now._replace(none=0.32).bet is None
+    # 97 and 97.5 % are one number of 4096 draws: the smaller rank
+    assert now._replace(right=np.array([0.5, 0.970, 0.975])).bet == 1
 
 
 def test_states_need_the_level_on_either_side() -> None:

@@ -405,8 +405,14 @@ def test_the_model_that_is_left_is_scored_where_an_earlier_one_is_loaded(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"items": 0}, "items: 0 are too few for an interval; give at least 2"),
+        ({"items": 0}, "items: 0 give no interval; give a whole number, at least 2"),
+        ({"items": 2.5}, "items: 2.5 give no interval"),
+        ({"items": None}, "items: None give no interval"),
         ({"every": 0}, "every: 0 is not a number of steps; give at least 1"),
+        ({"every": "2"}, "every: '2' is not a number of steps"),
+        ({"every": 2.5}, "every: 2.5 is not a number of steps"),
+        ({"num_fewshot": -1}, "num_fewshot: -1 is no number of examples"),
+        ({"tasks_path": "tasks"}, r"tasks_path: 'tasks' is a text; give a list of names"),
         ({"max_retention_loss": 0.0}, "max_retention_loss: 0 is not a margin"),
         ({"max_retention_loss": float("nan")}, "max_retention_loss: nan is not a margin"),
         ({"gain": "sums"}, r"gain: 'sums' is a text; give a list of names: \['sums'\]"),
@@ -560,6 +566,22 @@ def test_a_resumed_training_of_all_weights_is_refused(
     with pytest.raises(ConfigError) as caught:
         trainer.train(resume_from_checkpoint=True)
     sentence(caught.value)
+
+
+@pytest.mark.parametrize("bias", ["all", "lora_only"])
+def test_a_resumed_adapter_that_trains_biases_is_refused(
+    tiny_model_folder: Path, tasks_folder: Path, tmp_path: Path, bias: str
+) -> None:
+    """PEFT would leave the trained biases in what it calls the base."""
+    data = rows(tasks_folder, "green")
+    more = {"save_strategy": "steps", "save_steps": 2}
+    first = arguments(tmp_path / "out", 2, 1e-3, **more)
+    small_trainer(tiny_model_folder, data, first, [callback(tasks_folder)], lora(bias=bias)).train()
+    again = arguments(tmp_path / "out", 4, 1e-3)
+    watching = callback(tasks_folder)
+    trainer = small_trainer(tiny_model_folder, data, again, [watching], lora(bias=bias))
+    with pytest.raises(ConfigError, match=f"bias='{bias}' is resumed at step 2"):
+        trainer.train(resume_from_checkpoint=True)
 
 
 def test_a_resumed_adapter_is_compared_with_its_base_and_looks_go_on_counting(

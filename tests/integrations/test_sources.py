@@ -245,7 +245,10 @@ def test_a_data_set_of_llama_factory_is_looked_up(tmp_path: Path, sentence: Sent
         (LORA + "lora_target_modules: [1]", "lora_target_modules: [1] is not a list of names"),
         (LORA + "datasets: x", "datasets: x is not a list of data sets"),
         (LORA + "datasets: [{path: 5}]", "the data 5 is no path and no name"),
-        (LORA + "rl: dpo", "rl: dpo is not compared; give grpo, or take it out"),
+        (LORA + "rl: kto", "rl: kto is not compared; give grpo, or take it out"),
+        (LORA + "rl: dpo", "take it out, and write train.objective: dpo into the study file"),
+        ("model_name_or_path: m\nbeta: 0.1\ndesirable_weight: 1.0\n", "one of KTO, whose loss"),
+        ("model_name_or_path: m\nbeta: 0.1\nsimpo_gamma: 0.5\n", "one of CPO, whose loss"),
         (LORA.replace("lora", "llama-adapter", 1), "adapter: llama-adapter is not compared"),
         ("model_name_or_path: m\nstage: kto\n", "stage: kto is not compared; give sft or dpo"),
         ("model_name_or_path: m\nfinetuning_type: oft\n", "finetuning_type: oft is not compared"),
@@ -355,6 +358,19 @@ def test_what_a_study_cannot_say_of_dpo(tmp_path: Path, line: str, sentence: str
     assert reading.not_carried == (sentence,)
 
 
+@pytest.mark.parametrize(
+    "line", ["max_prompt_length: 256", "label_smoothing: 0.1", "ref_model_mixup_alpha: 0.6"]
+)
+def test_dpo_with_its_usual_beta_and_loss_is_known_by_its_other_keys(
+    tmp_path: Path, line: str
+) -> None:
+    reading = read(tmp_path, f"model_name_or_path: m\nuse_peft: true\n{line}\n")
+    assert reading.setup.objective == {"dpo": {"beta": 0.1, "loss": "sigmoid", "sft_weight": 0.0}}
+    assert reading.setup.dropout == 0.0
+    assert any(each.startswith(line) for each in reading.not_carried)
+    assert read(tmp_path, "model_name_or_path: m\n").setup.objective is None
+
+
 def test_weights_of_losses_must_be_numbers(tmp_path: Path, sentence: Sentences) -> None:
     text = "model_name_or_path: m\nbeta: 0.1\nloss_type: [sigmoid, sft]\nloss_weights: [1]\n"
     sentence(problems(tmp_path, text), names=("loss_weights",), part=True)
@@ -422,6 +438,9 @@ def test_what_trl_says_of_grpo_by_default(tmp_path: Path) -> None:
         ("steps_per_generation: 4", "steps_per_generation: 32 texts are written at once"),
         ("generation_batch_size: 16", "steps_per_generation: 16 texts are written at once"),
         ("reward_funcs: [accuracy_reward]", "reward_funcs: accuracy_reward, no function of a file"),
+        ("vllm_structured_outputs_regex: '[a-z]+'", "vllm_structured_outputs_regex: [a-z]+"),
+        ("shuffle_dataset: false", "shuffle_dataset: False"),
+        ("temperature: 0", "temperature: 0; 1.0 is used"),
     ],
 )
 def test_what_a_study_cannot_say_of_grpo(tmp_path: Path, line: str, sentence: str) -> None:
@@ -433,6 +452,35 @@ def test_what_a_study_cannot_say_of_grpo(tmp_path: Path, line: str, sentence: st
     assert any("my_rewards.py:reward stands for yours" in each for each in reading.to_check)
     loaded = study_text(reading, tmp_path).text
     assert "judged_by: [contains]" in loaded
+
+
+def test_steps_of_grpo_that_share_their_texts_share_their_rows(tmp_path: Path) -> None:
+    """6 steps in which each batch of one row is read 3 times: two rows."""
+    text = "model_name_or_path: m\nnum_generations: 4\nper_device_train_batch_size: 4\n"
+    text += "max_steps: 6\nnum_iterations: 3\nnum_processes: 1\n"
+    reading = read(tmp_path, text)
+    assert reading.setup.max_examples == 2 * (reading.setup.gradient_accumulation_steps or 1)
+    assert any("6 steps of" in each and "read in 3 steps" in each for each in reading.to_check)
+
+
+def test_a_reward_that_is_named_twice_counts_with_both_weights(tmp_path: Path) -> None:
+    names = "reward_funcs: [mine.good, mine.short, mine.good]\nreward_weights: [1.0, 0.1, 0.5]\n"
+    reading = read(tmp_path, f"model_name_or_path: m\nnum_generations: 4\n{names}")
+    rewards = (reading.setup.objective or {})["grpo"]["rewards"]
+    assert rewards == [
+        {"code": "mine.py:good", "weight": 1.5},
+        {"code": "mine.py:short", "weight": 0.1},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("line", "precision"),
+    [("bf16: false", "float32"), ("bf16: true", "bfloat16"), ("", None), ("bf16: auto", None)],
+)
+def test_a_precision_that_is_turned_off_is_the_other(
+    tmp_path: Path, line: str, precision: str | None
+) -> None:
+    assert read(tmp_path, f"model_name_or_path: m\n{line}\n").setup.precision == precision
 
 
 def test_trl_corrects_its_kl_unless_it_is_told_otherwise(tmp_path: Path) -> None:

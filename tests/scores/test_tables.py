@@ -140,6 +140,7 @@ def test_seeds_and_settings_come_from_columns() -> None:
         (["kinship-lora-r004-a008-s0-7e72adbc", "kinship-lora-r016-a032-s0-1e72adbc"], None,
          [(4, 0), (16, 0)]),
         (["DeepSeek-R1", "qwen"], None, [(None, None), (None, None)]),
+        (["Llama-R1-lora-r4-s0", "Llama-R1-lora-r16-s1"], None, [(4, 0), (16, 1)]),
         (["a8x0", "a16x1"], "a{rank}x{seed}", [(8, 0), (16, 1)]),
         (["out/8/0", "out/16/1"], "{rank}/{seed}", [(8, 0), (16, 1)]),
         (["r8", "full_ft"], "r{rank}", [(8, None), (None, None)]),
@@ -152,6 +153,18 @@ def test_a_name_says_rank_and_seed(
     found, notes = with_names_read(models, pattern)
     assert [(model.rank, model.seed) for model in found.values()] == read
     assert bool(notes) == (names[0] == "DeepSeek-R1")
+
+
+def test_a_base_that_is_called_like_a_rank_gives_its_models_none() -> None:
+    names = ["DeepSeek-R1-lora-r4", "DeepSeek-R1-lora-r16"]
+    for base in ("DeepSeek-R1", "deepseek-ai/DeepSeek-R1"):
+        found, _ = with_names_read([TableModel(name) for name in names], None, base)
+        assert [model.rank for model in found.values()] == [4, 16]
+    # one adapter: nothing is common to all names but the base's
+    (only,) = with_names_read([TableModel(names[0])], None, "DeepSeek-R1")[0].values()
+    assert only.rank == 4
+    with pytest.raises(ConfigError, match=r"several ranks in its name.*--name"):
+        with_names_read([TableModel("r4-r8"), TableModel("r4-r16-r2")], None)
 
 
 def test_what_a_name_means_is_refused_where_it_does_not_fit(sentence: Sentences) -> None:
@@ -208,7 +221,7 @@ def test_without_a_base_models_are_compared_with_each_other(sentence: Sentences)
 def test_the_direction_and_the_unit_follow_from_the_scores() -> None:
     def of(metric: str, values: Sequence[float], **settings: Any) -> tuple[str, bool]:
         rows = renamed(scores(base=values, r4=values[::-1]), acc=metric)
-        (items,) = results(rows, **settings).base.items.values()
+        (items,) = results(rows, score=metric, **settings).base.items.values()
         return items.unit, items.higher_is_better
 
     assert of("acc", [0, 0.5, 1]) == ("points", True)
@@ -216,6 +229,48 @@ def test_the_direction_and_the_unit_follow_from_the_scores() -> None:
     assert of("reward", [-1.5, 0.5, 7.0], delta=0.5) == ("units", True)
     assert of("value", [-1.5, 0.5, 7.0], lower_is_better=True) == ("units", False)
     assert of("value", [0.0, 0.5, 1.0], lower_is_better=True) == ("points", False)
+    for loss in ("val_loss", "test_loss", "nll_per_token", "Loss"):
+        assert of(loss, [0.1, 0.5, 2.0]) == ("nats", False)
+    for less in ("ppl", "perplexity", "rmse", "word_error"):
+        assert of(less, [1.1, 3.5, 2.0], delta=0.5) == ("units", False)
+    assert of("terror", [1.1, 3.5, 2.0], delta=0.5) == ("units", True)
+
+
+def test_a_score_whose_name_says_no_direction_is_told() -> None:
+    rows = renamed(scores(base=[1.5, 3.0, 2.0], r4=[2.5, 3.0, 2.5]), acc="latency")
+    assert made(rows, delta=0.5, score="latency").record.warnings == (
+        "scores: more latency is taken for better; --lower-is-better says the reverse",
+    )
+    assert made(rows, delta=0.5, score="latency", lower_is_better=True).record.warnings == ()
+
+
+def test_wrong_and_right_in_percent_are_shares() -> None:
+    """In one task in percent, and in the other as shares: retention is judged as if both were."""
+    kept, lost = [1, 1, 1, 1, 1, 0], [1, 0, 0, 0, 1, 0]
+    rows = [row | {"task": "own"} for row in THREE]
+    rows += [row | {"task": "kept"} for row in scores(base=kept, r4=kept, r16=lost)]
+    hundred = [
+        row | {"acc": 100 * row["acc"] if row["task"] == "kept" else row["acc"]} for row in rows
+    ]
+    shares, percent = (concluded(results(of, retention=("kept",))) for of in (rows, hundred))
+    (one,), (other,) = (of.recommendation.by_train_task for of in (shares, percent))
+    assert one.verdicts == other.verdicts
+    assert one.verdicts[1].retention_loss is not None
+    assert one.verdicts[1].retention_loss.estimate == pytest.approx(50.0)
+
+
+def test_pairs_on_which_ranks_agree_are_not_known_to_be_equal() -> None:
+    """The base takes the two answers of a pair for equal, so no gain is a whole item; a lead is."""
+    own = [1.0, 1.0, 0.0, 1.0, 1.0] * 6
+    rows = renamed(scores(base=[0.5] * 30, r4=own, r64=own), acc="preference")
+    (part,) = concluded(results(rows, score="preference")).recommendation.by_train_task
+    assert part.outcome != "recommended"
+    assert part.best_bet is not None
+    assert part.best_bet.choice == "rank 4"
+    many = renamed(scores(base=[0.5] * 900, r4=own * 30, r64=own * 30), acc="preference")
+    (part,) = concluded(results(many, score="preference")).recommendation.by_train_task
+    assert part.outcome == "recommended"
+    assert [verdict.qualifies for verdict in part.verdicts] == [True, True]
 
 
 def test_the_margin_of_rewards_is_a_tenth_of_their_deviation(
@@ -282,6 +337,21 @@ REFUSED: Mapping[str, tuple[Sequence[Row], Mapping[str, Any], str]] = {
     "no field": (THREE, {"slice": "kind"}, "--slice: no 'kind' describes an item alike in all"),
     "no cluster": (THREE, {"cluster": "text"}, "--cluster: no 'text' describes an item alike"),
     "one model": (scores(base=BASE), {}, "base is the only model; nothing is there to compare"),
+    "a model without a task": (
+        [row | {"task": task} for task in ("own", "kept") for row in THREE
+         if (row["model"], task) != ("r16", "kept")], {"retention": ("kept",)},
+        "r16 (rank 16) has no scores on kept; score it there, or leave the task out.",
+    ),
+    "retention on a scale": (
+        [row | {"task": task, "acc": row["acc"] * (1 if task == "own" else 8)}
+         for task in ("own", "kept") for row in THREE], {"retention": ("kept",)},
+        "kept: its scores go beyond 1, and retention is judged in points, which are shares of 1.",
+    ),
+    "two scales": (
+        [row | {"task": task, "acc": row["acc"] * (1 if task == "own" else 8)}
+         for task in ("own", "more") for row in THREE], {},
+        "more: its scores go beyond 1, and those of own do not, so no mean is taken over both.",
+    ),
     "two units": (
         scores(base=BASE, r4=[v * 90 for v in R4]), {},
         "the scores of base are at most 1, and those of r4 go up to 90: two units.",

@@ -115,7 +115,6 @@ def test_the_chosen_repair_is_written_and_scores_as_it_says(
     record = repaired(folder, *FEW)
     choice = record.choice
     assert choice.repair is not None, choice.statement
-    assert choice.judged is not None
     target = folder.root / str(record.folder)
     assert target == folder.repaired_adapter_folder(name_of(folder))
     assert {*record.files} == {
@@ -128,7 +127,7 @@ def test_the_chosen_repair_is_written_and_scores_as_it_says(
     from rankwise.tasks.evaluation import ScoredModel, evaluate
     from rankwise.weights.adapter_repair import AskedTask, _items
 
-    for judged in choice.judged.tasks:
+    for judged in choice.tasks:
         task = AskedTask(finished.plan.tasks[judged.task])
         (scoring,) = evaluate(
             scorer, [ScoredModel("again", "f", "again")], task.prepared, metric=None

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import peft
 import pytest
+from transformers import AutoTokenizer
 
 from rankwise.errors import PlanError
 from rankwise.findings.deployment import deployed_runs
@@ -24,7 +27,9 @@ from rankwise.study.stages.form import CheckForm
 from rankwise.study.stages.graph import stages
 from tests.planted.beside import stored_in_bfloat16
 from tests.planted.rounded import KEPT, LOST, blue_tasks, deciding_adapter, undecided_base
+from tests.support.audited_models import load
 from tests.support.command_line import rankwise, words
+from tests.support.completions_server import Served, serving
 from tests.support.pages import Page
 from tests.support.sentences import Sentences
 from tests.support.studies import run
@@ -232,6 +237,24 @@ def test_the_setting_changes_no_fingerprint_of_older_studies(planted: Planted) -
     assert dumped["deploy"] == []
 
 
+def test_a_server_cannot_be_asked_for_sampled_texts(tmp_path: Path, sentence: Sentences) -> None:
+    file = study_file(tmp_path, KEPT)
+    task = tmp_path / "tasks" / "sums.yaml"
+    task.write_text(task.read_text().replace("do_sample: false", "do_sample: true, temperature: 1"))
+    overrides = ["deploy=[http://localhost:1/v1]", "evaluation.retention=[sums]"]
+    with pytest.raises(PlanError) as caught:
+        plan_study(load_config(file, overrides))
+    (problem,) = [text for text in caught.value.problems if text.startswith("deploy: ")]
+    sentence(problem, names=("sums",))
+
+
+def test_servers_have_folders_of_their_own() -> None:
+    names = [model_in_form("run", url) for url in ("http://h/v1#a/b", "http://h/v1#a-b")]
+    assert len({*names}) == 2
+    assert model_in_form("run", "gguf:q8_0") == "run/forms/gguf-q8_0"
+    assert len(model_in_form("run", f"http://h/v1#{'long' * 99}")) < 120
+
+
 @pytest.mark.parametrize(
     ("override", "named"),
     [
@@ -255,3 +278,42 @@ def test_what_cannot_be_checked_is_a_problem_of_planning(
         plan_study(load_config(planted.file, overrides))
     (problem,) = [text for text in caught.value.problems if text.startswith("deploy: ")]
     sentence(problem, names=(named,))
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_server_of_the_run_is_held_against_it(tmp_path: Path, precision: str) -> None:
+    """No server at first: the stage fails, and says what to start; then it alone is done."""
+    file = study_file(tmp_path, LOST if precision == "float32" else KEPT)
+    config = load_config(file, [])
+    base, adapter = config.base_model.name, str(config.methods.imported[0].adapter)
+    name = plan_study(config).record.runs[0].name
+    tuned = peft.PeftModel.from_pretrained(load(Path(base)), adapter).eval()
+    models = {"base": load(Path(base)).eval(), name: tuned}
+    with serving(Served(models, AutoTokenizer.from_pretrained(base))) as served:
+        root = tmp_path / "served"
+        overrides = f"deploy=[{served.url}]", f"train.precision={precision}"
+        served.models = {"other": tuned}
+        outcome, _ = run(file, root, *overrides)
+        (failure,) = outcome.results.failures
+        assert f"serves no model {name!r}; it serves other" in words(failure.message)
+        command = shlex.split(failure.message.partition("By vLLM: ")[2])
+        assert command[command.index("--max-lora-rank") + 1] == "8"
+        assert command[command.index("--lora-target-modules") + 1].endswith("_proj")
+        assert command[-1] == f"{name}={StudyFolder(root).weights(outcome.results.study.runs[0])}"
+        assert outcome.findings.deployed == ()
+        served.models = models
+        outcome, recorder = run(file, root, *overrides)
+        assert recorder.stages == [(name, served.url)]
+        ((form,),) = (each.forms for each in outcome.findings.deployed)
+        assert form.served is not None
+        assert (form.verdict, form.served.items_that_differ) == ("keeps", 0)
+        assert form.served.adapter_share == pytest.approx(1.0, abs=1e-2)
+        again, served.answers_with = tmp_path / "ignored", "base"
+        outcome, _ = run(file, again, *overrides)
+        assert "does not apply the adapter" in outcome.results.failures[0].message
+        assert outcome.findings.deployed == ()
+        served.answers_with = None  # mended: nothing of its wrong answers was kept
+        outcome, _ = run(file, again, *overrides)
+    assert outcome.results.failures == ()
+    (mended,) = outcome.findings.deployed[0].forms
+    assert (mended.verdict, mended.served) == ("keeps", form.served)

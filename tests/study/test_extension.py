@@ -293,16 +293,10 @@ def test_a_file_that_knows_no_extension_says_what_it_leaves_out(
 ) -> None:
     config = load_config(study_file, SETTINGS)
     run(extended(config, Extension(ranks=(3,))), tmp_path / "s")
-    notes: list[str] = []
-
-    class Noting(Recorder):
-        def noted(self, text: str) -> None:
-            notes.append(text)
-
     for said in (1, 0):  # the second time the folder's plan is this one
-        notes.clear()
-        run_study(plan_study(config), StudyFolder(tmp_path / "s"), Noting())
-        found = [note for note in notes if "colours-lora-r003-" in note]
+        recorder = Recorder()
+        run_study(plan_study(config), StudyFolder(tmp_path / "s"), recorder)
+        found = [note for note in recorder.notes if "colours-lora-r003-" in note]
         assert len(found) == said
         for note in found:
             sentence(note)

@@ -17,9 +17,9 @@ from benchmarks.labels import simulated
 from rankwise.errors import ConfigError, DataError, PlanError
 from rankwise.findings.models import task_score
 from rankwise.records.folder import StudyFolder
-from rankwise.records.results import ModelResults
+from rankwise.records.results import ModelResults, TaskItems
 from rankwise.records.study_file import load_config
-from rankwise.study.labels import COLUMNS, write_labels
+from rankwise.study.labels import COLUMNS, corrected, write_labels
 from rankwise.study.planning.plan import plan_study
 from rankwise.study.reading import read_judgements, read_results
 from tests.support.command_line import rankwise
@@ -224,3 +224,15 @@ def test_a_few_labels_that_all_agree_prove_little() -> None:
     """Of 20 labels hardly one shows a judge that is wrong once in twenty answers."""
     options = argparse.Namespace(repeats=200, items=2000, labels=20)
     assert simulated(options, 0.95, flatters=True)["corrected"]["coverage"] >= 0.93
+
+
+def test_the_correction_is_the_same_mean_and_a_constant_bias_adds_no_variance() -> None:
+    """The judge gives 1 to all; the person 0 to each of those that are labelled."""
+    items = TaskItems.model_construct(doc_ids=tuple(range(6)), values=(1.0,) * 6)
+    some = corrected(items, {0: 0.0, 3: 0.0})
+    assert some.values == pytest.approx((0.0,) * 6)
+    mixed = corrected(items, {0: 0.0, 3: 0.5, 5: 1.0})
+    assert sum(mixed.values) / 6 == pytest.approx(0.5)  # 1 - (1 + 0.5 + 0) / 3
+    assert mixed.values == pytest.approx((-0.5, 0.5, 0.5, 0.5, 0.5, 1.5))
+    whole = corrected(items, dict.fromkeys(range(6), 0.3))
+    assert whole.values == (0.3,) * 6

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +14,9 @@ from rankwise.engine.models import own_texts
 from rankwise.engine.models.adapter_folder import AdapterFolder
 from rankwise.engine.models.own_texts import NUM_TOKENS
 from rankwise.errors import ConfigError, PlanError
+from rankwise.findings.options import option_gains
+from rankwise.findings.recommendation import recommend
+from rankwise.findings.signatures.found import failure_signatures
 from rankwise.records.folder import StudyFolder
 from rankwise.records.own_texts import OwnTexts
 from rankwise.records.results import StudyResults
@@ -22,6 +26,7 @@ from rankwise.report.page import write_report
 from rankwise.study.conclusion import conclude
 from rankwise.study.planning.plan import plan_study
 from rankwise.weights.lowrank import read_updates
+from tests.planted.results import planted_study
 from tests.support.sentences import Sentences
 from tests.support.small_studies import write_study
 from tests.support.studies import run
@@ -179,6 +184,30 @@ def test_rows_that_cannot_be_had_are_problems(
     with pytest.raises(PlanError) as caught:
         plan_study(load_config(finished.file, [f"mitigations=[{arm}]"]))
     sentence(caught.value, names=("mitigations[0]", named))
+
+
+@pytest.mark.parametrize("arms", ["", "{weight_decay: 10}"])
+def test_the_arm_that_negative_transfer_advises_can_be_planned(study_file: Path, arms: str) -> None:
+    """Alone, and beside the arms that are there."""
+    kept = "evaluation.retention=[hues]"
+    there = plan_study(load_config(study_file, [kept, f"mitigations=[{arms}]"]))
+    assert there.record.replayable == ("sums",)
+    lost = planted_study({4: 0.6}, {}, {4: 0.3}, {}, noise=0.0)
+    told = {"replayable": ("syllogism",), "config": there.record.config}
+    lost = lost.model_copy(update={"study": lost.study.model_copy(update=told)})
+    (source,) = option_gains(lost)
+    (part,) = recommend(lost).by_train_task
+    found = [each for each in failure_signatures(source, part) if each.name == "negative_transfer"]
+    advised, _ = re.findall(r"`(.+?)`", found[0].advice.replace("syllogism", "sums"))
+    override = f"mitigations=[{arms}{', ' * bool(arms)}{advised}]"
+    plan = plan_study(load_config(study_file, [kept, override]))
+    labels = {run.mitigation.label for run in plan.record.of_role("mitigated") if run.mitigation}
+    assert labels == {"20 % sums", *(["weight decay 10"] if arms else [])}
+
+
+def test_what_is_not_scored_out_of_domain_is_not_replayed(study_file: Path) -> None:
+    none = plan_study(load_config(study_file, ["evaluation.out_of_domain=[]"]))
+    assert none.record.replayable == ()
 
 
 def test_rows_with_scored_items_are_refused(

@@ -101,6 +101,7 @@ def test_own_texts_are_learned_up_to_the_verdict(
     runs = trained(folder)
     assert [record.status for record in runs.values()] == ["trained"] * 3
     assert len(outcome.results.runs) == 3
+    assert outcome.results.study.ending_items == {}  # nobody taught how the rows end
     times, texts_of_row = (2, 3) if name == "rewarded" else (1, 1)
     for model, record in runs.items():
         lines = written(folder, model.name)

@@ -8,6 +8,8 @@ import pytest
 
 from rankwise.records.config.study import StudyConfig
 from rankwise.records.study_file import load_config
+from rankwise.study.planning.checks import check_settings
+from rankwise.study.planning.issues import Issues
 from rankwise.study.searches.policy import Measures
 from rankwise.study.searches.settings import searched, terms_of
 
@@ -56,6 +58,19 @@ def test_what_is_not_tuned_has_one_rate(tmp_path: Path) -> None:
     overrides = ("train.learning_rate.tune=false", "search.policy=narrow")
     settings = searched(config_of(tmp_path, *overrides))
     assert {len(setting.rates) for setting, _ in settings} == {1}
+
+
+def test_a_ladder_of_several_settings_of_a_rank_is_refused(tmp_path: Path) -> None:
+    alphas = "methods.lora.alpha=[{policy: proportional, ratio: 1}, {policy: fixed, alpha: 16}]"
+    for override in (alphas, "train.epochs=[1, 2]"):
+        issues = Issues()
+        check_settings(config_of(tmp_path, "search.policy=ladder", override), issues)
+        assert [problem.partition(":")[0] for problem in issues.problems] == ["search.policy"]
+    for policy in ("narrow", "ladder"):
+        issues = Issues()
+        settings = [f"search.policy={policy}", *([alphas] if policy == "narrow" else [])]
+        check_settings(config_of(tmp_path, *settings), issues)
+        assert issues.problems == []
 
 
 def test_the_study_s_margins_are_the_search_s(tmp_path: Path) -> None:

@@ -219,3 +219,27 @@ def test_arms_are_of_what_the_search_leaves(study_file: Path, tmp_path: Path) ->
         assert arm.of is not None
         factor = arm.mitigation.learning_rate_factor
         assert arm.learning_rate == pytest.approx(rates[arm.of.name] * (factor or 1.0))
+
+
+def test_what_was_compared_before_stays_and_what_leaves_the_verdict_is_said(
+    study_file: Path, tmp_path: Path
+) -> None:
+    """With a wide margin the smaller rank is left out, of which another margin had a finalist."""
+    settings = ("search.policy=narrow", "seeds=[0, 1]", "train.learning_rate.tune=false")
+    folder = StudyFolder(tmp_path / "study")
+    run(study_file, folder.root, *settings, "recommendation.delta_points=100")
+    compared = folder.read_study().runs
+    weights = [folder.weights_folder(each) for each in compared]
+    assert {each.rank for each in compared} == {2, 8}
+    assert all(path.exists() for path in weights)
+    _, observer = run(study_file, folder.root, *settings, "recommendation.delta_points=1e-6")
+    left = {each.name for each in folder.read_study().runs}
+    gone = [each.name for each in compared if each.name not in left]
+    assert gone
+    assert all(path.exists() for path in weights)
+    (note,) = (each for each in observer.notes if "would not be in this plan" in each)
+    assert gone[0] in note
+    assert "recommendation.delta_points" in note
+    _, again = run(study_file, folder.root, *settings, "recommendation.delta_points=100")
+    assert not [stage for stage in again.stages if stage[0] == "training"]
+    assert {each.name for each in folder.read_study().runs} == {each.name for each in compared}

@@ -37,7 +37,8 @@ from rankwise.engine.scoring import divergence
 from rankwise.records import folder as store
 from rankwise.study import run as study
 from rankwise.engine.models import peft_adapters
-from rankwise.weights import matrix, session
+from rankwise.tasks import evaluation
+from rankwise.weights import matrix
 from rankwise.records.study_file import load_config
 from rankwise.study.planning.plan import plan_study
 from tests.support.observers import Silent
@@ -60,7 +61,7 @@ if moment == "training":
 elif moment == "saving":
     peft_adapters.save_adapter = killing(peft_adapters.save_adapter)
 elif moment == "scoring":
-    session.evaluate = killing(session.evaluate)
+    evaluation.evaluate = killing(evaluation.evaluate)
 elif moment == "comparing":
     divergence.TreeReader.read = killing(divergence.TreeReader.read)
 elif moment == "analysing":

@@ -79,6 +79,7 @@ class Recorder(Silent):
         self.outline: tuple[StageOutline, ...] = ()
         self.done = 0.0
         self.steps: list[TrainingStep] = []
+        self.notes: list[str] = []
 
     @property
     def models(self) -> list[str]:
@@ -106,3 +107,6 @@ class Recorder(Silent):
 
     def stepped(self, step: TrainingStep) -> None:
         self.steps.append(step)
+
+    def noted(self, text: str) -> None:
+        self.notes.append(text)

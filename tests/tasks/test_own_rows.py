@@ -549,6 +549,8 @@ def test_a_pair_without_a_template_and_with_columns(tmp_path: Path, tokenizer: A
          'columns "chosen" and "rejected" hold the same answer; drop the row'),
         ({"prompt": "q", "chosen": "a", "rejected": ""},
          'column "rejected" is empty; give both answers or drop the row'),
+        ({"prompt": "a", "chosen": "blue", "rejected": " blue\n"},
+         'columns "chosen" and "rejected" hold the same answer; drop the row'),
         ({"prompt": "q", "chosen": " ", "rejected": "b"},
          'column "chosen" is empty; give an answer or drop the row'),
         ({"prompt": " ", "chosen": None, "rejected": "b"}, 'column "chosen" is empty; give both'),

@@ -67,8 +67,16 @@ def test_unknown_forms_are_all_named() -> None:
     assert "merged-bf16, merged-fp16" in second
     with pytest.raises(ConfigError, match="--forms names no form; there is merged-bf16"):
         find_forms([])
-    with pytest.raises(ValueError, match=r"'http://host/v1#a' cannot serve a run before"):
-        known_form("http://host/v1#a")  # of a study
+    assert known_form("http://host/v1#a") == "http://host/v1#a"
+    for url, said in {
+        "http:///v1": "is no URL",
+        "http://host/v1/chat/completions": "is of chats",
+        "http://me:secret@host/v1/chat": "OPENAI_API_KEY",
+        "http://host/v1?version=2": "has a query",
+    }.items():
+        with pytest.raises(ValueError, match=said) as refused:
+            known_form(url)
+        assert "secret" not in str(refused.value)
 
 
 @pytest.mark.parametrize("name", BITSANDBYTES_FORMS)

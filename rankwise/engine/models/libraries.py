@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
+import logging
 import os
 import sys
 import warnings
@@ -23,6 +24,8 @@ def quiet_libraries() -> None:
     )
     # of tqdm in a notebook without widgets, which our progress does not need
     warnings.filterwarnings("ignore", message="IProgress not found")
+    # of bitsandbytes, which peft imports, about kernels that nothing here calls
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     for name in ("transformers.utils.logging", "datasets.utils"):
         if name in sys.modules:  # it asked for the variables when it was imported
             sys.modules[name].disable_progress_bar()

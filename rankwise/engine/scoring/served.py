@@ -16,6 +16,7 @@ from urllib.parse import unquote, urlsplit
 from rankwise.errors import ConfigError, ModelError, TaskError, to_install
 from rankwise.records import quantities
 from rankwise.records.files import cache_folder, writing
+from rankwise.records.forms import completions_root
 from rankwise.tasks.questions import (
     Advance,
     Continuation,
@@ -50,32 +51,24 @@ class ServedModel:
 
     attached: Set[str] = frozenset()
 
-    def __init__(self, form: str, tokenizer: Any) -> None:
+    def __init__(self, form: str, tokenizer: Any, run: str = "") -> None:
         """Look for the server and its model.
 
         Args:
             form: such as ``http://localhost:8000/v1#my-adapter``.
             tokenizer: of the base.
+            run: the model's name, where ``form`` names none; empty: the only one that is served.
 
         Raises:
             ConfigError: it is no URL of completions.
             ModelError: nothing answers there, it does not serve this model or one model alone, or
                 lm-eval's client cannot be imported.
         """
-        url = urlsplit(form)
-        path = (url.path.rstrip("/") or "/v1").removesuffix("/completions")
-        if not url.hostname or path.endswith("/chat"):
-            why = (
-                "is no URL"
-                if not url.hostname
-                else "is of chats: the server would write its own prompts"
-            )
-            raise ConfigError(
-                "check",
-                [f"--forms: {form!r} {why}; write http://HOST:PORT/v1#MODEL, of completions"],
-            )
+        try:
+            self._root = completions_root(form)
+        except ValueError as error:
+            raise ConfigError("check", [f"--forms: {error}"]) from error
         self.form, self._tokenizer = form, tokenizer
-        self._root = f"{url.scheme}://{url.netloc}{path}"
         self._file: Path | None = None
         try:
             from lm_eval.models.openai_completions import LocalCompletionsAPI
@@ -95,7 +88,7 @@ class ServedModel:
             ) from error
         self._client.tokenized_requests = True
         logging.getLogger("lm_eval.models.api_models").setLevel(logging.CRITICAL)
-        self.model = self._client.model = self._find_model(unquote(url.fragment))
+        self.model = self._client.model = self._find_model(unquote(urlsplit(form).fragment) or run)
 
     def take_off(self, name: str) -> None:
         raise NotImplementedError

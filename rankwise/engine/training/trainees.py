@@ -303,7 +303,8 @@ class Trainee:
             raise DivergedError(f"the KL from the base was {kl} at step {step}")
         first = self.metrics[0].loss_nats if self.metrics else loss
         limit = EXPLODED * max(first, math.log(vocab_size))
-        if loss > limit:
+        # the loss of GRPO is of advantages, whose scale is that of the rewards
+        if loss > limit and not isinstance(self.own, GrpoConfig):
             raise DivergedError(
                 f"the loss was {loss:.4g} nats at step {step}, above {limit:.4g}: {EXPLODED:g} "
                 "times the first loss and that of a uniform guess"

@@ -57,8 +57,11 @@ def _reward_falls(source: OptionGains, option: Option, found: Sequence[_Changed]
 
 def _run_away(source: OptionGains, option: Option, found: Sequence[_Changed]) -> Signature:
     texts, by = max(found, key=lambda each: each.by.estimate)
-    is_rewarded = isinstance(source.results.study.config.train.written, GrpoConfig)
-    of_rewards = "give a reward that counts length, set loss_type: dr_grpo, " if is_rewarded else ""
+    written, of_rewards = source.results.study.config.train.written, ""
+    if isinstance(written, GrpoConfig):
+        of_rewards = "give a reward that falls with length, "
+        if written.loss_type == "grpo":  # in which a token of a long text counts less
+            of_rewards += "set loss_type: dr_grpo, "
     return Signature(
         name="texts_run_away",
         train_task=source.results.train_task,

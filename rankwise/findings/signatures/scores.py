@@ -21,6 +21,7 @@ from rankwise.findings.stats.estimates import mean_over_tasks, seed_spread, wils
 from rankwise.findings.stats.items import POINTS, Items, num_clusters
 from rankwise.findings.transfer import TESTED
 from rankwise.records import quantities
+from rankwise.records.config.objectives import GrpoConfig
 from rankwise.records.recommendation import Recommendation
 from rankwise.records.results import ModelResults
 from rankwise.records.study import Unit
@@ -54,7 +55,9 @@ def _worse_than_base(
     source: OptionGains, recommendation: Recommendation, option: Option, task: str
 ) -> Iterator[Signature]:
     loss = _loss(source, option, task)
-    if loss.sign() > 0:
+    # rewards teach no right answers, and those of the rows may stand for none
+    is_rewarded = isinstance(source.results.study.config.train.written, GrpoConfig)
+    if loss.sign() > 0 and not (is_rewarded and loss.unit == "nats"):
         base = quantities.score(source.base_score((task,)).estimate, loss.unit)
         advice = (
             f"Do not use it. Try {_LESS_TRAINING}, and see whether the rows that it was trained "
@@ -80,16 +83,22 @@ def _negative_transfer(
     base = source.base_score((task,)).estimate
     loss = _loss(source, option, task)
     if base > 0 and loss.lower / base > TRANSFER_ALARM_SHARE:
-        advice = (
-            f"If that domain matters, use the base, try {_LESS_TRAINING}, or mix rows of it "
-            "into the training (mitigations in the study file)."
-        )
-        if option.rank is not None and source.results.study.scores is None:
-            base_model = source.results.study.config.base_model.name
+        advice = [f"If that domain matters, use the base, or try {_LESS_TRAINING}."]
+        study = source.results.study
+        if task in study.replayable and source.tasks("retention"):  # which judges every arm
+            # as large a share kept all of a first task while another was trained
+            # (docs/one-after-another.md)
+            advice.append(
+                "Or train it once more with 20 % of the rows from that task's training split: add "
+                f"`{{replay: {{share: 0.2, rows: {{task: {task}}}}}}}` to mitigations in the study "
+                "file, and run it again."
+            )
+        if option.rank is not None and study.scores is None:
             trained = ",".join(source.results.tasks.get("in_domain", ()))
-            base_model, trained, kept = map(shlex.quote, (base_model, trained, task))
-            advice += (
-                f" `rankwise repair {base_model} DIR/runs/{option.plan.name}/adapter --tasks "
+            names = (study.config.base_model.name, trained, task)
+            base_model, trained, kept = map(shlex.quote, names)
+            advice.append(
+                f"`rankwise repair {base_model} DIR/runs/{option.plan.name}/adapter --tasks "
                 f"{trained} --retention {kept} --max-loss 1 --output repaired` looks for a change "
                 "of the adapter that needs no training."
             )
@@ -99,7 +108,7 @@ def _negative_transfer(
             loss,
             statement=f"{option.label} loses {judged_amount(loss)} on {task}, at least "
             f"{100 * loss.lower / base:.0f} % of the base's {quantities.score(base, 'points')}.",
-            advice=_format_advice(source, recommendation, option, task) or advice,
+            advice=_format_advice(source, recommendation, option, task) or " ".join(advice),
         )
 
 
@@ -147,6 +156,8 @@ def _train_test_gap(
     items, confidence = source.results.base.items, source.confidence
     unit = items[task].unit
     if unit != recommendation.unit or items[seen].metric != items[task].metric:
+        return
+    if task in source.results.base.labelled_tasks:  # nobody labelled the trained rows
         return
     gap = source.mean_of(source.gap_parts(option.runs, {task: seen}), unit)
     if gap.sign(at=recommendation.delta) <= 0:

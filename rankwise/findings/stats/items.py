@@ -85,6 +85,10 @@ def lead_size(task: Items, averaging: Floats) -> float:
     Leads are smaller than gains where options move together. It is the same quantile of the runs'
     distances from the mean of the options, scaled so that those of two options are their lead.
 
+    Runs may be right or wrong where the base is neither, as of pairs of answers, which it takes for
+    equal: between two of them an item is a whole one. Where all runs agree on all items, nothing is
+    known but that two gains are no further apart than twice the size of one.
+
     Args:
         task: (R, n) of R runs. Of right and wrong items, and of one option, the size is that of
             their differences from the base.
@@ -94,6 +98,11 @@ def lead_size(task: Items, averaging: Floats) -> float:
     if task.item_size == 0.0 or task.item_size >= whole or count == 1:
         return task.item_size
     values = task.values if task.scored is None else task.values[:, task.scored]
+    apart = np.abs(values - values[0])
+    if not apart.any():
+        return min(2.0 * task.item_size, whole)
+    if np.isin(apart, (0.0, POINTS)).all():
+        return whole
     from_mean = values - averaging.mean(axis=0) @ values
     scale = math.sqrt(2.0 * count / (count - 1))
     return scale * float(np.quantile(np.abs(from_mean), TAIL_QUANTILE, method="higher"))
@@ -115,6 +124,11 @@ def by_cluster(tasks: Sequence[Items]) -> list[Items]:
         group[0]._replace(clusters=None) if _is_independent(group) else _linearised(group)
         for group in _sharing(tasks)
     ]
+
+
+def gives_an_error(part: Items) -> bool:
+    """Whether there are two independent numbers: items, or clusters of them."""
+    return min(part.num_scored, num_clusters([part]) or part.num_scored) > 1
 
 
 def num_clusters(tasks: Sequence[Items]) -> int | None:

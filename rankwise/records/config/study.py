@@ -319,7 +319,7 @@ class StudyConfig(Section):
     analysis: AnalysisConfig = AnalysisConfig()
     recommendation: RecommendationConfig = RecommendationConfig()
     deploy: AnyNumber[Annotated[Text, AfterValidator(known_form)]] = ()
-    """Forms in which the recommended run is checked, such as ``merged-bf16``."""
+    """Forms in which the recommended run is checked, such as ``merged-bf16``, or a server's URL."""
     tracking: AnyNumber[Tracker] = ()
     """Experiment trackers that log losses, scores and the verdict; no result depends on them."""
 

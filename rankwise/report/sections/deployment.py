@@ -30,10 +30,11 @@ def deployment_section(found: Sequence[DeployedRun], *_: object) -> ReportSectio
         [
             "The adapter is merged into the base, which is then rounded to each form, or is put "
             "beside a rounded base (beside-4bit, beside-8bit). It answers the same items as the "
-            "adapter as it was trained. A form keeps enough where the loss of each "
-            "group of tasks is shown to be below its margin, and loses too much where one is shown "
-            "to be above. Everything is scored in float32, so nothing but the rounding of the "
-            "weights differs. The recommendation does not rest on this.",
+            "adapter as it was trained. A server (http://) answers as it is, in its own precision. "
+            "A form keeps enough where the loss of each group of tasks is shown to be below its "
+            "margin, and loses too much where one is shown to be above. All but servers are scored "
+            "in float32, so nothing but the rounding of the weights differs. The recommendation "
+            "does not rest on this.",
             *(line for each in found for line in each.lines),
             *(f"{each.run}: {warning}" for each in found for warning in each.warnings),
         ],
@@ -56,7 +57,7 @@ def _table(found: DeployedRun) -> Table:
         found.forms,
         Column("form", "Form"),
         *(change(place) for place in range(len(found.forms[0].means))),
-        Column("num_bytes", "On the disk", write=in_words),
+        Column(lambda form: form.num_bytes or None, "On the disk", write=in_words),
         Column("delta.relative_error", "Rounding", "times delta", quantities.ratio),
         Column("delta.kept_share", "Delta kept", write=_kept),
         Column("verdict", "Verdict", write=VERDICTS),
@@ -80,10 +81,14 @@ class _Line(NamedTuple):
 
     @property
     def verdict(self) -> str:
-        """That of the tasks whose first this is."""
-        means = () if self.form is None else self.form.means
-        words = (mean.verdict for mean in means if mean.tasks[0] == self.score.task)
-        return next(words, "").replace("_", " ")
+        """That of the tasks whose first this is; of a server that of all its answers."""
+        form = self.form
+        if form is None:
+            return ""
+        means = (mean for mean in form.means if mean.tasks[0] == self.score.task)
+        if (mean := next(means, None)) is None:
+            return ""
+        return (form if form.served else mean).verdict.replace("_", " ")
 
 
 def check_table(record: DeploymentCheck) -> Table:

@@ -95,12 +95,12 @@ def repair_section(found: Sequence[AdapterRepair], *_: object) -> ReportSection:
     for each in found:
         title = f"What repairs would do to {each.model}"
         tables.append(TitledTable(title, repair_table(each.choice).behind(run=each.model)))
-        if (judged := each.choice.judged) is not None:
-            title = f"{each.model}, {judged.repair.label}"
+        if (repair := each.choice.repair) is not None:
+            title = f"{each.model}, {repair.label}"
             place = "not written" if each.folder is None else f"written to {each.folder}"
             scores = Table.of(
                 f"On all items; {place}.",
-                judged.tasks,
+                each.choice.tasks,
                 Column(lambda row: Cell(row.task, "", row.relation.replace("_", "-")), "Task"),
                 Column("metric", "Metric"),
                 Column("num_items", "Items"),
@@ -143,7 +143,7 @@ def repair_table(choice: RepairChoice) -> Table:
         choice.curve,
         Column(name, "Repair"),
         Column("gain", "Gain", choice.unit, cells.in_unit(choice.unit)),
-        Column("retention_loss", "Retention loss", "points", cells.in_unit("points")),
+        Column("retention", "Retention", "change, points", cells.in_unit("points")),
         Column("keeps_enough", "Keeps enough"),
         Column("repair.label", file="label"),
         file="repairs",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 
@@ -26,6 +27,7 @@ from rankwise.records.axes import lora_settings
 from rankwise.records.clusters import cluster_fields, cluster_numbers
 from rankwise.records.config.study import StudyConfig
 from rankwise.records.folder import LOSS_METRIC
+from rankwise.records.forms import is_served
 from rankwise.records.p_right import P_RIGHT
 from rankwise.records.results import MIN_ITEMS, TOKENS_METRIC
 from rankwise.records.study import Relation, StudyTasks
@@ -81,6 +83,13 @@ def check_settings(config: StudyConfig, issues: Issues) -> None:
             "search: a ladder does not train full fine-tuning; use search.policy=narrow to "
             "compare it"
         )
+    if config.search.policy == "ladder":
+        ranks = [settings.rank for settings in lora_settings(config)]
+        if twice := next((rank for rank in ranks if ranks.count(rank) > 1), None):
+            issues.problems.append(
+                f"search.policy: a ladder climbs from rank to rank, and rank {twice} has several "
+                "settings (alpha, rate, target_modules or epochs); give one of each, or use narrow"
+            )
     if config.search.grows and config.evaluation.limit is None:
         more = "nothing" if config.is_searched else "seeds alone"
         issues.warnings.append(
@@ -92,7 +101,7 @@ def check_settings(config: StudyConfig, issues: Issues) -> None:
             "seeds: two seeds hardly show how much runs vary, so a verdict about the rank, with "
             "other seeds, has wide bounds; use three or more, or one, and judge its adapters alone"
         )
-    for form in config.deploy:
+    for form in itertools.filterfalse(is_served, config.deploy):
         with issues.of("deploy"):
             find_forms([form])
     if config.deploy and config.methods.lora is None and not config.methods.imported:
@@ -164,6 +173,12 @@ def check_tasks(
                 f"evaluation.metric.{name}: no metric {wanted!r}; it has {', '.join(known)}"
             )
     _check_labels(config, by_name, issues)
+    sampled = [task.name for task in tasks if task.num_draws]
+    if sampled and any(map(is_served, config.deploy)):
+        issues.problems.append(
+            f"deploy: {', '.join(sampled)} samples its texts, and no server draws as another does; "
+            "leave the server out, or score greedy texts"
+        )
     try:
         fields = cluster_fields(config.evaluation.clusters, scored)
     except TaskError as error:

@@ -185,7 +185,7 @@ class StudyPlan:
             return False
         for doc_ids in (in_random_order(task.doc_ids)[:num_items], range(num_items)):
             digest = task.digest_of(doc_ids)
-            of_task = _task_fingerprint(study.config, study.precision, task, digest, earlier.limit)
+            of_task = task_fingerprint(study.config, study.precision, task, digest, earlier.limit)
             if earlier.fingerprint == fingerprint([model_fingerprint, of_task]):
                 return True
         return False
@@ -550,7 +550,7 @@ def _answered_in_part(
     return parts
 
 
-def _task_fingerprint(
+def task_fingerprint(
     config: StudyConfig, precision: str, task: PreparedTask, digest: str, limit: int | None
 ) -> str:
     """The fingerprint of everything that scores on a task depend on, besides the model."""
@@ -571,7 +571,7 @@ def _task_fingerprints(
     config: StudyConfig, precision: str, tasks: Mapping[str, PreparedTask]
 ) -> dict[str, str]:
     return {
-        name: _task_fingerprint(config, precision, task, task.digest, task.limit)
+        name: task_fingerprint(config, precision, task, task.digest, task.limit)
         for name, task in tasks.items()
     }
 
@@ -585,7 +585,7 @@ def _first_items(
         num_items=number,
         num_all=task.num_items,
         num_tokens=part.num_distinct_tokens,
-        fingerprint=_task_fingerprint(config, precision, part, part.digest, part.limit),
+        fingerprint=task_fingerprint(config, precision, part, part.digest, part.limit),
     )
 
 

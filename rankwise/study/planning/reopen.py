@@ -10,11 +10,10 @@ from rankwise.errors import PlanError, TaskError, closest
 from rankwise.records.study import StudyRecord
 from rankwise.study.planning.issues import Issues
 from rankwise.study.planning.model import StudyModel, refuse_scores, study_model
-from rankwise.study.planning.plan import StudyPlan
+from rankwise.study.planning.plan import StudyPlan, task_fingerprint
 from rankwise.study.planning.tasks import TaskFinder
-from rankwise.tasks.item_order import in_random_order
 from rankwise.tasks.requests import PreparedTask, prepared_task
-from rankwise.tasks.resolution import TaskNotFound, load_tasks
+from rankwise.tasks.resolution import LoadedTask, TaskNotFound, load_tasks
 
 
 def reopen_study(
@@ -35,7 +34,8 @@ def reopen_study(
         report: receives a line for each download and conversion.
 
     Raises:
-        PlanError: the base model cannot be had, or is another one than the study was made with.
+        PlanError: the base model cannot be had, or is another one than the study was made with, or
+            a task has other items than the study scored.
         TaskError: a name is unknown, or a task cannot be scored.
         DataError: the data of a task cannot be had.
     """
@@ -83,21 +83,32 @@ def _prepared(
             near = closest(name, study.scored_tasks())
             hint = f"; the study scores {near!r}" if near else ""
             raise TaskError(f"--tasks: {leaves}{hint}")
-        if task := planned.get(name):
-            if limit is not None:
-                # of the items that the study scores, the first of the random order
-                as_planned = {"num_fewshot": task.num_fewshot, "chat_template": task.chat_template}
-                task = prepared_task(
-                    task.loaded,
-                    model.tokenizer,
-                    model.max_length,
-                    config.evaluation.model_copy(update=as_planned),
-                    limit=limit,
-                    doc_ids=in_random_order(task.doc_ids)[:limit],
-                )
-            prepared[name] = task
-        for leaf in leaves:
-            prepared[leaf.name] = prepared_task(
-                leaf, model.tokenizer, model.max_length, config.evaluation, limit=limit
-            )
+        for task in [planned[name]] if name in planned else leaves:
+            prepared[task.name] = _limited(study, model, task, limit)
     return list(prepared.values())
+
+
+def _limited(
+    study: StudyRecord, model: StudyModel, task: PreparedTask | LoadedTask, limit: int | None
+) -> PreparedTask:
+    """The first items of a task's random order, which begin with those that the study scored."""
+    settings = study.config.evaluation
+    whole = task
+    if not isinstance(whole, PreparedTask):
+        whole = prepared_task(whole, model.tokenizer, model.max_length, settings)
+    # a study that was stopped at a part of its items has that part's fingerprint
+    known = study.task_fingerprints.get(whole.name) if study.share == 1.0 else None
+    if known not in (
+        None,
+        task_fingerprint(study.config, study.precision, whole, whole.digest, whole.limit),
+    ):
+        problem = (
+            f"{whole.name}: its items are no longer those that the study scored; put its rows back "
+            "as they were, or run a study of the new ones in another folder"
+        )
+        raise PlanError(study.config.name, model.base.name, [problem])
+    if limit is None:
+        return whole
+    if limit > whole.num_items and not isinstance(task, PreparedTask):  # more than the study scored
+        return prepared_task(task, model.tokenizer, model.max_length, settings, limit=limit)
+    return whole if limit >= whole.num_items else whole.first(limit)._replace(limit=limit)

@@ -189,6 +189,7 @@ class TaskFinder:
             validation_items={n: part.validation for n, part in parts.items() if part.validation},
             prompted={name: part.prompted for name, part in parts.items() if part.prompted},
             earlier={source.name: tuple(source.earlier) for source in sources if source.earlier},
+            replayable=self._replayable(sources),
             overlaps={name: part.overlaps for name, part in parts.items()},
             groups={group: tuple(dict.fromkeys(its)) for group, its in groups.items()},
             domains=self._domains(leaves),
@@ -243,8 +244,10 @@ class TaskFinder:
 
     def _ending(self, source: _Source, rows: Sequence[TrainingRow]) -> str | None:
         """The name of the task that scores how some rows end; None where it would say nothing."""
-        # both answers of a pair end alike, so DPO teaches nothing of their end
-        if len(rows) < MIN_ITEMS or self.config.train.dpo is not None:
+        train = self.config.train
+        # both answers of a pair end alike, so DPO teaches nothing of their end; own texts end as
+        # the model ends them
+        if len(rows) < MIN_ITEMS or train.dpo is not None or train.written is not None:
             return None
         loaded = ending_items(source.task, rows)
         task = self._prepared("in_domain", loaded, num_first=len(rows))
@@ -521,10 +524,26 @@ class TaskFinder:
                     f"{name!r} is trained on and cannot be scored; name tasks that it should help"
                 )
 
+    def _replayable(self, sources: Iterable[_Source]) -> tuple[str, ...]:
+        """As ``StudyTasks`` says; none where the objective takes no arm that replays rows."""
+        train = self.config.train
+        if train.dpo is not None or train.written is not None:
+            return ()
+        found = [task for source in sources for task in source.leaves["out_of_domain"].values()]
+        trained = {task.name for name in train.tasks for task in self._loaded.get(name, ())}
+        return tuple(
+            dict.fromkeys(
+                task.name
+                for task in found
+                if task.name not in trained
+                and task.task.has_training_docs()
+                and task.task.config.training_split != _scored_split(task)
+            )
+        )
+
     def _is_spent(self, name: str, task: LoadedTask) -> bool:
         """Whether the items that it scores are those trained on under that name."""
-        config = task.task.config
-        return self._trained_split(name, task) == (config.test_split or config.validation_split)
+        return self._trained_split(name, task) == _scored_split(task)
 
     def _trained_split(self, name: str, task: LoadedTask) -> str | None:
         return self.config.train.split_of(name) or task.task.config.training_split
@@ -767,3 +786,7 @@ def _lost_unsaid(data: UserData) -> Iterator[str]:
             f"train.data: {num_empty} of {len(data.training)} training rows have an empty prompt; "
             "give one or drop them"
         )
+
+
+def _scored_split(task: LoadedTask) -> str | None:
+    return task.task.config.test_split or task.task.config.validation_split

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rankwise.records.fingerprints import scoring_fingerprint
 from rankwise.records.folder import BASE, StudyFolder
 from rankwise.records.names import samples_beside
-from rankwise.records.study import PlannedRun, TaskEvaluation
+from rankwise.records.study import PlannedRun, Provenance, TaskEvaluation
 from rankwise.study.stages.stage import (
     TOKEN_BYTES,
     Graph,
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from rankwise.study.context import StudyContext
     from rankwise.tasks.evaluation import Known, ScoredModel, Scoring
     from rankwise.tasks.judgement import Responses
+    from rankwise.tasks.questions import Scorer
     from rankwise.tasks.requests import PreparedTask
     from rankwise.weights.session import ScoringSession
 
@@ -165,7 +166,9 @@ class ScoreWorker:
             for model in models
         ]
         work = stage.work / len(stage.models)
-        scorings = score_task(self._context, session, scored, task, work=work)
+        scorings = score_task(
+            self._context, session.scorer, session.provenance, scored, task, work=work
+        )
         unchanged: list[Scoring] = []
         is_text = task.loaded.output_type == "generate_until"
         doc_ids, before = {*task.doc_ids}, list[list[float]]()
@@ -207,17 +210,19 @@ class ScoreWorker:
 
 def score_task(
     context: StudyContext,
-    session: ScoringSession,
+    scorer: Scorer,
+    provenance: Provenance,
     models: Sequence[ScoredModel],
     task: PreparedTask,
     *,
     work: float,
 ) -> list[Scoring]:
-    """Score models of a session on a task of the study; the records say what made them.
+    """Score models on a task of the study; the records say what made them.
 
     Args:
         context: is told of the work.
-        session: has the models.
+        scorer: has the models.
+        provenance: what produces its answers.
         models: are scored together.
         task: with the items that they answer.
         work: of each model, in distinct tokens.
@@ -225,9 +230,12 @@ def score_task(
     Raises:
         ModelError: a log-likelihood is not finite.
     """
+    from rankwise.tasks.evaluation import evaluate
+
     # the scorer tells of all tokens of all requests, the work is that of the distinct ones
     per_token = work / max(task.num_tokens, 1)
-    scorings = session.score(
+    scorings = evaluate(
+        scorer,
         models,
         task,
         metric=context.study.config.evaluation.scored_by(task.name),
@@ -235,7 +243,7 @@ def score_task(
         skipped=lambda num_tokens: context.tell.skipped(num_tokens * per_token),
         of_base=_base_answers(context.folder, task),
     )
-    made = {"provenance": session.provenance}
+    made = {"provenance": provenance}
     return [each._replace(record=each.record.model_copy(update=made)) for each in scorings]
 
 

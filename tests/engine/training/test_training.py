@@ -27,6 +27,7 @@ from rankwise.engine.models.seeds import seed_of
 from rankwise.engine.training import loop as training
 from rankwise.engine.training.trainees import AdapterTrainee, StepGradients
 from rankwise.errors import DataError, DivergedError, RecordError
+from rankwise.records.config.objectives import GrpoConfig
 from rankwise.records.config.training import TrainConfig
 from rankwise.tasks.training_rows import TrainingRow
 from tests.support.passes import CPU, ROWS, TARGETS, Heard, Setting, config
@@ -376,6 +377,17 @@ def test_a_loss_far_above_a_uniform_guess_has_exploded(setting: Setting) -> None
     step(2 * math.log(400) - 0.1)
     with pytest.raises(DivergedError, match=r"at step 3, above 11\.98: 2 times the first loss"):
         step(2 * math.log(400) + 0.1)
+
+
+def test_a_loss_of_rewards_has_their_scale_and_has_not_exploded(setting: Setting) -> None:
+    trainee = setting.trainee(config())
+    trainee.own = GrpoConfig(rewards=("json",))
+    norm = float(trainee.finish_gradients())
+    trainee.take_step(StepGradients(1.0, None, norm), vocab_size=400)
+    with pytest.raises(DivergedError, match="the loss was nan"):
+        trainee.take_step(StepGradients(math.nan, None, norm), vocab_size=400)
+    trainee.take_step(StepGradients(1000.0, None, norm), vocab_size=400)
+    assert trainee.metrics[-1].loss_nats == 1000.0
 
 
 @pytest.mark.parametrize("at", [1, 5])
