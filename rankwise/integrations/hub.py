@@ -23,7 +23,9 @@ from rankwise.integrations.study_files import refuse_links, study_files
 from rankwise.records.files import read_record, write_atomically, write_record, writing
 from rankwise.records.folder import StudyFolder
 from rankwise.records.places import LocalFolders, paths_in
-from rankwise.records.study import PlannedRun, StudyRecord
+from rankwise.records.quantities import listed
+from rankwise.records.results import StudyResults
+from rankwise.records.study import PlannedRun
 from rankwise.records.study_file import study_file_text
 from rankwise.report.page import write_report
 from rankwise.study.conclusion import conclude
@@ -90,7 +92,7 @@ def write_shared(
     items = item_table(outcome.results, folder.read_samples, with_texts=with_items)
     losses = {each.name: folder.read_losses(each.name) for each in outcome.results.runs}
     write_report(target / STUDY, *outcome, items, losses, study=Path(STUDY))
-    return chosen.planned.name, tuple(_remarks(study))
+    return chosen.planned.name, tuple(_remarks(outcome.results, with_items=with_items))
 
 
 def _adapter_of(folder: StudyFolder, planned: PlannedRun) -> Path:
@@ -127,7 +129,8 @@ def _write_records(
             write_record(place, folders.out_of(read_record(path, kind)))
 
 
-def _remarks(study: StudyRecord) -> Iterator[str]:
+def _remarks(results: StudyResults, *, with_items: bool) -> Iterator[str]:
+    study = results.study
     base = study.config.base_model
     if study.config.start_in_words:
         yield (
@@ -144,6 +147,9 @@ def _remarks(study: StudyRecord) -> Iterator[str]:
             f"the study's base was rounded to 4 bits; {base.name_elsewhere}, which the card names, "
             "is as it was before"
         )
+    for task, items in results.base.items.items():
+        if items.fields and not with_items:
+            yield f"the scores of {task} name the fields of its answers: {listed([*items.fields])}"
 
 
 class PushedFile(NamedTuple):

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from rankwise.errors import ConfigError, PlanError
+from rankwise.integrations.hub import write_shared
 from rankwise.records.folder import StudyFolder
 from rankwise.records.study_file import load_config
 from rankwise.study.planning.plan import plan_study
@@ -58,7 +59,7 @@ def with_own(file: Path, name: str, **settings: Any) -> Path:
 
 
 def test_own_sets_are_tasks_of_their_roles_up_to_the_verdict(
-    study_file: Path, tmp_path: Path
+    study_file: Path, tmp_path: Path, sentence: Sentences
 ) -> None:
     outcome, _ = run(study_file, tmp_path / "study")
     study = outcome.results.study
@@ -95,6 +96,17 @@ def test_own_sets_are_tasks_of_their_roles_up_to_the_verdict(
     shutil.rmtree(tmp_path / "own")
     again = read_results(StudyFolder(tmp_path / "moved"))
     assert again.base.items == base.items
+
+    for with_items in (False, True):
+        shared = tmp_path / f"shared-{with_items}"
+        name = next(planned.name for planned in study.runs if planned.method == "lora")
+        _, remarks = write_shared(
+            StudyFolder(tmp_path / "moved"), shared, name, with_items=with_items
+        )
+        about = [remark for remark in remarks if "fields" in remark]
+        assert len(about) == (not with_items)
+        if about:
+            sentence(about[0], names=("tools", "n"))
 
 
 def test_a_right_answer_that_does_not_fit_is_said_by_the_plan(
