@@ -86,8 +86,9 @@ def lead_size(task: Items, averaging: Floats) -> float:
     distances from the mean of the options, scaled so that those of two options are their lead.
 
     Runs may be right or wrong where the base is neither, as of pairs of answers, which it takes for
-    equal: between two of them an item is a whole one. Where all runs agree on all items, nothing is
-    known but that two gains are no further apart than twice the size of one.
+    equal: between two of them an item is a whole one. Where all runs agree on all such items,
+    nothing is known but that two gains are no further apart than twice the size of one. Shares and
+    losses that agree in every digit are of one model.
 
     Args:
         task: (R, n) of R runs. Of right and wrong items, and of one option, the size is that of
@@ -99,10 +100,11 @@ def lead_size(task: Items, averaging: Floats) -> float:
         return task.item_size
     values = task.values if task.scored is None else task.values[:, task.scored]
     apart = np.abs(values - values[0])
-    if not apart.any():
+    if apart.any():
+        if np.isin(apart, (0.0, POINTS)).all():
+            return whole
+    elif np.isin(values - values.min(), (0.0, POINTS)).all():
         return min(2.0 * task.item_size, whole)
-    if np.isin(apart, (0.0, POINTS)).all():
-        return whole
     from_mean = values - averaging.mean(axis=0) @ values
     scale = math.sqrt(2.0 * count / (count - 1))
     return scale * float(np.quantile(np.abs(from_mean), TAIL_QUANTILE, method="higher"))
