@@ -379,7 +379,8 @@ def tokenise_rows(
 ) -> list[Example]:
     """Tokenise rows, with the boundary between prompt and completion where scoring has it.
 
-    Spaces at the end of a prompt are learned with the completion. The shorter of the config's
+    Spaces at the end of a prompt are learned with the completion; where a model is to write the
+    completion itself, they stay in its prompt. The shorter of the config's
     ``max_length`` and the model's own, in tokens, is the limit.
 
     Raises:
@@ -390,6 +391,11 @@ def tokenise_rows(
     encoder = TextEncoder(tokenizer)
 
     def example(index: int, row: TrainingRow) -> Example:
+        where = f"training row {index} of those that are left to train on, from 0"
+        if config.written is not None:
+            # whole, as a prompt is read that is scored: nothing follows that its spaces could join
+            prompt = encoder.encode(row.prompt) or [encoder.prefix_id]
+            return asked(where, row, prompt, config.written)
         turns: list[list[int]] = []
         if row.turns:
             whole, turns = encoder.located(row.prompt + row.completion, row.turns)
@@ -399,9 +405,6 @@ def tokenise_rows(
             split_of = encoder.as_written if row.is_written else encoder.split
             split = split_of(row.prompt, row.completion)
         tokens, num_completion = split.context + split.continuation, len(split.continuation)
-        where = f"training row {index} of those that are left to train on, from 0"
-        if config.written is not None:
-            return asked(where, row, split.context, config.written)
         if split.is_swallowed:
             answer = row.completion.removesuffix(row.end)
             raise DataError(f"{where}: {swallowed(row.prompt, answer)}")

@@ -225,3 +225,17 @@ def test_merged_rows_are_counted_when_a_study_is_planned(
     number = sum(example.is_merged for example in examples)
     assert 0 < number < len(examples)
     sentence(said, names=("train", number, len(examples), "The colou"))
+
+
+@pytest.mark.parametrize("prompt", [f"{START}assistant\n", "Answer: ", "Answer:", ""])
+def test_a_prompt_that_a_model_answers_itself_is_read_whole_by_model_and_teacher(
+    tokenizer: Any, prompt: str
+) -> None:
+    config = TrainConfig.model_validate({"data": "rows.jsonl", "objective": {"sdft": {}}})
+    (example,) = tokenise_rows(
+        [TrainingRow(prompt, "Yes", taught=f"Yes. {prompt}")], tokenizer, config, 2048
+    )
+    read = TextEncoder(tokenizer).encode
+    assert list(example.tokens) == (read(prompt) or [TextEncoder(tokenizer).prefix_id])
+    assert example.asks is not None
+    assert list(example.asks.teacher) == read(f"Yes. {prompt}")
