@@ -209,7 +209,7 @@ class ModelResults(Record):
         return cls(name=name, run=run, evaluations=evaluations, items=items, **others)
 
     def in_clusters(self, clusters: Mapping[str, Mapping[int, int]]) -> Self:
-        """The same with these clusters, task -> item -> number."""
+        """The same with these clusters, task -> item -> number, in its forms too."""
         items = {
             task: each.model_copy(
                 update={"clusters": tuple(clusters[task][doc_id] for doc_id in each.doc_ids)}
@@ -218,7 +218,11 @@ class ModelResults(Record):
             else each
             for task, each in self.items.items()
         }
-        return self.model_copy(update={"items": items})
+        forms = tuple(
+            form.model_copy(update={"scores": form.scores.in_clusters(clusters)})
+            for form in self.forms
+        )
+        return self.model_copy(update={"items": items, "forms": forms})
 
     def without_items(self, left_out: Mapping[str, Collection[int]]) -> Self:
         """The same without some items of tasks, in its forms too."""

@@ -233,8 +233,10 @@ def _answers(
         requests, said = requests_of(line), line.get("filtered_resps")
         text = str(said[0] if isinstance(said, list) and said else said)
         question = str(requests[0][0]) if requests else ""
-        key = f"k{_hash(task, str(doc_id), text)}"  # 16 digits alone would be a number to Excel
-        found[doc_id] = _AnswerRow(key, question, str(line.get("target", "")), text)
+        right = str(line.get("target", ""))
+        # 16 digits alone would be a number to Excel
+        key = f"k{_hash(task, str(doc_id), question, right, text)}"
+        found[doc_id] = _AnswerRow(key, question, right, text)
     return found
 
 

@@ -48,6 +48,9 @@ MOST_NEW_TOKENS = 256
 """Tokens of an answer to a person's question, at most, unless another number is given."""
 
 
+_OF_SAMPLING = {"do_sample", "temperature", "top_k", "top_p"}
+
+
 class GenerationSettings(NamedTuple):
     """How a prompt is continued.
 
@@ -61,6 +64,11 @@ class GenerationSettings(NamedTuple):
     max_new_tokens: int
     stops: tuple[str, ...] = ()
     options: tuple[tuple[str, float | int | bool], ...] = ()
+
+    @property
+    def changes_of_greedy(self) -> tuple[str, ...]:
+        """The options by which a text is another than the likeliest token, one after another."""
+        return tuple(name for name, _ in self.options if name not in _OF_SAMPLING)
 
 
 class Prompt(NamedTuple):

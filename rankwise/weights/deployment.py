@@ -56,6 +56,8 @@ from rankwise.weights.session import (
 ADAPTER = "adapter"
 # Share by which two log-likelihoods of a whole text may differ and still be the same answer.
 _ALIKE = 0.01
+_FEWEST_TEXTS = 5
+"""Texts of the base, where the adapter writes others, by which a server is said to ignore it."""
 
 
 class Question(NamedTuple):
@@ -257,7 +259,7 @@ def served_beside(
             adapter once more, in the precision of the base.
     """
     by_task: list[ServedItems] = []
-    moved = kept = away = as_adapter = as_base = 0.0
+    moved = kept = away = as_adapter = as_base = changed = 0.0
     for task in tasks:
         base, ours, its, rounded = read(task)
         differ, largest = list[int](), list[float]()
@@ -265,6 +267,7 @@ def served_beside(
             of_item = (base[doc_id], ours[doc_id], served, rounded[doc_id])
             before, after, answers, again = map(_flat, of_item)
             if isinstance(answers[0], str):
+                changed += after != before
                 as_adapter += answers == after != before
                 as_base += answers == before != after
             else:
@@ -285,12 +288,14 @@ def served_beside(
                 largest_nats=max(largest, default=None),
             )
         )
-    share = None
+    share, ignores = None, False
     if moved > 0:
         share = kept / moved
+        ignores = share < 0.5 and away <= moved
     elif as_adapter + as_base:
         share = as_adapter / (as_adapter + as_base)
-    ignores = share is not None and share < 0.5 and away <= moved
+        # a text that is neither's is no sign of the base, and a near tie or two are none either
+        ignores = as_base >= max(_FEWEST_TEXTS, changed / 2.0)
     return Served(tasks=tuple(by_task), adapter_share=share, ignores_adapter=ignores)
 
 

@@ -25,6 +25,7 @@ from rankwise.study.planning.plan import plan_study
 from rankwise.study.reading import read_results
 from rankwise.study.stages.form import CheckForm
 from rankwise.study.stages.graph import stages
+from rankwise.weights.deployment import served_beside
 from tests.planted.beside import stored_in_bfloat16
 from tests.planted.rounded import KEPT, LOST, blue_tasks, deciding_adapter, undecided_base
 from tests.support.audited_models import load
@@ -246,6 +247,45 @@ def test_a_server_cannot_be_asked_for_sampled_texts(tmp_path: Path, sentence: Se
         plan_study(load_config(file, overrides))
     (problem,) = [text for text in caught.value.problems if text.startswith("deploy: ")]
     sentence(problem, names=("sums",))
+
+
+def test_a_server_cannot_be_asked_for_other_than_plain_texts(
+    tmp_path: Path, sentence: Sentences
+) -> None:
+    file = study_file(tmp_path, KEPT)
+    task = tmp_path / "tasks" / "sums.yaml"
+    old, new = "do_sample: false", "do_sample: false, temperature: 0, repetition_penalty: 1.3"
+    task.write_text(task.read_text().replace(old, new))
+    overrides = ["deploy=[http://localhost:1/v1]", "evaluation.retention=[sums]"]
+    with pytest.raises(PlanError) as caught:
+        plan_study(load_config(file, overrides))
+    (problem,) = [text for text in caught.value.problems if text.startswith("deploy: ")]
+    sentence(problem, names=("sums", "repetition_penalty"))
+
+
+@pytest.mark.parametrize(
+    ("changed", "of_base", "of_neither", "ignores"),
+    [(40, 40, 0, True), (40, 20, 20, True), (40, 1, 39, False), (1, 1, 0, False), (6, 3, 3, False)],
+)
+def test_a_server_ignores_an_adapter_only_if_it_writes_as_the_base_does(
+    changed: int, of_base: int, of_neither: int, ignores: bool
+) -> None:
+    items = range(50)
+    base = {item: [("base",)] for item in items}
+    ours = {item: [("ours" if item < changed else "base",)] for item in items}
+    its = ours | {item: [("base",)] for item in range(of_base)}
+    its |= {item: [("neither",)] for item in range(of_base, of_base + of_neither)}
+    found = served_beside(["texts"], lambda _: [base, ours, its, ours])
+    assert found.ignores_adapter == ignores
+    assert found.tasks[0].differ == tuple(range(of_base + of_neither))
+
+
+def test_the_scores_of_a_form_are_in_the_clusters_of_the_items(planted: Planted) -> None:
+    model = next(each for each in read_results(planted.folder).models if each.forms)
+    task, items = next(iter(model.forms[0].scores.items.items()))
+    numbers = {doc_id: doc_id // 4 for doc_id in items.doc_ids}
+    clustered = model.in_clusters({task: numbers})
+    assert clustered.forms[0].scores.items[task].clusters == tuple(numbers.values())
 
 
 def test_servers_have_folders_of_their_own() -> None:

@@ -147,6 +147,26 @@ def test_labels_of_answers_that_no_model_gives_now_are_kept(study: StudyFolder) 
     path.unlink()
 
 
+def test_a_label_is_of_a_question_and_its_right_answer_too(
+    study: StudyFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = study.labels_file("judged")
+    path.unlink(missing_ok=True)
+    found, read = read_judgements(study), StudyFolder.read_samples
+    write_labels(study, found.study, found.models)
+    fill(path, lambda answer: str(truth(answer)))
+    (file,) = write_labels(study, found.study, found.models)
+    assert file.num_left == 0
+
+    def changed(self: StudyFolder, model: str, task: str, record: Any = None) -> Any:
+        return [line | {"target": "another answer"} for line in read(self, model, task, record)]
+
+    monkeypatch.setattr(StudyFolder, "read_samples", changed)
+    (file,) = write_labels(study, found.study, found.models)
+    assert file.num_left == 20
+    path.unlink()
+
+
 @pytest.mark.parametrize("text", [' "Paris"', "a\rb", "a\r\nb", '"', "=1+1", "k;l,m", "\n"])
 def test_every_answer_can_be_read_back(
     study: StudyFolder, text: str, monkeypatch: pytest.MonkeyPatch

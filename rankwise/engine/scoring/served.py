@@ -143,12 +143,18 @@ class ServedModel:
         """Continue prompts; ``models`` is [None].
 
         Raises:
-            TaskError: texts are to be sampled.
+            TaskError: texts are to be sampled, or by options that a server is not sent.
         """
         if any(dict(each.settings.options).get("do_sample") for each in prompts):
             raise TaskError(
                 "a task samples its texts, and no server draws as another does. Choose tasks with "
                 "greedy texts."
+            )
+        unsent = {name for each in prompts for name in each.settings.changes_of_greedy}
+        if unsent:
+            raise TaskError(
+                f"a task's generation_kwargs have {quantities.listed(sorted(unsent))}, and a "
+                "server is not asked for that. Choose tasks with plain greedy texts."
             )
 
         def told(answers: int, prompt: Prompt) -> None:

@@ -173,8 +173,18 @@ def check_tasks(
                 f"evaluation.metric.{name}: no metric {wanted!r}; it has {', '.join(known)}"
             )
     _check_labels(config, by_name, issues)
+    is_served_after = any(map(is_served, config.deploy))
+    for task in tasks if is_served_after else ():
+        settings = [each.settings for each in task.requests if each.settings is not None]
+        unsent = {name for each in settings for name in each.changes_of_greedy}
+        if unsent:
+            issues.problems.append(
+                f"deploy: the generation_kwargs of {task.name} have "
+                f"{quantities.listed(sorted(unsent))}, and a server is not asked for that; leave "
+                "the server out, or score plain greedy texts"
+            )
     sampled = [task.name for task in tasks if task.num_draws]
-    if sampled and any(map(is_served, config.deploy)):
+    if sampled and is_served_after:
         issues.problems.append(
             f"deploy: {', '.join(sampled)} samples its texts, and no server draws as another does; "
             "leave the server out, or score greedy texts"
