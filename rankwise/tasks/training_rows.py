@@ -10,7 +10,6 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from rankwise.errors import DataError, TaskError, is_fault
-from rankwise.records.config.objectives import WrittenConfig
 from rankwise.records.config.training import TrainConfig
 from rankwise.tasks.chat_templates import Span, end_of_turn, render_chat
 from rankwise.tasks.resolution import LoadedTask
@@ -392,10 +391,10 @@ def tokenise_rows(
 
     def example(index: int, row: TrainingRow) -> Example:
         where = f"training row {index} of those that are left to train on, from 0"
-        if config.written is not None:
-            # whole, as a prompt is read that is scored: nothing follows that its spaces could join
+        if config.written is not None:  # its prompt is read whole, as one that is scored
             prompt = encoder.encode(row.prompt) or [encoder.prefix_id]
-            return asked(where, row, prompt, config.written)
+            taught = encoder.encode(row.taught) if config.written.is_distilled else []
+            return _asked(where, row, prompt, taught, config, max_length)
         turns: list[list[int]] = []
         if row.turns:
             whole, turns = encoder.located(row.prompt + row.completion, row.turns)
@@ -427,28 +426,38 @@ def tokenise_rows(
         num_loss = len(learned) or num_loss
         return Example(kept, num_loss, is_truncated, split.is_merged, other, learned=learned)
 
-    def asked(where: str, row: TrainingRow, prompt: list[int], own: WrittenConfig) -> Example:
-        taught = encoder.encode(row.taught) if own.is_distilled else []
-        longest, room = max(len(prompt), len(taught)), own.max_completion_length
-        if longest + room > limit:
-            what = "its teacher's prompt" if len(taught) == longest else "its prompt"
-            remedy = "Raise train.max_length, or lower max_completion_length."
-            if config.max_length > max_length:
-                remedy = "The model reads no more: shorten the row, or lower max_completion_length."
-            raise DataError(
-                f"{where} ({row.prompt[:60]!r}): {what} has {longest} tokens, an answer may have "
-                f"{room}, and both may have {limit}. {remedy}"
-            )
-        asks = AskedRow(
-            json.dumps(row.columns, default=str, ensure_ascii=False),
-            row.completion.removesuffix(row.end),
-            own.num_generations,
-            room,
-            tuple(taught),
-        )
-        return Example(tuple(prompt), 0, is_truncated=False, asks=asks)
-
     return [example(index, row) for index, row in enumerate(rows)]
+
+
+def _asked(
+    where: str,
+    row: TrainingRow,
+    prompt: list[int],
+    taught: list[int],
+    config: TrainConfig,
+    max_length: int,
+) -> Example:
+    """A row that the model answers itself; ``taught`` is what its teacher reads."""
+    own, limit = config.written, min(config.max_length, max_length)
+    assert own is not None
+    longest, room = max(len(prompt), len(taught)), own.max_completion_length
+    if longest + room > limit:
+        what = "its teacher's prompt" if len(taught) == longest else "its prompt"
+        remedy = "Raise train.max_length, or lower max_completion_length."
+        if config.max_length > max_length:
+            remedy = "The model reads no more: shorten the row, or lower max_completion_length."
+        raise DataError(
+            f"{where} ({row.prompt[:60]!r}): {what} has {longest} tokens, an answer may have "
+            f"{room}, and both may have {limit}. {remedy}"
+        )
+    asks = AskedRow(
+        json.dumps(row.columns, default=str, ensure_ascii=False),
+        row.completion.removesuffix(row.end),
+        own.num_generations,
+        room,
+        tuple(taught),
+    )
+    return Example(tuple(prompt), 0, is_truncated=False, asks=asks)
 
 
 def swallowed(prompt: str, answer: str) -> str:

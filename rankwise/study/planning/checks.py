@@ -122,6 +122,25 @@ def check_settings(config: StudyConfig, issues: Issues) -> None:
             )
 
 
+def _check_servable(tasks: Sequence[PreparedTask], issues: Issues) -> None:
+    """What a server is asked for is greedy text, as it writes it by itself."""
+    for task in tasks:
+        settings = [each.settings for each in task.requests if each.settings is not None]
+        unsent = {name for each in settings for name in each.changes_of_greedy}
+        if unsent:
+            issues.problems.append(
+                f"deploy: the generation_kwargs of {task.name} have "
+                f"{quantities.listed(sorted(unsent))}, and a server is not asked for that; leave "
+                "the server out, or score plain greedy texts"
+            )
+    sampled = [task.name for task in tasks if task.num_draws]
+    if sampled:
+        issues.problems.append(
+            f"deploy: {', '.join(sampled)} samples its texts, and no server draws as another does; "
+            "leave the server out, or score greedy texts"
+        )
+
+
 def _check_labels(config: StudyConfig, by_name: Mapping[str, PreparedTask], issues: Issues) -> None:
     """Whether a person can judge the answers to the tasks that are named, from wrong to right."""
     for name, number in config.evaluation.labels.items():
@@ -173,22 +192,8 @@ def check_tasks(
                 f"evaluation.metric.{name}: no metric {wanted!r}; it has {', '.join(known)}"
             )
     _check_labels(config, by_name, issues)
-    is_served_after = any(map(is_served, config.deploy))
-    for task in tasks if is_served_after else ():
-        settings = [each.settings for each in task.requests if each.settings is not None]
-        unsent = {name for each in settings for name in each.changes_of_greedy}
-        if unsent:
-            issues.problems.append(
-                f"deploy: the generation_kwargs of {task.name} have "
-                f"{quantities.listed(sorted(unsent))}, and a server is not asked for that; leave "
-                "the server out, or score plain greedy texts"
-            )
-    sampled = [task.name for task in tasks if task.num_draws]
-    if sampled and is_served_after:
-        issues.problems.append(
-            f"deploy: {', '.join(sampled)} samples its texts, and no server draws as another does; "
-            "leave the server out, or score greedy texts"
-        )
+    if any(map(is_served, config.deploy)):
+        _check_servable(tasks, issues)
     try:
         fields = cluster_fields(config.evaluation.clusters, scored)
     except TaskError as error:
