@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -24,8 +24,8 @@ from rankwise.records.files import read_record, write_atomically, write_record, 
 from rankwise.records.folder import StudyFolder
 from rankwise.records.places import LocalFolders, paths_in
 from rankwise.records.quantities import listed
-from rankwise.records.results import StudyResults
-from rankwise.records.study import PlannedRun
+from rankwise.records.results import TaskItems
+from rankwise.records.study import PlannedRun, StudyRecord
 from rankwise.records.study_file import study_file_text
 from rankwise.report.page import write_report
 from rankwise.study.conclusion import conclude
@@ -92,7 +92,8 @@ def write_shared(
     items = item_table(outcome.results, folder.read_samples, with_texts=with_items)
     losses = {each.name: folder.read_losses(each.name) for each in outcome.results.runs}
     write_report(target / STUDY, *outcome, items, losses, study=Path(STUDY))
-    return chosen.planned.name, tuple(_remarks(outcome.results, with_items=with_items))
+    unread = {} if with_items else outcome.results.base.items
+    return chosen.planned.name, (*_remarks(study), *_remarks_on_fields(unread))
 
 
 def _adapter_of(folder: StudyFolder, planned: PlannedRun) -> Path:
@@ -129,8 +130,7 @@ def _write_records(
             write_record(place, folders.out_of(read_record(path, kind)))
 
 
-def _remarks(results: StudyResults, *, with_items: bool) -> Iterator[str]:
-    study = results.study
+def _remarks(study: StudyRecord) -> Iterator[str]:
     base = study.config.base_model
     if study.config.start_in_words:
         yield (
@@ -147,9 +147,13 @@ def _remarks(results: StudyResults, *, with_items: bool) -> Iterator[str]:
             f"the study's base was rounded to 4 bits; {base.name_elsewhere}, which the card names, "
             "is as it was before"
         )
-    for task, items in results.base.items.items():
-        if items.fields and not with_items:
-            yield f"the scores of {task} name the fields of its answers: {listed([*items.fields])}"
+
+
+def _remarks_on_fields(items: Mapping[str, TaskItems]) -> Iterator[str]:
+    for task, of_task in items.items():
+        if of_task.fields:
+            named = listed([*of_task.fields])
+            yield f"the scores of {task} name the fields of its answers: {named}"
 
 
 class PushedFile(NamedTuple):
