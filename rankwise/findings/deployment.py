@@ -199,40 +199,38 @@ def ignored_adapter(served: Served) -> str:
 
 def judged_server(judged: JudgedForm, served: Served) -> JudgedForm:
     """A server's answers, judged as a form's are, with whether they are the adapter's."""
-    number = sum(task.num_examples for task in served.tasks)
-    nats = [task.largest_nats for task in served.tasks if task.largest_nats is not None]
-    far = (
-        f" Log-likelihoods differ by {quantities.number(float(f'{max(nats):.2g}'))} nats at most."
-        if nats
-        else ""
+    flipped = {score.task: {*(score.gained or ()), *(score.lost or ())} for score in judged.scores}
+    tasks = tuple(
+        task.model_copy(update={"differ": tuple(sorted({*task.differ, *flipped.get(task.task, ())}))})
+        for task in served.tasks
     )
+    served = served.model_copy(update={"tasks": tasks})
+    number = sum(task.num_examples for task in tasks)
+    nats = max((task.largest_nats or 0.0 for task in tasks), default=0.0)
+    are_equal = not served.items_that_differ and nats < _EQUAL_NATS
     if served.ignores_adapter:
         said = ignored_adapter(served)
     elif not served.items_that_differ:
-        said = (
-            f"Served equals scored: the same answers to all {quantities.counted(number, 'item')}."
-        )
+        said = f"the same answers to all {quantities.counted(number, 'item')}."
+        said = f"Served equals scored, with {said}" if are_equal else quantities.capital(said)
     else:
-        items = [f"{task.task} {each}" for task in served.tasks for each in task.differ]
+        items = [f"{task.task} {each}" for task in tasks for each in task.differ]
         more = len(items) - _MOST_ITEMS
         named = [*items[:_MOST_ITEMS], *([f"{quantities.count(more)} more"] if more > 0 else [])]
         said = (
             f"Served differs from scored in {quantities.count(len(items))} of "
             f"{quantities.counted(number, 'item')}: {quantities.listed(named)}."
         )
+    if any(task.largest_nats is not None for task in tasks):
+        far = quantities.number(float(f"{nats:.2g}"))
+        said += f" Log-likelihoods differ by {far} nats at most."
     verdict, statement = judged.verdict, f"{judged.statement} {said}"
     if served.ignores_adapter:
         verdict, statement = "loses", f"{judged.form}: {said}"
-    elif (
-        not served.items_that_differ
-        and max(nats, default=0.0) < _EQUAL_NATS
-        and verdict == "cannot_tell"
-    ):
+    elif are_equal and verdict == "cannot_tell":
         # the interval is that of few items, all of which are answered alike
         verdict, statement = "keeps", f"{judged.form}: {said}"
-    return judged.model_copy(
-        update={"served": served, "verdict": verdict, "statement": f"{statement}{far}"}
-    )
+    return judged.model_copy(update={"served": served, "verdict": verdict, "statement": statement})
 
 
 def field_changes(
@@ -362,6 +360,9 @@ def check_report(record: DeploymentCheck) -> str:
             [row for form in record.forms for row in _clause_rows(form)],
         ),
     ]
+    for form in record.forms:
+        if form.served is not None:
+            lines += ["", markdown_text(form.statement)]
     if record.fields:
         rows = [
             (
@@ -405,6 +406,10 @@ def check_report(record: DeploymentCheck) -> str:
 
 def _clause_rows(form: JudgedForm) -> Iterator[tuple[str, ...]]:
     by_task = {score.task: score for score in form.scores}
+    # of a server more is known than how its scores differ
+    is_known = form.served is not None and form.verdict != worst(
+        [mean.verdict for mean in form.means]
+    )
     for mean in form.means:
         scores = [by_task[task] for task in mean.tasks]
         values = [(score.form_score, score.reference_score) for score in scores]
@@ -416,7 +421,7 @@ def _clause_rows(form: JudgedForm) -> Iterator[tuple[str, ...]]:
             *(quantities.score(value, mean.unit) for value in means),
             quantities.with_interval(mean.difference, mean.unit),
             quantities.amount(mean.margin, mean.unit),
-            _VERDICTS[mean.verdict][0],
+            _VERDICTS[form.verdict if is_known else mean.verdict][0],
         )
 
 

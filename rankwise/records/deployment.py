@@ -90,8 +90,8 @@ class ServedItems(Record):
     task: str
     num_examples: int
     differ: tuple[int, ...]
-    """doc_id of the items with another option, another text, or a log-likelihood of a whole text
-    that differs by more than 1 %."""
+    """doc_id of the items with another option, another text, a log-likelihood of a whole text that
+    differs by more than 1 %, or another score."""
     largest_nats: float | None
     """Largest difference of a log-likelihood; None for texts that are written."""
 

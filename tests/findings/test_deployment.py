@@ -7,11 +7,13 @@ import pytest
 from rankwise.findings.deployment import (
     FormWeights,
     LossRule,
+    check_report,
     field_changes,
     judged_form,
+    judged_server,
     verdict_of,
 )
-from rankwise.records.deployment import DeltaInForm, worst
+from rankwise.records.deployment import DeltaInForm, DeploymentCheck, JudgedForm, Served, ServedItems, worst
 from rankwise.records.results import ModelResults, TaskItems
 from rankwise.records.study import Interval, MetricScore, TaskEvaluation, Unit
 from tests.support.sentences import Sentences
@@ -209,6 +211,50 @@ def test_the_statement_has_the_reason_in_the_weights(sentence: Sentences) -> Non
         results("x", t=RIGHT), results("merged-bf16", t=[0.0] * 1000), FormWeights(1, delta), RULE
     )
     sentence(judged.statement, names=("100.0", "0.98", "97"))
+
+
+def served(values: list[float], nats: float, *, ignores: bool = False) -> JudgedForm:
+    """A server against an adapter with six right answers."""
+    ours, its = results("adapter", t=[1.0] * 6), results("http://x/v1", t=values)
+    tasks = (ServedItems(task="t", num_examples=6, differ=(), largest_nats=nats),)
+    found = Served(tasks=tasks, adapter_share=0.0 if ignores else 1.0, ignores_adapter=ignores)
+    return judged_server(judged_form(ours, its, FormWeights(0), RULE), found)
+
+
+@pytest.mark.parametrize(
+    ("values", "nats", "ignores", "verdict", "differ"),
+    [
+        ([1.0] * 6, 0.001, False, "keeps", ()),
+        ([1.0] * 6, 0.001, True, "loses", ()),
+        ([0.7] * 6, 3.0, False, "loses", ()),  # p(right) falls, no answer changes
+        ([1.0, 1.0, 0.0, 1.0, 1.0, 1.0], 3.0, False, "cannot_tell", (2,)),  # an answer of acc_norm
+    ],
+    ids=["equals", "ignores", "less-sure", "one-differs"],
+)
+def test_a_servers_result_is_the_same_everywhere(
+    values: list[float],
+    nats: float,
+    ignores: bool,
+    verdict: str,
+    differ: tuple[int, ...],
+    sentence: Sentences,
+) -> None:
+    judged = served(values, nats, ignores=ignores)
+    assert judged.served is not None
+    assert (judged.verdict, judged.served.tasks[0].differ) == (verdict, differ)
+    sentence(judged.statement)
+    check = DeploymentCheck.model_construct(
+        adapter="a", base="b", reference="adapter", confidence=0.95, forms=(judged,), fields=(),
+        changed=(), verdict=judged.verdict,
+    )  # fmt: skip
+    result, said = {"keeps": ("Pass", "pass"), "loses": ("Fail", "fail")}.get(
+        verdict, ("Not settled", "not settled")
+    )
+    report = check_report(check)
+    assert report.startswith(f"# {result}:")
+    assert f"| {said} |" in report
+    assert report.count(f"| {said} |") == len(judged.means)
+    assert "Served" in report or "same answers" in report or "base does" in report
 
 
 def test_the_worst_decides() -> None:
