@@ -93,15 +93,7 @@ class Writer:
         if cache_bytes is None:
             cache_bytes = int(_CACHE_SHARE * min(map(free_bytes, devices_of(model))))
         self._decoder = Decoder(decoder, tokenizer, FrozenBank(), cache_bytes=cache_bytes)
-        # what the base's own generation config says must not change the distribution
-        options = {
-            "do_sample": True,
-            "repetition_penalty": 1.0,
-            "temperature": temperature,
-            "top_k": 0,
-            "top_p": 1.0,
-        }
-        self._sampled = tuple(sorted(options.items()))
+        self._temperature = temperature
 
     def write(self, trainees: Sequence[Trainee]) -> dict[Trainee, DivergedError]:
         """Write the texts of the next step of those that have none yet.
@@ -134,7 +126,9 @@ class Writer:
         prompts: list[Prompt] = []
         for place, example in enumerate(trainee.batch):
             asks = _asked(example)
-            settings = GenerationSettings(asks.max_new_tokens, options=self._sampled)
+            settings = GenerationSettings(
+                asks.max_new_tokens, (asks.end,), plain_temperature=self._temperature
+            )
             for number in range(asks.num_texts):
                 draw = seed_of(trainee.run.seed, "own text", trainee.step, place, number)
                 prompts.append(Prompt(example.tokens, settings, draw))

@@ -38,6 +38,7 @@ from rankwise.records.deployment import (
     JudgedForm,
     MeanDifference,
     Served,
+    ServedItems,
     worst,
 )
 from rankwise.records.forms import AS_TRAINED
@@ -200,10 +201,12 @@ def ignored_adapter(served: Served) -> str:
 def judged_server(judged: JudgedForm, served: Served) -> JudgedForm:
     """A server's answers, judged as a form's are, with whether they are the adapter's."""
     flipped = {score.task: {*(score.gained or ()), *(score.lost or ())} for score in judged.scores}
-    tasks = tuple(
-        task.model_copy(update={"differ": tuple(sorted({*task.differ, *flipped.get(task.task, ())}))})
-        for task in served.tasks
-    )
+
+    def with_flipped(task: ServedItems) -> ServedItems:
+        differ = {*task.differ, *flipped.get(task.task, ())}
+        return task.model_copy(update={"differ": tuple(sorted(differ))})
+
+    tasks = tuple(map(with_flipped, served.tasks))
     served = served.model_copy(update={"tasks": tasks})
     number = sum(task.num_examples for task in tasks)
     nats = max((task.largest_nats or 0.0 for task in tasks), default=0.0)

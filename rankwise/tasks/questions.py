@@ -59,11 +59,15 @@ class GenerationSettings(NamedTuple):
         stops: strings that end the text; they are not part of it.
         options: further options of ``transformers.GenerationConfig``, sorted by name:
             ``do_sample``, ``temperature``, ``top_p`` ...
+        plain_temperature: tokens are drawn from the model's whole distribution at this temperature,
+            and of its generation config only the tokens count that end a text; None: all of it
+            counts, changed by ``options``.
     """
 
     max_new_tokens: int
     stops: tuple[str, ...] = ()
     options: tuple[tuple[str, float | int | bool], ...] = ()
+    plain_temperature: float | None = None
 
     @property
     def changes_of_greedy(self) -> tuple[str, ...]:

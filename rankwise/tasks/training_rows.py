@@ -455,6 +455,7 @@ def _asked(
         row.completion.removesuffix(row.end),
         own.num_generations,
         room,
+        row.end,
         tuple(taught),
     )
     return Example(tuple(prompt), 0, is_truncated=False, asks=asks)
@@ -477,6 +478,7 @@ class AskedRow(NamedTuple):
         completion: its right answer, without an end.
         num_texts: answers that are written to it.
         max_new_tokens: of an answer, at most.
+        end: the text that ends an answer, beside the tokens that end any text; may be empty.
         teacher: the tokens of what its teacher is asked; empty: it has none.
     """
 
@@ -484,6 +486,7 @@ class AskedRow(NamedTuple):
     completion: str
     num_texts: int
     max_new_tokens: int
+    end: str = ""
     teacher: tuple[int, ...] = ()
 
 

@@ -13,7 +13,14 @@ from rankwise.findings.deployment import (
     judged_server,
     verdict_of,
 )
-from rankwise.records.deployment import DeltaInForm, DeploymentCheck, JudgedForm, Served, ServedItems, worst
+from rankwise.records.deployment import (
+    DeltaInForm,
+    DeploymentCheck,
+    JudgedForm,
+    Served,
+    ServedItems,
+    worst,
+)
 from rankwise.records.results import ModelResults, TaskItems
 from rankwise.records.study import Interval, MetricScore, TaskEvaluation, Unit
 from tests.support.sentences import Sentences

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from rankwise.engine.models.loading import load_frozen
+from rankwise.engine.models.trained_adapters import adapted
 from rankwise.engine.training import loop as training
 from rankwise.engine.training import micro_batches
 from rankwise.engine.training.terms import PolicyTerms
@@ -196,6 +197,40 @@ def test_a_base_beside_a_full_model_teaches_as_the_base_below_adapters(
     )
     first = [heard.lines[name][0].loss_nats for name in ("adapter", "full")]
     assert first[0] == pytest.approx(first[1], rel=1e-5)  # both begin as the base
+
+
+@pytest.mark.parametrize("objective", ["sdft", "grpo"])
+def test_texts_are_drawn_as_they_are_weighed_and_end_as_rows_do(
+    setting: Setting, objective: str
+) -> None:
+    """Whatever the base's generation config says of sampling, and though it names another end."""
+    train = own_texts(OBJECTIVES[objective])
+
+    def written(end: str) -> list[Any]:
+        rows = [row._replace(completion=f" 3{end}", end=end) for row in ROWS]
+        trainee = setting.trainee(train, rows=rows)
+        with adapted(setting.base, list(trainee.adapter.factors)):
+            write = writer(setting, train)(setting.base)
+            write.write([trainee])
+        assert trainee.written is not None
+        return [example.tokens[-example.num_loss_tokens :] for example in trainee.written.examples]
+
+    expected = written("<|im_end|>")
+    assert {len(tokens) for tokens in expected} == {7}
+    often = setting.tokenizer.decode(expected[0][2])
+    cut = written(often)
+    setting.base.generation_config.update(
+        min_p=0.9,
+        typical_p=0.5,
+        no_repeat_ngram_size=1,
+        suppress_tokens=list({tokens[0] for tokens in expected}),
+        min_new_tokens=20,
+        bad_words_ids=[[expected[0][1]]],
+    )
+    assert written("<|im_end|>") == expected
+    assert written(often) == cut
+    assert len(cut[0]) <= 3
+    assert all(tokens == whole[: len(tokens)] for tokens, whole in zip(cut, expected, strict=True))
 
 
 @pytest.mark.parametrize("level", ["token", "sequence"])

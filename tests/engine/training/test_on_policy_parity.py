@@ -108,7 +108,7 @@ def rows(number: int, num_texts: int) -> list[Example]:
 
     asked = [(text(), text()) for _ in range(number)]
     return [
-        Example(prompt, 0, False, asks=AskedRow("{}", "", num_texts, LONGEST, answer + prompt))
+        Example(prompt, 0, False, asks=AskedRow("{}", "", num_texts, LONGEST, "", answer + prompt))
         if num_texts == 1
         else Example(prompt, 0, False, asks=AskedRow("{}", "", num_texts, LONGEST))
         for prompt, answer in asked

@@ -6,7 +6,7 @@ It is chosen as transformers' ``generate`` chooses it, each row by itself.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers.generation import (
     EpsilonLogitsWarper,
     EtaLogitsWarper,
+    GenerationConfig,
     GenerationMode,
     LogitsProcessorList,
     MinPLogitsWarper,
@@ -88,7 +89,7 @@ class Sampler:
         self.stops = StopStrings(tokenizer, settings.stops)
         self._device = next(model.parameters()).device
         try:
-            config, unknown = model._prepare_generation_config(None, **dict(settings.options))
+            config, unknown = _config_of(model, settings)
         except ValueError as error:
             raise ModelError(f"generation options {dict(settings.options)}: {error}") from error
         refused = sorted(unknown)
@@ -183,6 +184,16 @@ class Sampler:
         # processors take the tokens too; these do not look at them
         nothing = torch.empty((len(scores), 0), dtype=torch.long, device=scores.device)
         return _applied(together, nothing, scores)
+
+
+def _config_of(model: Any, settings: GenerationSettings) -> tuple[Any, Mapping[str, Any]]:
+    """The ``GenerationConfig`` by which to write, and the options that are unknown."""
+    if settings.plain_temperature is None:
+        return model._prepare_generation_config(None, **dict(settings.options))
+    own = model.generation_config
+    tokens = {name: getattr(own, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    temperature = settings.plain_temperature
+    return GenerationConfig(do_sample=True, temperature=temperature, top_k=0, **tokens), {}
 
 
 def _applied(processors: Sequence[Any], input_ids: Tensor, scores: Tensor) -> Tensor:
