@@ -127,8 +127,12 @@ def write_kinship_rows(file: Path) -> None:
 
 
 def collected(folder: Path) -> dict[str, Any]:
-    """What the page is made of."""
-    return {task: _task(folder, task) for task in TASKS}
+    """What the page is made of; of a task whose studies are elsewhere, what the record has."""
+    record = json.loads(RECORD.read_text(encoding="utf-8"))
+    return {
+        task: _task(folder, task) if (folder / f"{task}-sft").is_dir() else record[task]
+        for task in TASKS
+    }
 
 
 def _task(folder: Path, task: str) -> dict[str, Any]:

@@ -36,6 +36,21 @@ def test_the_sentences_on_kinship_are_true_of_the_record() -> None:
     assert at_two["gain"][2] < 0
 
 
+def test_the_sentences_on_extraction_are_true_of_the_record() -> None:
+    found = json.loads(RECORD.read_text(encoding="utf-8"))["extraction"]
+    models = {each["label"]: each for each in found["models"]}
+    leads = {each["label"]: each for each in found["leads"]}
+    at_two = leads["SDFT, rate 0.002"]
+    assert at_two["gain"][1] < 0 < at_two["gain"][2]
+    assert at_two["retention"][2] < 0
+    assert models["SFT, rate 0.002"]["retention"][2] < 0
+    kl = leads["SFT with KL on own texts, rate 0.002"]
+    assert kl["retention"][1] < 0 < kl["retention"][2]
+    seconds = {label: each["train_seconds"] for label, each in models.items()}
+    slowest = max(each for label, each in seconds.items() if label.startswith("SFT, rate"))
+    assert 6 < seconds["SDFT, rate 0.002"] / slowest < 7
+
+
 def test_the_study_files_are_accepted_and_differ_in_what_is_learned(tmp_path: Path) -> None:
     files = dict(study_files(tmp_path))
     configs = {file.stem: StudyConfig.model_validate(study) for file, study in files.items()}
