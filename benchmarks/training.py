@@ -66,7 +66,7 @@ from rankwise.engine.models.structure import adaptable_shapes
 from rankwise.engine.models.trained_adapters import adapted
 from rankwise.engine.training.loop import TrainingResult, train_pass
 from rankwise.engine.training.trainees import AdapterTrainee, StepMetrics, Trainee
-from rankwise.errors import DivergedError
+from rankwise.errors import RankwiseError
 from rankwise.records.config.study import BaseModelConfig
 from rankwise.tasks.training_rows import Example
 
@@ -87,7 +87,7 @@ class Observer:
 
     def reached(self, trainee: Trainee, result: TrainingResult) -> None: ...
 
-    def diverged(self, trainee: Trainee, error: DivergedError) -> None:
+    def dropped(self, trainee: Trainee, error: RankwiseError) -> None:
         raise error
 
     def shrunk(self, max_tokens: int) -> None:

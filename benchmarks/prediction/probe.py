@@ -23,7 +23,7 @@ from rankwise.engine.training.trainees import (
     Trainee,
     lora_adapter,
 )
-from rankwise.errors import DivergedError
+from rankwise.errors import RankwiseError
 from rankwise.records.config.study import StudyConfig
 from rankwise.records.study import PlannedPass, PlannedRun
 from rankwise.tasks.questions import RightAnswer
@@ -93,7 +93,7 @@ class _Raising:
 
     def reached(self, trainee: Trainee, result: TrainingResult) -> None: ...
 
-    def diverged(self, trainee: Trainee, error: DivergedError) -> None:
+    def dropped(self, trainee: Trainee, error: RankwiseError) -> None:
         raise error
 
     def shrunk(self, max_tokens: int) -> None: ...

@@ -243,7 +243,7 @@ def _refuse_questions(
         problems.append(f"--max-loss {error}")
     if not tasks and contract is None:
         problems.append("--tasks names no task; name at least one, or give a --contract")
-    if merge and (len({*adapters}) < max(2, len(adapters)) or forms):
+    if merge and (len({*map(os.path.realpath, adapters)}) < max(2, len(adapters)) or forms):
         problems.append("--merge takes two different adapters at least, and no --forms")
     if not merge and len(adapters) > 1:
         problems.append(f"{len(adapters)} adapters are named; --merge says how to merge them")

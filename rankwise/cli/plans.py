@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from rankwise.cli.application import say, stdout
 from rankwise.cli.terminal import pass_lines, plan_table
 from rankwise.records import quantities
-from rankwise.records.config.objectives import GrpoConfig, WrittenConfig
+from rankwise.records.config.objectives import WrittenConfig
 from rankwise.records.files import cache_folder, free_bytes, in_words
 from rankwise.records.own_data import OwnData
 from rankwise.records.study import StudyRecord
@@ -81,10 +81,9 @@ def _written_line(record: StudyRecord, written: WrittenConfig) -> str:
     """What a run writes itself, and what is read of it, at most."""
     train = record.config.train
     run = max(record.models, key=lambda model: model.num_written_tokens)
-    times = written.num_iterations if isinstance(written, GrpoConfig) else 1
     rows = train.batch_size * train.gradient_accumulation_steps
     number = quantities.counted(rows * written.num_generations, "text")
-    steps = quantities.counted(run.num_steps // times, "step")
+    steps = quantities.counted(run.num_steps // train.num_iterations, "step")
     wrote, read, beside = map(
         quantities.count, (run.num_written_tokens, run.num_read_tokens, run.num_beside_tokens)
     )

@@ -25,7 +25,7 @@ from rankwise.engine.scoring.decode.decoder import Decoder, WrittenText
 from rankwise.engine.training.micro_batches import read_losses
 from rankwise.engine.training.trainees import AdapterTrainee, Trainee
 from rankwise.engine.training.written import TextMetrics, WrittenTexts, token_weights
-from rankwise.errors import DivergedError, RewardError
+from rankwise.errors import RewardError
 from rankwise.records.config.objectives import GrpoConfig, SdftConfig
 from rankwise.records.config.training import TrainConfig
 from rankwise.tasks.questions import GenerationSettings, Prompt
@@ -95,7 +95,7 @@ class Writer:
         self._decoder = Decoder(decoder, tokenizer, FrozenBank(), cache_bytes=cache_bytes)
         self._temperature = temperature
 
-    def write(self, trainees: Sequence[Trainee]) -> dict[Trainee, DivergedError]:
+    def write(self, trainees: Sequence[Trainee]) -> dict[Trainee, RewardError]:
         """Write the texts of the next step of those that have none yet.
 
         Returns:
@@ -112,12 +112,12 @@ class Writer:
                 lambda _: None,
                 self._device,
             )
-        failed: dict[Trainee, DivergedError] = {}
+        failed: dict[Trainee, RewardError] = {}
         for trainee, written in zip(waiting, texts, strict=True):
             try:
                 trainee.written = self.learned(trainee.batch, written)
             except RewardError as error:
-                failed[trainee] = DivergedError(str(error))
+                failed[trainee] = error
         self._read_base([trainee for trainee in waiting if trainee not in failed])
         return failed
 

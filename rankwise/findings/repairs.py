@@ -239,5 +239,6 @@ def ranks_statement(record: AdapterRepair) -> str | None:
     span = f"{ranks[0]} to {ranks[-1]}" if ranks[0] < ranks[-1] else f"{ranks[0]}"
     return (
         f"The {quantities.counted(len(ranks), 'layer')} that are adapted keep ranks of {span}, "
-        f"{statistics.fmean(ranks):.1f} on average; rank_pattern in adapter_config.json has each."
+        f"{statistics.fmean(ranks):.1f} on average; r and rank_pattern in adapter_config.json say "
+        "which."
     )

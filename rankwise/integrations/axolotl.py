@@ -49,7 +49,12 @@ def _read_own(draft: Draft) -> None:
     draft.fields["loss_on"] = "all" if entries.switch("train_on_inputs") else "completion"
     if method == "grpo":
         draft.fields |= {"max_length": None, "loss_on": "completion"}
-        grpo = read_grpo(draft, _SECTION, texts=1, length=None)
+        if not entries.has(f"{_SECTION}max_completion_length"):
+            draft.to_check.append(
+                "trl.max_completion_length: none is given, so Axolotl writes texts of any length; "
+                "a study writes at most 512 tokens"
+            )
+        grpo = read_grpo(draft, _SECTION, texts=1)
         if (beta := entries.number("rl_beta")) is not None:
             grpo.setdefault("beta", beta)
         draft.fields["objective"] = {"grpo": grpo}

@@ -25,10 +25,17 @@ _ONE_OF: Mapping[str, tuple[str, ...]] = {
 _OF_GRPO = ("beta", "epsilon", "epsilon_high", "num_iterations", *_ONE_OF)
 GRPO_SIGNS = (
     *("reward_funcs", "reward_weights", "reward_model_name_or_path", "num_generations"),
-    *("max_completion_length", "steps_per_generation", "generation_batch_size"),
-    *("importance_sampling_level", "scale_rewards", "epsilon", "num_iterations"),
+    *("max_completion_length", "steps_per_generation", "generation_batch_size", "num_iterations"),
+    *("importance_sampling_level", "scale_rewards", "epsilon", "epsilon_high", "delta"),
+    *("mask_truncated_completions", "multi_objective_aggregation", "off_policy_mask_threshold"),
+    *("top_entropy_quantile", "use_bias_correction_kl", "cast_lm_head_to_fp32"),
+    *("entropy_coef", "entropy_coef_delta", "entropy_coef_max", "entropy_coef_min"),
+    *("entropy_target", "use_adaptive_entropy", "max_tool_calling_iterations"),
+    *("sapo_temperature_neg", "sapo_temperature_pos", "vespo_k_neg", "vespo_k_pos"),
+    *("vespo_lambda_neg", "vespo_lambda_pos", "vllm_structured_outputs_regex"),
 )
 """Keys that a config has for ``trl grpo``, and not for ``sft`` and ``dpo``."""
+GRPO_LOSSES = (*LOSS_TYPES, "cispo", "sapo", "luspo", "vespo")
 SDFT_SIGNS = (
     *("distillation_alpha", "distillation_mode", "distillation_topk", "teacher_prompt_template"),
     *("teacher_model_kind", "teacher_update_rate", "generate_from_teacher"),
@@ -41,17 +48,16 @@ _NO_REWARD = "my_rewards.py:reward"
 """Stands where a config names no function that is there."""
 
 
-def read_grpo(draft: Draft, section: str = "", *, texts: int, length: int | None) -> dict[str, Any]:
+def read_grpo(draft: Draft, section: str = "", *, texts: int) -> dict[str, Any]:
     """The settings of GRPO; the draft's batches become rows.
 
     Args:
         draft: with ``batch_size`` and ``gradient_accumulation_steps`` as they are given.
         section: before the keys, with a dot.
         texts: of a batch, where the config says none.
-        length: the most tokens of a text, where the config says none; None: a study's.
     """
     entries = draft.entries
-    grpo = _read_writing(draft, section, length)
+    grpo = _read_writing(draft, section, 512)
     for key in ("beta", "epsilon", "epsilon_high"):
         grpo[key] = entries.number(f"{section}{key}")
     grpo["num_iterations"] = entries.whole(f"{section}num_iterations")
@@ -67,9 +73,7 @@ def read_grpo(draft: Draft, section: str = "", *, texts: int, length: int | None
         draft.to_check.append(
             f"{section}use_bias_correction_kl: TRL multiplies the KL by the ratio; a study does not"
         )
-    prompt = entries.whole("max_prompt_length") or 512
-    if grpo["max_completion_length"] is not None:
-        draft.fields["max_length"] = prompt + grpo["max_completion_length"]
+    _give_room(draft, grpo)
     if model := entries.take(f"{section}reward_model_name_or_path"):
         draft.not_carried.append(f"{section}reward_model_name_or_path: {shown(model)}")
     grpo["rewards"] = _read_rewards(draft, section)
@@ -107,25 +111,35 @@ def read_sdft(draft: Draft) -> dict[str, Any]:
     _take_plain(draft, "", {**_SAMPLED, **_PLAIN_SDFT})
     if entries.take("disable_dropout") in (None, True):
         draft.fields["dropout"] = 0.0
-    prompt = entries.whole("max_prompt_length") or 512
-    draft.fields["max_length"] = prompt + sdft["max_completion_length"]
+    _give_room(draft, sdft)
     draft.to_check.append("train.data: rows have a prompt and its answer (completion)")
     _count_rows(draft, "", 8, sdft["num_generations"])
     return sdft
 
 
-def _read_writing(draft: Draft, section: str, length: int | None) -> dict[str, Any]:
-    """How texts are written."""
+def _read_writing(draft: Draft, section: str, length: int) -> dict[str, Any]:
+    """How texts are written; of at most ``length`` tokens where nothing is said."""
     entries = draft.entries
-    read: dict[str, Any] = {key: entries.whole(f"{section}{key}") for key in _WHOLE}
+    read: dict[str, Any] = {"num_generations": 8, "max_completion_length": length}
+    for key in _WHOLE:
+        if (given := entries.whole(f"{section}{key}")) is not None:
+            read[key] = given
+            if given < 1:
+                entries.problems.append(f"{section}{key}: {given} is not above 0; correct it")
     temperature = entries.number(f"{section}temperature")
     if temperature is not None and temperature <= 0.0:
         draft.not_carried.append(f"{section}temperature: {temperature:g}; 1.0 is used")
         temperature = None
-    read["temperature"] = 1.0 if temperature is None else temperature
-    read["num_generations"] = read["num_generations"] or 8
-    read["max_completion_length"] = read["max_completion_length"] or length
-    return read
+    return read | {"temperature": 1.0 if temperature is None else temperature}
+
+
+def _give_room(draft: Draft, written: Mapping[str, Any]) -> None:
+    """A row's tokens: those of its prompt, 512 where nothing is said, and of a text."""
+    prompt = draft.entries.whole("max_prompt_length")
+    if prompt is not None and prompt < 1:
+        draft.entries.problems.append(f"max_prompt_length: {prompt} is not above 0; correct it")
+    room = 512 if prompt is None else prompt
+    draft.fields["max_length"] = room + written["max_completion_length"]
 
 
 def _take_plain(draft: Draft, section: str, plain: Mapping[str, Any]) -> None:
@@ -176,8 +190,12 @@ def _read_rewards(draft: Draft, section: str) -> list[dict[str, Any]]:
 def _count_rows(draft: Draft, section: str, default: int, num_generations: int) -> None:
     """Turn a step's texts into rows; those of all devices count as accumulated already."""
     fields, entries = draft.fields, draft.entries
-    batch = fields["batch_size"] or default
-    steps = fields["gradient_accumulation_steps"] or 1
+    batch, steps = (
+        fallback if fields[key] is None else fields[key]
+        for key, fallback in (("batch_size", default), ("gradient_accumulation_steps", 1))
+    )
+    if min(batch, steps) < 1:
+        return  # which is refused in the config's own words
     texts, at_once = batch * steps, max(num_generations, 1)
     own = entries.whole("gradient_accumulation_steps") or 1  # of one device
     later = entries.whole(f"{section}steps_per_generation")

@@ -133,7 +133,9 @@ def read_draft(content: dict[str, Any], tool: Tool, folder: Path) -> Draft:
         draft.fields |= {"epochs": 1, "max_steps": steps}
     elif epochs is not None:
         whole = draft.fields["epochs"] = max(round(epochs), 1)
-        if epochs != whole:
+        if epochs <= 0:
+            entries.problems.append(f"{keys['num_epochs']}: {epochs:g} is not above 0; correct it")
+        elif epochs != whole:
             draft.to_check.append(
                 f"{keys['num_epochs']}: {epochs:g} is not a whole number; train.epochs is {whole}"
             )

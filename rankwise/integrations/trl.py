@@ -11,8 +11,8 @@ from typing import Any
 
 from rankwise.integrations.drafts import Draft, TrainingSetup, shown
 from rankwise.integrations.own_texts import (
+    GRPO_LOSSES,
     GRPO_SIGNS,
-    LOSS_TYPES,
     SDFT_SIGNS,
     grpo_entries,
     read_grpo,
@@ -52,7 +52,7 @@ def _read_own(draft: Draft) -> None:
     read = read_trainer_settings if objective else read_sft_settings
     read(draft, "num_processes")
     if "grpo" in objective:
-        objective["grpo"] = read_grpo(draft, texts=8, length=512)
+        objective["grpo"] = read_grpo(draft, texts=8)
     elif "sdft" in objective:
         objective["sdft"] = read_sdft(draft)
     draft.fields["data"] = entries.text("dataset_name")
@@ -66,7 +66,7 @@ def _read_objective(draft: Draft) -> dict[str, Any]:
     if any(map(has, SDFT_SIGNS)):
         fields["loss_on"] = "completion"
         return {"sdft": {}}
-    if any(map(has, GRPO_SIGNS)) or draft.entries.take("loss_type") in LOSS_TYPES:
+    if any(map(has, GRPO_SIGNS)) or draft.entries.take("loss_type") in GRPO_LOSSES:
         fields["loss_on"] = "completion"
         if draft.entries.switch("disable_dropout"):
             fields["dropout"] = 0.0
@@ -96,7 +96,12 @@ def _read_dpo(draft: Draft) -> dict[str, Any] | None:
         entries.problems.append(f"loss_weights: {shown(weights)} are not a number for each loss")
         return None
     sft = by_loss.pop("sft", 0.0) or entries.number("rpo_alpha") or 0.0
-    dpo: dict[str, Any] = {"beta": entries.number("beta") or 0.1, "loss": "sigmoid"}
+    if any(weight <= 0 for weight in by_loss.values()):
+        entries.problems.append(f"loss_weights: {shown(weights)} are not above 0; correct them")
+    beta = entries.number("beta")
+    dpo: dict[str, Any] = {"beta": 0.1 if beta is None else beta, "loss": "sigmoid"}
+    if dpo["beta"] <= 0:
+        entries.problems.append(f"beta: {dpo['beta']:g} is not above 0; correct it")
     if len(by_loss) == 1 and {*by_loss} <= {*_DPO_LOSSES}:
         dpo["loss"] = next(iter(by_loss))
     else:

@@ -29,7 +29,7 @@ AS_TRAINED = "as-trained"
 
 def is_served(form: str) -> bool:
     """Whether a form is a server: its URL, with the model's name behind ``#``."""
-    return form.startswith(("http:", "https:"))
+    return form.lower().startswith(("http:", "https:"))
 
 
 def completions_root(form: str) -> str:
@@ -38,12 +38,15 @@ def completions_root(form: str) -> str:
     Raises:
         ValueError: it is no URL of completions, or has a password in it.
     """
-    url = urlsplit(form)
+    url, why = urlsplit(form), ""
     path = (url.path.rstrip("/") or "/v1").removesuffix("/completions")
     if url.username or url.password:
         where = f"{url.scheme}://{url.hostname}"
         raise ValueError(f"{where}: a URL is recorded; put its password into OPENAI_API_KEY")
-    why = ""
+    try:
+        url.port  # noqa: B018  (which is read only here)
+    except ValueError:
+        why = "has a port that is no number up to 65535"
     if not url.hostname:
         why = "is no URL"
     elif url.query:

@@ -10,7 +10,6 @@ import itertools
 import json
 import math
 import statistics
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from typing import Any, Literal, NamedTuple
 from rankwise.errors import DataError, RewardError, TaskError
 from rankwise.records.config.objectives import Reward, RewardConfig
 from rankwise.records.config.own_rows import ColumnsConfig
+from rankwise.records.fields import MOST
 from rankwise.tasks.answer_checks import Check, checker
 from rankwise.tasks.code_guard import REMEDY
 from rankwise.tasks.columns import label_of, recognise
@@ -302,9 +302,9 @@ class _Function:
                     f"{all_named} gives {len(values)} rewards; give one for each of {len(texts)} "
                     "texts, or None for it."
                 )
-            most = sys.float_info.max
+            wanted = f"a number from {-MOST:g} to {MOST:g}"
             return [
-                number_given(value, f"{self.where} on {name}", -most, most, "a finite number")
+                number_given(value, f"{self.where} on {name}", -MOST, MOST, wanted)
                 for name, value in zip(named, values, strict=True)
             ]
 

@@ -29,7 +29,7 @@ from rankwise.errors import ConfigError, DataError, ModelError, TaskError
 from rankwise.findings.pairs import accuracy_difference, pair_items, paired_test
 from rankwise.records import quantities
 from rankwise.records.audits import AuditScore
-from rankwise.records.clusters import cluster_numbers
+from rankwise.records.clusters import Ties, cluster_numbers, linked_clusters, ties_of
 from rankwise.records.config.own_rows import OwnSetConfig
 from rankwise.records.config.study import EvaluationConfig
 from rankwise.records.config.training import Precision
@@ -301,17 +301,28 @@ def results_by(
 
 
 def _results(scorings: Sequence[Scoring], tasks: Sequence[PreparedTask]) -> ModelResults:
-    """One model's scorings, at least one, by the metric that decides each."""
+    """One model's scorings, at least one, by the metric that decides each.
+
+    Items are clustered as a study's are: by what they ask or share, and by the column of own data.
+    """
     judged: dict[str, JudgedItems] = {}
+    documents: dict[str, dict[int, Any]] = {}
+    ties: dict[str, Sequence[Ties]] = {}
+    named: dict[str, Sequence[int]] = {}
     for each, task in zip(scorings, tasks, strict=True):
         lines = [s for s in each.samples if s["filter"] == each.record.decision_filter]
         judged[task.name] = judged_items(each.record, lines)
+        of_task = documents[task.name] = {int(line["doc_id"]): line["doc"] for line in lines}
+        ties[task.name] = ties_of(lines)
         column, numbered = task.loaded.cluster, answered(each.record, lines)
         if column is not None and len({line["doc"][column] for line in numbered}) > 1:
-            documents = {line["doc_id"]: line["doc"] for line in numbered}
-            numbers = cluster_numbers(documents, column, "columns.cluster", task.name)
-            judged[task.name] = judged[task.name].with_items(clusters=numbers)
-    return ModelResults.of(scorings[0].record.model, None, judged)
+            named[task.name] = cluster_numbers(of_task, column, "columns.cluster", task.name)
+    clusters = {
+        task: dict(zip(documents[task], numbers, strict=True))
+        for task, numbers in linked_clusters(ties, named).items()
+        if numbers is not None
+    }
+    return ModelResults.of(scorings[0].record.model, None, judged).in_clusters(clusters)
 
 
 def comparable(models: Sequence[ModelResults]) -> list[ModelResults]:

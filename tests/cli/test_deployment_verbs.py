@@ -244,16 +244,20 @@ def test_a_function_judges_a_clause_and_items_without_a_number_are_left_out(
     sentence(record.warnings, names=("bluer", "1 item"), part=True)
 
 
-def test_rows_of_one_conversation_are_one_cluster(strong: Planted, tmp_path: Path) -> None:
+@pytest.mark.parametrize("are_alike", [False, True])
+def test_rows_of_one_conversation_or_that_ask_the_same_are_one_cluster(
+    strong: Planted, tmp_path: Path, are_alike: bool
+) -> None:
     """Every row four times, which as items of their own would halve the interval's width."""
     folders = {name: tmp_path / name for name in ("once", "copied")}
     for copies, (name, folder) in zip((1, 4), folders.items(), strict=True):
         folder.mkdir()
         rows = [
             {
-                "prompt": f"Question: which colour has the old sky {number} {copy}?\nAnswer:",
+                "prompt": f"Question: which colour has the old sky {number} "
+                f"{'?' * copy if are_alike else copy}?\nAnswer:",
                 "completion": " blue" if number % 4 else " green",
-                "conversation_id": f"{number}",
+                **({} if are_alike else {"conversation_id": f"{number}"}),
             }
             for number in range(40)
             for copy in range(copies)

@@ -99,6 +99,9 @@ def test_what_cannot_be_merged_is_a_sentence(
 
     sentence(problem("a b"), "how", names=("--merge",))
     sentence(problem("a a", "--merge", "ties"), "one", names=("--merge",))
+    sentence(problem("a b/../a/", "--merge", "ties"), "one", names=("--merge",))
+    (tmp_path / "link").symlink_to(tmp_path / "a")
+    sentence(problem("a link", "--merge", "ties"), "one", names=("--merge",))
     sentence(problem("a wider", "--merge", "ties"), "ranks", names=("rank",))
     adapter(tiny_model_folder, tmp_path / "pattern", rank_pattern={"v_proj": 2})
     sentence(problem("a pattern", "--merge", "linear"), "pattern", names=("rank_pattern",))

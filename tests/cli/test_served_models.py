@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ from transformers import AutoTokenizer
 
 from rankwise.engine.scoring import served as served_module
 from rankwise.records.deployment import DeploymentCheck, JudgedForm
+from rankwise.tasks.questions import Continuation
 from tests.support.audited_models import adapter, load
 from tests.support.command_line import rankwise, words
 from tests.support.completions_server import Served, serving
@@ -111,7 +113,7 @@ def test_a_check_that_was_stopped_asks_no_question_twice(
     ours.served.most_answers = whole - 8
     sentence(ours.problem(), names=("500", "out of memory"), PORT=r"(?<=127.0.0.1:)\d+")
     (kept,) = (tmp_path / "cache" / "served").iterdir()
-    answered = len(kept.read_text().splitlines())
+    answered = len(kept.read_text().splitlines()) - 1  # beside the probes' log-likelihoods
     assert answered > 0
     with kept.open("a") as file:
         file.write('["torn", ')
@@ -121,6 +123,94 @@ def test_a_check_that_was_stopped_asks_no_question_twice(
     assert form.served is not None
     assert form.served.items_that_differ == 0
     assert not kept.exists()
+
+
+def test_answers_of_a_model_that_has_changed_since_are_not_believed(ours: Ours) -> None:
+    """Its greedy texts are the same: only log-likelihoods tell it."""
+    ours.judged()
+    ours.served.most_answers, ours.served.num_asked = ours.served.num_asked - 8, 0
+    ours.served.shift = 0.3
+    ours.problem()
+    ours.served.most_answers, ours.served.num_asked = None, 0
+    ours.served.shift = 0.0
+    _, form = ours.judged()
+    assert form.served is not None
+    assert form.served.items_that_differ == 0
+    assert form.served.tasks[0].largest_nats == pytest.approx(0.0, abs=1e-3)
+
+
+def logprobs_of(answer: dict[str, Any]) -> dict[str, Any]:
+    return answer["choices"][0].get("logprobs") or {}
+
+
+def without_text(answer: dict[str, Any]) -> dict[str, Any]:
+    if logprobs_of(answer):
+        del answer["choices"][0]["text"]
+    return answer
+
+
+def with_logprobs(key: str, value: Any) -> Callable[[dict[str, Any]], Any]:
+    def spoilt(answer: dict[str, Any]) -> dict[str, Any]:
+        if (found := logprobs_of(answer)) and found[key] is not None:
+            found[key] = value if value is None else [value] * len(found[key])
+        return answer
+
+    return spoilt
+
+
+@pytest.mark.parametrize(
+    ("spoilt", "said"),
+    [
+        (with_logprobs("top_logprobs", None), "gives no log-likelihoods"),
+        (with_logprobs("token_logprobs", math.nan), "gives no log-likelihoods"),
+        (without_text, "gives no log-likelihoods"),
+        (lambda answer: [answer], "does not answer as OpenAI's completions do"),
+        (lambda answer: answer | {"usage": [1]}, "does not answer as OpenAI's completions do"),
+        (lambda answer: answer | {"choices": []}, "gives no log-likelihoods"),
+    ],
+)
+def test_answers_in_another_form_are_a_sentence(ours: Ours, spoilt: Any, said: str) -> None:
+    ours.served.spoilt = spoilt
+    assert said in ours.problem()
+
+
+def test_a_text_that_ends_within_a_character_is_no_other_tokenizer(
+    ours: Ours, tiny_model_folder: Path
+) -> None:
+    tokenizer = ours.served.tokenizer
+    whole = tokenizer("red \N{SNOWMAN}").input_ids
+    assert "\ufffd" in tokenizer.decode(whole[:-1])
+
+    def completed(answer: dict[str, Any]) -> dict[str, Any]:
+        if logprobs_of(answer):
+            answer["choices"][0]["text"] = tokenizer.decode(whole)
+        return answer
+
+    ours.served.spoilt = completed
+    model = served_module.ServedModel(f"{ours.served.url}#tuned", tokenizer)
+    item = Continuation(tuple(whole[:-2]), (whole[-2],))
+    model.probe([item], needs_likelihoods=True)
+    ((answer,),) = model.log_likelihoods([None], [item])
+    assert math.isfinite(answer.nats)
+
+
+@pytest.mark.parametrize(
+    ("form", "said"),
+    [
+        ("http://localhost:abc/v1", "has a port that is no number"),
+        ("http://localhost:99999/v1", "has a port that is no number"),
+        ("HTTP://", "is no URL"),
+    ],
+)
+def test_an_address_that_is_none_is_refused_before_anything_is_loaded(
+    ours: Ours, form: str, said: str
+) -> None:
+    assert said in ours.problem(form)
+
+
+def test_a_server_s_address_may_be_in_capitals(ours: Ours) -> None:
+    ours.served.url = ours.served.url.replace("http", "HTTP")
+    assert ours.judged()[1].served is not None
 
 
 def test_what_a_server_cannot_do_is_a_sentence(

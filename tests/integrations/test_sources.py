@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pickle
 from pathlib import Path
+from typing import Any
 
 import pytest
+import trl
+from trl.experimental.sdft import SDFTConfig
 
 from rankwise.errors import ConfigError
 from rankwise.integrations.drafts import ConfigReading
 from rankwise.integrations.sources import read_source
 from rankwise.integrations.study_text import study_text
+from rankwise.integrations.tools import WITHOUT_EFFECT
 from rankwise.records.study_file import load_config
 from tests.planted import tool_configs
 from tests.planted.tool_configs import SAME
@@ -441,6 +446,8 @@ def test_what_trl_says_of_grpo_by_default(tmp_path: Path) -> None:
         ("vllm_structured_outputs_regex: '[a-z]+'", "vllm_structured_outputs_regex: [a-z]+"),
         ("shuffle_dataset: false", "shuffle_dataset: False"),
         ("temperature: 0", "temperature: 0; 1.0 is used"),
+        ("delta: 4", "delta: 4"),
+        ("top_entropy_quantile: 0.2", "top_entropy_quantile: 0.2; 1.0 is used"),
     ],
 )
 def test_what_a_study_cannot_say_of_grpo(tmp_path: Path, line: str, sentence: str) -> None:
@@ -452,6 +459,49 @@ def test_what_a_study_cannot_say_of_grpo(tmp_path: Path, line: str, sentence: st
     assert any("my_rewards.py:reward stands for yours" in each for each in reading.to_check)
     loaded = study_text(reading, tmp_path).text
     assert "judged_by: [contains]" in loaded
+
+
+def test_a_config_of_trl_grpo_is_told_by_any_key_that_only_it_has(tmp_path: Path) -> None:
+    fields: dict[Any, set[str]] = {
+        config: {field.name for field in dataclasses.fields(config)}
+        for config in (trl.GRPOConfig, trl.SFTConfig, trl.DPOConfig, SDFTConfig)
+    }
+    alone = fields.pop(trl.GRPOConfig).difference(*fields.values())
+    of_results = {key for key in alone if not WITHOUT_EFFECT.fullmatch(key)}
+    assert len(of_results) > 20
+    for key in of_results:
+        value = "[1.0]\nreward_funcs: [a.b]" if key == "reward_weights" else "0.5"
+        reading = read(tmp_path, f"model_name_or_path: m\n{key}: {value}\n")
+        assert reading.setup.stage == "grpo", key
+    for loss in ("grpo", "bnpo", "dr_grpo", "dapo", "cispo", "sapo", "luspo", "vespo"):
+        setup = read(tmp_path, f"model_name_or_path: m\nloss_type: {loss}\nbeta: 0.1\n").setup
+        assert setup.stage == "grpo", loss
+
+
+@pytest.mark.parametrize(
+    ("lines", "sentence"),
+    [
+        ("num_generations: 0", "num_generations: 0 is not above 0"),
+        ("max_completion_length: -5", "max_completion_length: -5 is not above 0"),
+        ("epsilon: 0.2\nmax_prompt_length: 0", "max_prompt_length: 0 is not above 0"),
+        ("delta: 4\nper_device_train_batch_size: 0", "per_device_train_batch_size: 0 is not a"),
+        ("loss_type: sigmoid\nbeta: 0", "beta: 0 is not above 0"),
+        ("loss_type: [ipo, sft]\nloss_weights: [0, 1]", "loss_weights: [0, 1] are not above 0"),
+        ("num_train_epochs: -1", "num_train_epochs: -1 is not above 0"),
+    ],
+)
+def test_what_no_training_can_have_is_not_taken_for_nothing(
+    tmp_path: Path, lines: str, sentence: str
+) -> None:
+    assert sentence in problems(tmp_path, f"model_name_or_path: m\n{lines}\n")
+
+
+def test_axolotl_s_texts_have_room_behind_their_prompts(tmp_path: Path) -> None:
+    lines = "base_model: m\nadapter: lora\nlora_r: 8\nlora_alpha: 8\nrl: grpo\n"
+    reading = read(tmp_path, f"{lines}sequence_len: 512\ntrl: {{num_generations: 4}}\n")
+    assert reading.setup.max_length == 1024
+    assert (reading.setup.objective or {})["grpo"]["max_completion_length"] == 512
+    assert any("Axolotl writes texts of any length" in each for each in reading.to_check)
 
 
 def test_steps_of_grpo_that_share_their_texts_share_their_rows(tmp_path: Path) -> None:

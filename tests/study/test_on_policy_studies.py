@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from rankwise.engine.models import variants
+from rankwise.engine.models.initialisation import input_directions
 from rankwise.engine.training.memory import PassMemory
 from rankwise.errors import ConfigError, PlanError
 from rankwise.records.files import read_record
@@ -17,6 +20,7 @@ from rankwise.records.search import SearchRecord
 from rankwise.records.study import PlannedRun, RunRecord
 from rankwise.records.study_file import load_config
 from rankwise.study.planning.plan import plan_study
+from rankwise.tasks.training_rows import Example
 from tests.support.sentences import Sentences
 from tests.support.small_studies import write_study
 from tests.support.studies import run
@@ -40,9 +44,20 @@ evaluation: {retention: [sums], num_train_items: 8}
 """
 ROWS = [{"prompt": f"Say {n}.", "completion": f" yes, {n}", "kind": n % 3} for n in range(24)]
 CODE = """
+import pathlib
+
+
 def kinds(prompts, completions, kind, **rest):
     assert len(prompts) == len(completions) == len(kind)
     return [len(set(text)) / 10 for text in completions]
+
+
+def same(completions, **rest):
+    return [0.5] * len(completions)
+
+
+def nothing(completions, **rest):
+    return [None] * len(completions)
 
 
 def says_yes(row, answer):
@@ -51,7 +66,8 @@ def says_yes(row, answer):
 
 def failing(completions, **rest):
     kinds.calls = getattr(kinds, "calls", 0) + 1
-    return [0.5] * len(completions) if kinds.calls != 2 else ["good"] * len(completions)
+    are_there = kinds.calls != 4 or pathlib.Path(__file__).with_name("there").exists()
+    return [len(set(text)) / 10 for text in completions] if are_there else ["good"] * 8
 """
 
 
@@ -116,7 +132,8 @@ def test_own_texts_are_learned_up_to_the_verdict(
         ]
         assert [each.get("reward") for each in gauges] == [each["reward"] for each in texts]
         assert record.learned_texts is not None
-        assert record.learned_texts.num_texts == sum(each["num_texts"] for each in texts)
+        of_steps = sum(each["num_texts"] for each in texts)  # two steps with the same texts
+        assert record.learned_texts.num_texts == of_steps / times
         assert record.learned_texts.reward_first == texts[0]["reward"]  # a tenth is one step
         assert record.learned_texts.cut_last == texts[-1]["cut_share"]
         if name == "taught":
@@ -226,19 +243,67 @@ def test_a_stopped_training_goes_on_with_the_same_texts(
         assert [line["loss_nats"] for line in lines] == [line["loss_nats"] for line in expected]
 
 
-def test_a_reward_that_fails_ends_its_run_alone(study_file: Path, tmp_path: Path) -> None:
+def test_a_reward_that_fails_stops_its_run_alone_which_goes_on_later(
+    study_file: Path, tmp_path: Path
+) -> None:
     failing = {"rewards": {"code": "rewards.py:failing"}}
     grpo = {**failing, "num_generations": 2, "max_completion_length": 8}
     with_objective(study_file, {"grpo": grpo})
-    run(study_file, tmp_path / "study", "methods.full=null")
-    runs = trained(StudyFolder(tmp_path / "study"))
-    assert {run.rank: record.status for run, record in runs.items()} == {
-        2: "trained",
-        4: "diverged",
-    }
-    (said,) = [record.message for record in runs.values() if record.message]
-    for named in ("rewards.py:failing", "'Say ", "gives 'good'"):
-        assert named in said
+    study, whole = StudyFolder(tmp_path / "study"), StudyFolder(tmp_path / "whole")
+    run(study_file, study.root, "methods.full=null")
+    assert [run.rank for run in trained(study)] == [2]
+    (failure,) = study.failures()
+    second = next(run for run in study.read_study().runs if run.rank == 4)
+    assert failure.runs == (second.name,)
+    for named in (second.name, "step 2", "rewards.py:failing", "'Say ", "gives 'good'"):
+        assert named in failure.message
+    assert [line["step"] for line in written(study, second.name)] == [1]
+    (tmp_path / "there").touch()
+    run(study_file, study.root, "methods.full=null")
+    run(study_file, whole.root, "methods.full=null")
+    assert not study.failures()
+    for each in (*trained(study), second):
+        assert [line["texts"] for line in written(study, each.name)] == [
+            line["texts"] for line in written(whole, each.name)
+        ]
+
+
+@pytest.mark.parametrize("objective", ["sdft", "grpo"])
+def test_a_variant_that_reads_rows_reads_the_prompts_of_rows_that_it_answers(
+    study_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, objective: str
+) -> None:
+    grpo = {"rewards": "chrf", "num_generations": 2, "num_iterations": 2}
+    settings = {"max_completion_length": 8, **(grpo if objective == "grpo" else {})}
+    with_objective(study_file, {objective: settings})
+    read: list[Sequence[Example]] = []
+
+    def directions(*arguments: Any) -> Any:
+        read.append(arguments[3])
+        return input_directions(*arguments)
+
+    monkeypatch.setattr(variants, "input_directions", directions)
+    study = StudyFolder(tmp_path / "study")
+    overrides = ("methods.full=null", "methods.lora.ranks=[2]", "methods.variants.names=[eva]")
+    run(study_file, study.root, *overrides)
+    statuses = {record.planned.variant: record.status for record in study.readable_runs()}
+    assert statuses == {None: "trained", "eva": "trained"}
+    (prompts,) = read
+    assert len({example.tokens for example in prompts}) == len(prompts) == 18
+
+
+@pytest.mark.parametrize(
+    ("function", "said"),
+    [("same", "same reward, 0.5 (96 texts)"), ("nothing", "no reward gave a number")],
+)
+def test_a_run_that_learns_nothing_is_reported(
+    study_file: Path, tmp_path: Path, function: str, said: str
+) -> None:
+    grpo = {"rewards": {"code": f"rewards.py:{function}"}, "num_generations": 8}
+    settings = {"max_completion_length": 8, "num_iterations": 2}
+    with_objective(study_file, {"grpo": grpo | settings}, epochs=2)
+    overrides = ("methods.full=null", "methods.lora.ranks=[2]", "train.batch_size=4")
+    _, heard = run(study_file, tmp_path / "study", *overrides)
+    assert [note for note in heard.notes if said in note]
 
 
 def test_rows_without_a_right_answer_have_a_placeholder(study_file: Path) -> None:

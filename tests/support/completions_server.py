@@ -9,7 +9,7 @@ import contextlib
 import json
 import threading
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -30,6 +30,7 @@ class Served:
         most_answers: completions before it fails with status 500; None: it never does.
         shift: nats that are added to every log-likelihood of an even token.
         num_asked: completions that were asked for.
+        spoilt: what becomes of a completion before it is sent.
     """
 
     models: Mapping[str, Any]
@@ -40,6 +41,7 @@ class Served:
     most_answers: int | None = None
     shift: float = 0.0
     num_asked: int = 0
+    spoilt: Callable[[dict[str, Any]], Any] = lambda answer: answer
     url: str = ""
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -99,7 +101,7 @@ def serving(served: Served) -> Generator[Served]:
                 if served.most_answers is not None and served.num_asked > served.most_answers:
                     self.answer(500, {"error": "out of memory"})
                 else:
-                    self.answer(200, served.completion(asked))
+                    self.answer(200, served.spoilt(served.completion(asked)))
 
         def answer(self, status: int, content: Any) -> None:
             body = json.dumps(content).encode()

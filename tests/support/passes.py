@@ -24,7 +24,7 @@ from rankwise.engine.training.trainees import (
     Trainee,
     effective_batches,
 )
-from rankwise.errors import DivergedError
+from rankwise.errors import DivergedError, RewardError
 from rankwise.records.config.training import LearningRateConfig, TrainConfig
 from rankwise.records.study import OptimizerName, PlannedRun
 from rankwise.tasks.training_rows import Example, TrainingRow, tokenise_rows
@@ -103,7 +103,7 @@ class Heard:
     def reached(self, trainee: Trainee, result: TrainingResult) -> None:
         self.results[trainee.run.name] = result
 
-    def diverged(self, trainee: Trainee, error: DivergedError) -> None:
+    def dropped(self, trainee: Trainee, error: DivergedError | RewardError) -> None:
         self.errors[trainee.run.name] = str(error)
 
     def shrunk(self, max_tokens: int) -> None:

@@ -185,6 +185,7 @@ def test_the_content_says_what_runs_and_not_where(tmp_path: Path) -> None:
         ("return [1 / (len(c) - 2) for c in completions]", ("'bb'", "2 + 3", "ZeroDivisionError")),
         ("return [{}[len(completions)]] if len(completions) > 1 else [1.0]", ("'a'", "KeyError")),
         ("raise SystemExit(3)", ("'a'", "SystemExit: 3")),
+        ("return [1e308, -1e308]", ("mine.py:score", "'a'", "1e+308", "1e+15")),
     ],
 )
 def test_what_is_no_reward_names_function_row_and_text(

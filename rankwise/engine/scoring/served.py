@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import logging
+import math
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
@@ -33,6 +34,11 @@ PAUSE_SECONDS = 1
 _BUSY = (429, *range(500, 600))
 _AT_ONCE = 8
 _FEW_PROBES, _PROBE_TOKENS = 4, 16
+# By how much a probe's log-likelihood may differ between two calls of one model, as a server puts
+# other requests into its batches and rounds otherwise. Where it differs more, all is asked again.
+_SAME_NATS = 0.05
+_PROBED = "probed"  # the line of the kept answers with the probes' nats; the others' are hashes
+_PART_OF_A_CHARACTER = "\ufffd"
 
 Asked = TypeVar("Asked", Continuation, Prompt)
 Answer = TypeVar("Answer", LogLikelihood, Generation)
@@ -107,12 +113,11 @@ class ServedModel:
             len(self._tokenizer(prompt, add_special_tokens=special).input_ids)
             for special in (False, True)
         }
-        num_tokens = (output.get("usage") or {}).get("prompt_tokens")
+        with self._understood():
+            num_tokens = (output.get("usage") or {}).get("prompt_tokens")
         if num_tokens is not None and num_tokens not in counts:
             raise self._other_tokenizer(f"counts {num_tokens} tokens in a text of {min(counts)}")
-        if needs_likelihoods:
-            for item in items[:_FEW_PROBES]:
-                self._log_likelihood(item)
+        found = [self._log_likelihood(each) for each in items[:_FEW_PROBES] if needs_likelihoods]
         settings = GenerationSettings(_PROBE_TOKENS)
         written = [
             self._generation(Prompt(each.tokens_read, settings)) for each in items[:_FEW_PROBES]
@@ -120,6 +125,28 @@ class ServedModel:
         key = json.dumps([self.form, self.model, written])  # another adapter would write otherwise
         name = f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.jsonl"
         self._file = cache_folder() / "served" / name
+        self._forget_others([answer.nats for answer in found])
+
+    def _forget_others(self, probed: Sequence[float]) -> None:
+        """Keep the probes' nats; what was answered beside others is of another model, and goes."""
+        assert self._file is not None
+        if not probed:
+            return
+        kept = _read(self._file).get(_PROBED)
+        if kept is not None:
+            near = (abs(a - b) <= _SAME_NATS for a, b in zip(kept, probed, strict=False))
+            if len(kept) == len(probed) and all(near):
+                return
+            self._file.unlink()
+        self._keep(_PROBED, probed)
+
+    def _keep(self, key: str, answer: Sequence[Any]) -> None:
+        """Add a line to the answers that are kept."""
+        assert self._file is not None
+        with writing(self._file):
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+            with self._file.open("a", encoding="utf-8") as lines:
+                lines.write(json.dumps([key, list(answer)]) + "\n")
 
     def log_likelihoods(
         self,
@@ -182,14 +209,10 @@ class ServedModel:
         for key, item in zip(keys, items, strict=True):
             if key not in new or item is not new[key]:
                 told(1, item)
-        with writing(self._file):
-            self._file.parent.mkdir(parents=True, exist_ok=True)
-            lines = self._file.open("a", encoding="utf-8")
-        with lines, ThreadPoolExecutor(_AT_ONCE) as pool:
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
             for (key, item), answer in zip(new.items(), pool.map(ask, new.values()), strict=True):
                 kept[key] = list(answer)
-                lines.write(json.dumps([key, kept[key]]) + "\n")
-                lines.flush()
+                self._keep(key, answer)
                 told(1, item)
         return [kind(*kept[key]) for key in keys]
 
@@ -203,18 +226,22 @@ class ServedModel:
             # lm-eval's client takes the last to be that of a token which was written besides
             if len(choice["logprobs"]["token_logprobs"]) != len(tokens[0]) + 1:
                 raise ValueError("a number of tokens that was not sent")
-        except (KeyError, TypeError, ValueError, IndexError) as error:
+            if not math.isfinite(answer[0]):
+                raise ValueError("a log-likelihood that is no number")
+            read = str(choice["text"]).strip()
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
             raise ModelError(
                 f"{self.form} gives no log-likelihoods of a prompt's tokens (`echo` with "
                 "`logprobs`), which tasks with options and held-out texts need. Serve the model by "
                 "vLLM, or choose tasks that write texts."
             ) from error
-        texts = [
+        sent = [
             self._tokenizer.decode(tokens[0], skip_special_tokens=skips).strip()
             for skips in (False, True)
         ]
-        if not str(choice["text"]).strip().startswith(tuple(texts)):
-            raise self._other_tokenizer(f"reads {choice['text']!r:.60} for {texts[0]!r:.60}")
+        # a prompt may end within a character, which the token that is written besides completes
+        if not read.startswith(tuple(text.rstrip(_PART_OF_A_CHARACTER) for text in sent)):
+            raise self._other_tokenizer(f"reads {read!r:.60} for {sent[0]!r:.60}")
         return LogLikelihood(*answer)
 
     def _generation(self, prompt: Prompt) -> Generation:
@@ -225,6 +252,8 @@ class ServedModel:
         output = self._call([list(prompt.tokens)], generate=True, gen_kwargs=settings)
         with self._understood():
             (text,) = self._client.parse_generations(output)
+            if not isinstance(text, str | None):
+                raise TypeError(f"a text that is {text!r:.40}")
             return Generation(text or "", output["choices"][0].get("finish_reason") != "length")
 
     def _call(self, messages: list[Any], **options: Any) -> Mapping[str, Any]:
@@ -234,7 +263,10 @@ class ServedModel:
         for attempt in range(1, _ATTEMPTS + 1):
             try:
                 with self._understood():
-                    return self._client.model_call(messages, **options)
+                    output = self._client.model_call(messages, **options)
+                    if not isinstance(output, Mapping):
+                        raise TypeError(f"an answer that is {output!r:.40}")
+                    return output
             except ModelError as error:
                 cause, response = error.__cause__, getattr(error.__cause__, "response", None)
                 again = isinstance(cause, requests.RequestException) and not (

@@ -56,7 +56,7 @@ from rankwise.engine.training.trainees import (
     Trainee,
 )
 from rankwise.engine.training.written import summary
-from rankwise.errors import DivergedError
+from rankwise.errors import DivergedError, RewardError
 from rankwise.records.config.objectives import GrpoConfig, WrittenConfig
 from rankwise.records.config.training import TrainConfig
 from rankwise.records.study import LearnedTexts
@@ -99,8 +99,8 @@ class PassObserver(Protocol):
         """A trainee is at one of its marks, or at its end; save its weights now."""
         ...
 
-    def diverged(self, trainee: Trainee, error: DivergedError) -> None:
-        """A trainee has diverged and is dropped; the others continue."""
+    def dropped(self, trainee: Trainee, error: DivergedError | RewardError) -> None:
+        """A trainee has diverged, or its texts cannot be rewarded; the others continue."""
         ...
 
     def shrunk(self, max_tokens: int) -> None:
@@ -123,7 +123,7 @@ class TextWriter(Protocol):
     other: tuple[Any, CompletionHead] | None
     is_reverse: bool
 
-    def write(self, trainees: Sequence[Trainee]) -> Mapping[Trainee, DivergedError]:
+    def write(self, trainees: Sequence[Trainee]) -> Mapping[Trainee, RewardError]:
         """Give ``written`` to those that have none; those that cannot have any, and why."""
         ...
 
@@ -131,8 +131,7 @@ class TextWriter(Protocol):
 def num_optimizer_steps(num_examples: int, config: TrainConfig, epochs: int) -> int:
     """Steps over all epochs; the last step of an epoch may have fewer examples."""
     per_step = config.batch_size * config.gradient_accumulation_steps
-    times = config.written.num_iterations if isinstance(config.written, GrpoConfig) else 1
-    return math.ceil(num_examples / per_step) * times * epochs
+    return math.ceil(num_examples / per_step) * config.num_iterations * epochs
 
 
 def train_pass(
@@ -264,7 +263,7 @@ class _RunningPass:
                 stepped.append((trainee, taken))
             except DivergedError as error:
                 del active[index]
-                self.observer.diverged(trainee, error)
+                self.observer.dropped(trainee, error)
         seconds = time.perf_counter() - started
         for index, count in num_read.items():
             self.trainees[index].seconds += seconds * count / sum(num_read.values())
@@ -281,7 +280,7 @@ class _RunningPass:
             return
         for trainee, error in self.writer.write([*active.values()]).items():
             del active[next(index for index, each in active.items() if each is trainee)]
-            self.observer.diverged(trainee, error)
+            self.observer.dropped(trainee, error)
 
     def _result(self, trainee: Trainee) -> TrainingResult:
         first, last = trainee.metrics[0], trainee.metrics[-1]
@@ -297,7 +296,7 @@ class _RunningPass:
             kernels=self.kernels,
             learned_texts=summary(
                 [line.texts for line in trainee.metrics if line.texts is not None],
-                getattr(trainee.own, "num_iterations", 1),
+                trainee.num_iterations,
             ),
         )
 

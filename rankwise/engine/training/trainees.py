@@ -129,6 +129,7 @@ class Trainee:
         dpo: how it learns from pairs of answers; None: it learns the next token, or from its own
             texts.
         own: how it writes the texts that it learns from; None: it learns from given ones.
+        num_iterations: steps that are taken with the same texts.
         written: these texts, for the next step; None: they are not written yet.
     """
 
@@ -148,6 +149,7 @@ class Trainee:
         assert run.learning_rate is not None
         assert run.seed is not None
         self.run, self.dpo, self.own = run, config.dpo, config.written
+        self.num_iterations = config.num_iterations
         self.written: WrittenTexts | None = None
         self._read_nats: Mapping[int, Sequence[float]] = {}
         self.batches = effective_batches(examples, run, config, beside)[: run.num_steps]
@@ -344,7 +346,7 @@ class Trainee:
             texts, self.written = self.written.metrics, None
             return texts
         aged, texts = self.written.read(self._read_nats, self.own)
-        self.written = aged if step % self.own.num_iterations else None
+        self.written = aged if step % self.num_iterations else None
         return texts
 
     def clear_gradients(self) -> None:
@@ -554,8 +556,7 @@ def effective_batches(
         order = torch.randperm(len(examples), generator=generator).tolist()
         for start in range(0, len(order), size):
             batches.append([examples[index] for index in order[start : start + size]])
-    if isinstance(config.written, GrpoConfig):  # steps with the same texts follow each other
-        batches = [batch for batch in batches for _ in range(config.written.num_iterations)]
+    batches = [batch for batch in batches for _ in range(config.num_iterations)]
     replay, kl = (run.mitigation.replay, run.mitigation.kl) if run.mitigation else (None, None)
     if replay is not None:
         batches = _with_others(batches, beside.replayed, replay.share, seed_of(run.seed, "replay"))

@@ -95,7 +95,7 @@ def summary(steps: Sequence[TextMetrics], num_iterations: int = 1) -> LearnedTex
 
     new = steps[::num_iterations]
     return LearnedTexts(
-        num_texts=sum(step.num_texts for step in steps),
+        num_texts=sum(step.num_texts for step in new),
         reward_first=of(first, "reward"),
         reward_last=of(last, "reward"),
         no_spread_share=of(steps, "no_spread_share"),

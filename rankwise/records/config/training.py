@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from rankwise.records.config.objectives import (
     DpoConfig,
+    GrpoConfig,
     ObjectiveConfig,
     SdftConfig,
     WrittenConfig,
@@ -290,6 +291,11 @@ class TrainConfig(Section):
     def written(self) -> WrittenConfig | None:
         """How a model writes the texts that it learns from; None: it learns from given ones."""
         return None if self.objective is None else self.objective.written
+
+    @property
+    def num_iterations(self) -> int:
+        """Steps that are taken with the same rows, which follow each other."""
+        return self.written.num_iterations if isinstance(self.written, GrpoConfig) else 1
 
     @property
     def template(self) -> str | None:

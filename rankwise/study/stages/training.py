@@ -358,13 +358,16 @@ def _examples(
 
 
 def _first_epoch(context: StudyContext, run: PlannedRun) -> list[Example]:
-    """What a run reads of its rows, once each, in the order in which it does."""
+    """What a run reads of its rows, once each, in the order in which it does.
+
+    Of rows that it answers itself that is their prompts: no answer is written yet.
+    """
     from rankwise.engine.training.trainees import effective_batches
 
-    examples = context.plan.examples_of(run)
-    steps = effective_batches(examples, run, context.study.config.train)
+    examples, train = context.plan.examples_of(run), context.study.config.train
+    steps = effective_batches(examples, run, train)[:: train.num_iterations]
     in_order = itertools.islice(itertools.chain(*steps), len(examples))
-    return [sequence for example in in_order for sequence in example.sequences]
+    return [part._replace(asks=None) for example in in_order for part in example.sequences]
 
 
 def _train_full(context: StudyContext, trainings: Trainings, planned: PlannedPass) -> None:

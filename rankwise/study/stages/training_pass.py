@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from rankwise.errors import DivergedError, RecordError
+from rankwise.errors import DivergedError, RecordError, RewardError
 from rankwise.records.fields import seconds_of
 from rankwise.records.files import require_room
 from rankwise.records.study import PlannedPass, PlannedRun, RunRecord
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from rankwise.engine.models.trained_adapters import AdapterBank
     from rankwise.engine.training.loop import TextWriter, TrainingResult
     from rankwise.engine.training.trainees import StepMetrics, Trainee
+    from rankwise.engine.training.written import TextMetrics
     from rankwise.study.context import StudyContext
 
 Trainings = Mapping[PlannedRun, Sequence[PlannedRun]]
@@ -53,6 +54,7 @@ class TrainingPass:
         every = context.study.config.train.save_every
         self._save_every = None if every is None else seconds_of(every)
         self._last_save = time.monotonic()
+        self._failures: list[str] = []
         self.states = StateWriter()
 
     def train(
@@ -62,7 +64,11 @@ class TrainingPass:
         bank: AdapterBank | None = None,
         writer: TextWriter | None = None,
     ) -> None:
-        """Train the pass as planned; adapters go through a bank, own texts come from a writer."""
+        """Train the pass as planned; adapters go through a bank, own texts come from a writer.
+
+        Raises:
+            RewardError: a reward fails on texts of some runs; the others are finished.
+        """
         from rankwise.engine.training.loop import train_pass
         from rankwise.engine.training.micro_batches import training_lanes
         from rankwise.engine.training.trainees import VariantTrainee
@@ -89,6 +95,8 @@ class TrainingPass:
                 )
             finally:
                 self.states.finish()  # however the pass ended
+        if self._failures:
+            raise RewardError(" ".join(self._failures))
 
     def resume(self, trainee: Trainee) -> None:
         """Go on where the training was saved last, or begin.
@@ -114,8 +122,11 @@ class TrainingPass:
     def stepped(self, trainee: Trainee, metrics: StepMetrics) -> None:
         if trainee.run.name not in self._finished:
             self._folder.append_metrics(trainee.run.name, metrics.model_dump())
-        if metrics.step == _FIRST_STEPS and (said := _learns_nothing(trainee.metrics)):
-            self._tell.noted(f"{trainee.run.name}: {said}")
+        if metrics.step == _FIRST_STEPS:
+            lines = trainee.metrics[:: trainee.num_iterations]
+            written = [line.texts for line in lines if line.texts is not None]
+            if said := _learns_nothing(written):
+                self._tell.noted(f"{trainee.run.name}: {said}")
         self._tell.advanced(_work(trainee, metrics.step - 1, metrics.step))
         self._tell.stepped(
             TrainingStep(
@@ -165,7 +176,12 @@ class TrainingPass:
         if trainee.is_finished:
             self._finished.add(trainee.run.name)
 
-    def diverged(self, trainee: Trainee, error: DivergedError) -> None:
+    def dropped(self, trainee: Trainee, error: DivergedError | RewardError) -> None:
+        if isinstance(error, RewardError):  # it may be tried again from here
+            if self._save_every is not None and trainee.step:
+                self._save_state(trainee)
+            self._failures.append(f"{trainee.run.name}, step {trainee.step + 1}: {error}")
+            return
         self._finished.add(trainee.run.name)
         self._tell.skipped(_work(trainee, trainee.step, trainee.marks[-1]))
         self.states.finish()
@@ -186,16 +202,19 @@ class TrainingPass:
         )
 
 
-def _learns_nothing(metrics: Sequence[StepMetrics]) -> str | None:
+def _learns_nothing(steps: Sequence[TextMetrics]) -> str | None:
     """What to say where no text of the first steps was worth more or less than the others."""
-    shares = [line.texts.no_spread_share for line in metrics if line.texts is not None]
-    if not shares or any(share != 1.0 for share in shares):
+    if not steps or any(step.no_spread_share != 1.0 for step in steps):
         return None
-    texts = sum(line.texts.num_texts for line in metrics if line.texts is not None)
-    rewards = {line.texts.reward for line in metrics if line.texts is not None}
-    value = f", {rewards.pop():g}" if len(rewards) == 1 and None not in rewards else ""
+    texts, rewards = sum(step.num_texts for step in steps), {step.reward for step in steps}
+    if rewards == {None}:
+        return (
+            f"no reward gave a number for any of its first {texts:,} texts: nothing is learned. "
+            "Give numbers in place of None"
+        )
+    value = f", {rewards.pop():g}" if len(rewards) == 1 else ""
     return (
-        f"in its first {len(shares)} steps, all texts of a row had the same reward{value} "
+        f"in its first {_FIRST_STEPS} steps, all texts of a row had the same reward{value} "
         f"({texts:,} texts): nothing is learned. Give a reward with partial credit, train on right "
         "answers first (methods.lora.start), or raise temperature or num_generations"
     )

@@ -87,7 +87,7 @@ class Silent:
     def reached(self, _: Any, result: Any) -> None:
         self.peak = result.peak_memory_bytes
 
-    def diverged(self, _: Any, error: Exception) -> None:
+    def dropped(self, _: Any, error: Exception) -> None:
         raise error
 
     def shrunk(self, max_tokens: int) -> None:
