@@ -59,7 +59,7 @@ from rankwise.engine.scoring.decode.decoder import WrittenText
 from rankwise.engine.training.loop import train_pass
 from rankwise.engine.training.trainees import AdapterTrainee, Trainee, effective_batches
 from rankwise.engine.writing import Writer
-from rankwise.errors import DivergedError
+from rankwise.errors import RewardError
 from rankwise.records.config.study import BaseModelConfig
 from rankwise.records.config.training import ObjectiveConfig
 from rankwise.records.study import PlannedRun
@@ -154,7 +154,7 @@ class TimedWriter:
         self.settings, self.other, self.is_reverse = writer.settings, None, False
         self.seconds = 0.0
 
-    def write(self, trainees: Sequence[Trainee]) -> Mapping[Trainee, DivergedError]:
+    def write(self, trainees: Sequence[Trainee]) -> Mapping[Trainee, RewardError]:
         started = now(self._device)
         if self._length is None:
             failed = self._writer.write(trainees)
