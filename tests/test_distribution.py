@@ -21,6 +21,7 @@ from hatchling.builders.wheel import WheelBuilder
 from lm_eval.api.model import LM
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from packaging.version import Version
 
 from tests.support.sources import package_sources
 
@@ -67,7 +68,8 @@ def test_the_source_distribution_has_what_its_list_says(built: tuple[Path, Path]
     assert package_files() <= names
     assert {name.partition("/")[0] for name in names} == {
         "rankwise", "tests", "benchmarks", "examples", "docs",
-        "CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md", "LICENSE", "Makefile", "PKG-INFO",
+        "CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md", "Dockerfile", "LICENSE", "Makefile",
+        "PKG-INFO",
         "README.md", "SECURITY.md", "SKILL.md", "constraints.txt", "llms.txt", "pyproject.toml",
         ".gitignore",
     }  # fmt: skip
@@ -133,7 +135,10 @@ NOT_DECLARED = {
     "triton": "comes with builds of torch for cards, and what needs it asks for it",
 }
 
-NOT_IMPORTED = {"tenacity": "lm-eval's client of servers asks for it, but not lm-eval"}
+NOT_IMPORTED = {
+    "pytablewriter": "lm-eval asks for any version, and pip may find one of 2018",
+    "tenacity": "lm-eval's client of servers asks for it, but not lm-eval",
+}
 
 
 def packages(requirements: list[str]) -> set[str]:
@@ -176,11 +181,47 @@ def test_every_dependency_has_a_least_version_and_a_limit() -> None:
         assert {bound.operator for bound in each.specifier} == {">=", "<"}, each.name
 
 
-def test_the_versions_of_the_tests_are_among_those_that_are_allowed() -> None:
+def pinned() -> list[Requirement]:
+    """The lines of the lock; a package may have one for older and one for newer Pythons."""
     lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
-    pinned = dict(line.split("==") for line in lines if line and not line.startswith("#"))
-    versions = {canonicalize_name(name): version for name, version in pinned.items()}
-    wanted = {canonicalize_name(r.name): r for r in map(Requirement, NEEDED)}
-    assert wanted.keys() - versions.keys() == {"torch"}  # its builds differ by platform
-    for name in wanted.keys() - {"torch"}:
-        assert wanted[name].specifier.contains(versions[name]), name
+    return [Requirement(line) for line in lines if line and not line.startswith("#")]
+
+
+def lock_of(name: str) -> list[Version]:
+    same = [each for each in pinned() if canonicalize_name(each.name) == canonicalize_name(name)]
+    return [Version(bound.version) for each in same for bound in each.specifier]
+
+
+def test_the_lock_has_one_version_of_everything_that_is_installed() -> None:
+    """None of one platform alone, such as torch's +cpu, which PyPI does not have."""
+    for each in pinned():
+        (bound,) = each.specifier
+        assert (bound.operator, Version(bound.version).local) == ("==", None), each
+    wanted = [
+        *NEEDED,
+        *(line for extra in PROJECT["optional-dependencies"].values() for line in extra),
+    ]
+    for each in map(Requirement, wanted):
+        if each.name == "rankwise":
+            continue
+        assert lock_of(each.name), each.name
+        assert all(each.specifier.contains(version) for version in lock_of(each.name)), each.name
+
+
+INTERNALS = {
+    "accelerate", "bitsandbytes", "datasets", "gguf", "huggingface-hub", "liger-kernel", "lm-eval",
+    "peft", "ray", "safetensors", "tokenizers", "torch", "torchao", "transformers", "trl", "typer",
+}  # fmt: skip
+"""What we call beyond its documented interface, or whose numbers are ours."""
+
+
+def test_of_libraries_whose_internals_are_used_no_untested_minor_version_is_allowed() -> None:
+    """A range is a promise about versions that do not exist yet: it ends at the lock's."""
+    extras = PROJECT["optional-dependencies"].values()
+    lines = {Requirement(each).name: Requirement(each) for each in NEEDED}
+    lines |= {Requirement(each).name: Requirement(each) for extra in extras for each in extra}
+    for name in INTERNALS:
+        (limit,) = [bound.version for bound in lines[name].specifier if bound.operator == "<"]
+        (locked,) = lock_of(name)
+        release = list(locked.release[: len(limit.split("."))])
+        assert limit == ".".join(map(str, [*release[:-1], release[-1] + 1])), name

@@ -31,6 +31,7 @@ from rankwise.errors import (
 from rankwise.records.fields import path_problem
 from rankwise.records.folder import StudyFolder
 from rankwise.records.provenance import package_version
+from rankwise.records.versions import untested
 from rankwise.study.printer import Printer, print_line
 
 P = ParamSpec("P")
@@ -230,7 +231,7 @@ def verb(
             try:
                 _require_current_folder()
                 code = function(*args, **kwargs)
-            except (RankwiseError, OSError, MemoryError, ModuleNotFoundError) as caught:
+            except (RankwiseError, OSError, MemoryError, ImportError) as caught:
                 error = _said(caught)
                 code = USAGE if error.is_usage else RUN_FAILED
                 if answers:
@@ -252,8 +253,8 @@ def verb(
 OF_TRAINING = frozenset(
     {
         "accelerate", "datasets", "fsspec", "gguf", "huggingface_hub", "jaxtyping", "lm_eval",
-        "peft", "requests", "rouge_score", "sacrebleu", "tenacity", "tokenizers", "torch", "tqdm",
-        "transformers",
+        "peft", "pytablewriter", "requests", "rouge_score", "sacrebleu", "tenacity", "tokenizers",
+        "torch", "tqdm", "transformers",
     }
 )  # fmt: skip
 """The modules that the extra ``train`` brings."""
@@ -281,21 +282,24 @@ _OF_THE_SYSTEM = {
 
 
 def _said(
-    caught: RankwiseError | OSError | MemoryError | ModuleNotFoundError,
+    caught: RankwiseError | OSError | MemoryError | ImportError,
 ) -> RankwiseError:
     """An error in a sentence: also one of the system, which may come from anywhere.
 
     Raises:
         OSError: what was caught, where it is none of the system's alone.
-        ModuleNotFoundError: what was caught, where the extra ``train`` does not bring the module.
+        ImportError: what was caught, where the extra ``train`` does not bring the module, or all
+            libraries are of a tested version.
     """
     if isinstance(caught, RankwiseError):
         return caught
-    if isinstance(caught, ModuleNotFoundError):
-        name = (caught.name or "").partition(".")[0]
-        if name not in OF_TRAINING:
+    if isinstance(caught, ImportError):
+        problem = untested()
+        if isinstance(caught, ModuleNotFoundError) and caught.name in OF_TRAINING:
+            return ConfigError("this installation", [without_training(caught.name)])
+        if not problem:
             raise caught
-        return ConfigError("this installation", [without_training(name)])
+        return ConfigError("this installation", [f"{caught}: {problem}"])
     if isinstance(caught, MemoryError):
         why = "no memory is left for this process. Free some, raise its limit (`ulimit -v`), or "
         return OutOfMemoryError(f"{why}take a smaller model.")

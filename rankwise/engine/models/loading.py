@@ -22,6 +22,7 @@ from rankwise.engine.models.devices import (
     multiply_exactly,
 )
 from rankwise.engine.models.files import (
+    CHECK_BOTH,
     diverged,
     loaded_files,
     read_json,
@@ -86,12 +87,13 @@ def load_model(folder: Path, dtype: torch.dtype, **options: Any) -> Any:
         for path in files:
             refuse_other_dtypes(path, headers[path])
     names = renaming(name for of_file in headers.values() for name in of_file)
-    with unusable(f"{folder} cannot be loaded", "Save it again."):
+    with unusable(f"{folder} cannot be loaded", CHECK_BOTH):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             str(folder),
             dtype=dtype,
             use_safetensors=True,
             trust_remote_code=False,
+            use_kernels=False,  # else the package kernels would swap layers, where it is installed
             output_loading_info=True,
             ignore_mismatched_sizes=not is_quantised_there,  # told by name
             key_mapping=names or None,

@@ -40,7 +40,7 @@ def load_adapter(base_model: nn.Module, folder: Path) -> peft.PeftModel:
     """
     refuse_patterns(folder)
     what = f"{folder} cannot be attached to this base model"
-    with unusable(what, "Save the adapter again."), warnings.catch_warnings():
+    with unusable(what, "Check its adapter_config.json and weights."), warnings.catch_warnings():
         # what is missing in the file PEFT draws at random
         warnings.filterwarnings("error", ".*missing adapter keys", UserWarning)
         # AdaLoRA names ranks by weights, and PEFT looks for layers of these names

@@ -133,7 +133,7 @@ def test_a_tokenizer_that_gives_up_at_every_text(tiny_model_folder: Path, tmp_pa
     tokenizer.pre_tokenizer = pre_tokenizers.FixedLength(7)
     text = tokenizer.to_str().replace('"length":7', '"length":0')
     path.write_text(text)
-    with pytest.raises(ModelError, match="cannot be loaded: chunk size must be non-zero"):
+    with pytest.raises(ModelError, match="refused it: chunk size must be non-zero"):
         load_tokenizer(folder)
 
 
