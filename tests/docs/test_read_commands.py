@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 
 import pytest
 
@@ -62,6 +63,33 @@ def test_the_readme_is_read() -> None:
     read = blocks("README.md")
     assert any("rankwise run" in command for each in read for command in each.commands)
     assert inline_commands((ROOT / "README.md").read_text(encoding="utf-8"))
+
+
+RUN_BY = {
+    "make demo": ".ci/run",
+    'pip install ".[train]" --constraint constraints.txt': "benchmarks/installation.py",
+    "rankwise run": "benchmarks/installation.py",
+    "rankwise try my_rows.csv": "tests/cli/test_try.py",
+}
+"""Every command of the README -> what runs it, from the installation on."""
+
+
+def test_every_command_of_the_readme_is_run() -> None:
+    """Word for word, but for the rows of ``try``, which are a test's own."""
+    typed = [line for each in blocks("README.md") for line in each.commands]
+    commands = [line.partition("#")[0].strip() for line in typed]
+    assert commands == [*RUN_BY]
+    script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    (find,) = re.findall(r"^command=\$\((.+)\)$", script, re.MULTILINE)
+    done = subprocess.run(
+        ["bash", "-c", find], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == commands[0]
+    assert 'eval "$command"' in script
+    for command, place in RUN_BY.items():
+        text = (ROOT / place).read_text(encoding="utf-8")
+        verb = command.removesuffix(" my_rows.csv").removeprefix("rankwise ")
+        assert command in text or f'"{verb}"' in text or place == ".ci/run", command
 
 
 def test_blocks_are_found_with_their_marks_and_lines() -> None:

@@ -54,7 +54,6 @@ def swapped(model: nn.Module) -> list[str]:
         for name, module in model.named_modules()
         if type(module).__module__.partition(".")[0] not in ("torch", "transformers")
         or "forward" in vars(module)
-        or module._forward_pre_hooks.keys() - {0}
     ]
 
 
