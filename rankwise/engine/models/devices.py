@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
+import math
 import os
 import platform
 import sys
@@ -95,11 +96,42 @@ def device_name(device: torch.device) -> str:
 
 
 def free_bytes(device: torch.device) -> int:
-    """Memory of the card, or of the machine, that nobody holds."""
+    """Memory of the card, or of the machine or container, that nobody holds."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return free
-    return psutil.virtual_memory().available
+    return int(min(psutil.virtual_memory().available, room_in_groups()))
+
+
+def room_in_groups(
+    own: Path = Path("/proc/self/cgroup"), mounted: Path = Path("/sys/fs/cgroup")
+) -> float:
+    """Bytes that Linux's control groups, such as a container's, leave to this process.
+
+    Infinite where none has a limit. A group's file pages that are not in use are free for it.
+
+    Args:
+        own: lists this process's groups: one of version 2, or one a kind of version 1.
+        mounted: where the groups are files; in a container its own group may be the top there.
+    """
+    room = math.inf
+    lines = own.read_text().splitlines() if own.is_file() else []
+    for _, kinds, path in (line.split(":", 2) for line in lines):
+        if kinds not in ("", "memory"):
+            continue
+        version_1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+        names = version_1 if kinds else ("memory.max", "memory.current", "inactive_file")
+        top = mounted / kinds
+        group = top / path.lstrip("/")
+        for folder in (group, *group.parents):
+            with contextlib.suppress(OSError, ValueError):  # not there, or "max"
+                limit, used = (int((folder / name).read_text()) for name in names[:2])
+                stat = (folder / "memory.stat").read_text()
+                cached = dict(line.split() for line in stat.splitlines())[names[2]]
+                room = min(room, float(limit), float(max(limit - used + int(cached), 0)))
+            if folder == top:
+                break
+    return room
 
 
 def moved(tensor: Tensor, device: torch.device) -> Tensor:

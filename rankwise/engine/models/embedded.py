@@ -7,6 +7,7 @@ Q4_1 GGUF file. It is dequantised once into a plain transformers folder in the u
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib.util
 import json
 import os
@@ -153,9 +154,11 @@ def embedded_model_folder(model: EmbeddedModel, report: Progress = lambda _: Non
     except (OSError, SafetensorError) as error:
         if isinstance(error, ModelError):
             raise
+        is_full = getattr(error, "errno", None) in (None, errno.ENOSPC, errno.EDQUOT)
+        remedy = "Free some space there (about 800 MB), or point" if is_full else "Point"
         raise StorageError(
             f"the embedded model cannot be kept in {folder.parent}: {error}. "
-            "Free some space there (about 800 MB), or point RANKWISE_CACHE to another folder."
+            f"{remedy} RANKWISE_CACHE to another folder."
         ) from error
 
 

@@ -10,12 +10,11 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from rankwise.engine.models.devices import is_out_of_memory
+from rankwise.engine.models.devices import free_bytes, is_out_of_memory
 from rankwise.errors import RecordError
 from rankwise.records.files import replacing, require_regular
 
@@ -85,7 +84,7 @@ class StateWriter:
         while self._begun and self._begun[0][0].done():
             self._begun.pop(0)[0].result()
         # half of what is free: the system's own cache needs room for what is being written
-        room = min(_MOST_COPIED, psutil.virtual_memory().available // 2)
+        room = min(_MOST_COPIED, free_bytes(torch.device("cpu")) // 2)
         if sum((size for _, size in self._begun), start=size) > room:
             self.finish()
         if not 0 < size <= room:

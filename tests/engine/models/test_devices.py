@@ -132,3 +132,47 @@ def test_arrays_that_go_to_a_card_together_are_themselves_there(
         for tensor, array in zip(found, arrays, strict=True):
             assert torch.equal(tensor, torch.from_numpy(array))
         assert devices.moved_together([], device) == []
+
+
+GROUPS = {
+    "2": ("0::/pod/own\n", "", "memory.max", "memory.current", "inactive_file"),
+    "1": (
+        "5:cpu:/x\n3:memory:/pod/own\n0::/x\n",
+        "memory",
+        "memory.limit_in_bytes",
+        "memory.usage_in_bytes",
+        "total_inactive_file",
+    ),
+}
+
+
+@pytest.mark.parametrize("version", GROUPS)
+@pytest.mark.parametrize(
+    ("limits", "room"),
+    [
+        ({"pod/own": "4000"}, 1500.0),  # 3000 are used, of which 500 are pages of files
+        ({"pod/own": "max", "pod": "3600"}, 1100.0),  # a group above it counts too
+        ({".": "3200"}, 700.0),  # what a container sees of its own group
+        ({"pod/own": "2000"}, 0.0),
+        ({"pod/own": "max"}, float("inf")),
+        ({}, float("inf")),
+    ],
+)
+def test_a_container_s_limit_of_memory_is_what_is_free(
+    version: str, limits: dict[str, str], room: float, tmp_path: Path
+) -> None:
+    listed, kind, limit, used, cached = GROUPS[version]
+    own = tmp_path / "cgroup"
+    own.write_text(listed)
+    for name, value in limits.items():
+        group = tmp_path / "mounted" / kind / name
+        group.mkdir(parents=True, exist_ok=True)
+        (group / limit).write_text(f"{value}\n")
+        (group / used).write_text("3000\n")
+        (group / "memory.stat").write_text(f"cache 9\n{cached} 500\n")
+    assert devices.room_in_groups(own, tmp_path / "mounted") == room
+
+
+def test_without_control_groups_the_machine_s_memory_is_what_is_free(tmp_path: Path) -> None:
+    assert devices.room_in_groups(tmp_path / "none", tmp_path) == float("inf")
+    assert 0 < devices.free_bytes(torch.device("cpu")) < 2**60

@@ -533,7 +533,9 @@ def test_only_a_file_of_the_known_digest_is_parsed(
 def test_the_real_model_is_exactly_what_transformers_loads(tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    gguf = embedded._gguf_file(embedded.SMOLLM2, tmp_path / "parts", lambda _: None)
+    parts = tmp_path / "parts"
+    parts.mkdir()
+    gguf = embedded._gguf_file(embedded.SMOLLM2, parts, lambda _: None)
     theirs = AutoModelForCausalLM.from_pretrained(
         gguf.parent, gguf_file=gguf.name, dtype=torch.float32
     ).eval()
