@@ -9,6 +9,7 @@ UV := "$(or $(shell command -v uv),$(BIN)/uv)"
 UV_HERE := $(if $(shell command -v uv),,$(BIN)/uv)
 # Tests compare with what a CPU computes: a card, where there is one, is hidden from them.
 PYTEST := -m pytest -n logical --maxprocesses 4 --dist loadfile
+QUICK := "not slow and not gpu and not thorough"
 export HF_HUB_DISABLE_TELEMETRY = 1
 # Where it is set, as in many containers, every process compiles all modules and tests again.
 unexport PYTHONDONTWRITEBYTECODE
@@ -60,7 +61,7 @@ lint: $(VENV)/.test-tools
 	$(BIN)/hadolint Dockerfile
 
 test: lint
-	CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python $(PYTEST) -m "not slow and not gpu and not thorough"
+	CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python $(PYTEST) -m $(QUICK)
 
 # Everything: after the quick tests kills, full disks, hostile input, browsers, pages, benchmarks.
 test-all: test $(VENV)/.browser
@@ -81,9 +82,12 @@ fuzz: $(VENV)/.test-tools
 audit-dependencies: $(VENV)/.test-tools
 	$(UV) tool run pip-audit --disable-pip --no-deps --progress-spinner off -r constraints.txt
 
-test-newest test-oldest: test-%: .venv-%/.test-tools .venv-%/.browser
-	CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 .venv-$*/bin/python $(PYTEST) \
-		-m "not slow and not gpu and not thorough"
+# With the newest and with the oldest versions.
+test-newest: $(NEWEST)/.test-tools
+	CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(NEWEST)/bin/python $(PYTEST) -m $(QUICK)
+
+test-oldest: $(OLDEST)/.test-tools
+	CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(OLDEST)/bin/python $(PYTEST) -m $(QUICK)
 
 # Renews constraints.txt from the newest versions, for all systems and Pythons; run it after `make test-newest` has passed.
 lock: | $(UV_HERE)

@@ -33,6 +33,7 @@ THOROUGH = (
     "tests/cli/test_ray.py",
     "tests/cli/test_ray_places.py",
     "tests/cli/test_users_files.py",
+    "tests/cli/test_strange_machines.py::test_a_study",
     "tests/cli/test_threads.py::test_threads_wait",
     "tests/cli/test_ascii_terminal.py::test_json_stays_json",
     "tests/test_architecture.py::test_the_check_above_would_see_torch",

