@@ -70,7 +70,7 @@ def train(base, tokenizer, examples, rank, seed=0):
 
 def main(folder):
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, use_kernels=False)
     examples, test = list(items(PLACES[:5])), list(items(PLACES[5:]))
     before = right_answers(base, tokenizer, test)
     print(f"base: {sum(before)}/{len(test)} right")
