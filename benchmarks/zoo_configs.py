@@ -116,6 +116,11 @@ OWN: dict[str, dict[str, Any]] = {
     },
     "gpt_neo": {"attention_types": [[["global", "local"], 1]], "num_layers": 2},
     "hrm_text": {"num_layers_per_stack": 2, "num_hidden_layers": 16},
+    "kolibri1_1": {
+        "layer_types": ["sliding_attention", "indexed_attention"],
+        **{"num_hidden_layers": 2, "index_layers": [1], "mlp_only_layers": [0], "head_dim": 16},
+        "index_num_heads": 1,
+    },
     "lfm2": {"layer_types": ["conv", "full_attention"], "num_hidden_layers": 2},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"], "num_hidden_layers": 2},
     "mamba2": {"hidden_size": 32, "num_heads": 8, "head_dim": 8},

@@ -6,6 +6,7 @@ layer that fits no entry is refused by the name of its class.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -144,6 +145,10 @@ def head_layouts(model: nn.Module) -> tuple[HeadLayout, ...]:
     decoder, text = decoder_of(model), text_part(model)
     count = decoder.config.get_text_config().num_hidden_layers
     layers = [(name, at) for name, at in decoder_layers(model).items() if name.startswith(text)]
+    if len(layers) != count:  # a vision tower within the text model has a list of its own
+        lists = Counter(name.rpartition(".")[0] for name, _ in layers)
+        text_list = next((name for name, number in lists.items() if number == count), None)
+        layers = [each for each in layers if each[0].rpartition(".")[0] == text_list]
     if len(layers) != count:
         raise ModelError(f"the {count} layers of {type(decoder).__name__} are not found. {INSTEAD}")
     layouts: list[HeadLayout] = []

@@ -89,10 +89,10 @@ def unusable(what: str, remedy: str) -> Generator[None]:
 
 
 def _refusing(error: BaseException) -> str | None:
-    """The library within which an error was raised: the first one below our own code."""
+    """The library within which an error was raised; torch only where it called no other."""
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     packages = [frame.f_globals.get("__name__", "").partition(".")[0] for frame in frames]
-    return next((name for name in packages if name in _LIBRARIES), None)
+    return next((name for name in _LIBRARIES if name in packages), None)
 
 
 def unwrapped(name: str) -> str:

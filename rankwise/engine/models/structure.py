@@ -152,14 +152,15 @@ def _is_router(model: nn.Module, name: str) -> bool:
         return False
     is_own = kind.__module__.startswith("transformers.models.")
     owner, _, own = name.rpartition(".")
-    return (is_own and kind.forward is not nn.Linear.forward) or _reads_weight(
-        type(model.get_submodule(owner)), own
+    readers = {owner, owner.rpartition(".")[0]}  # some decoder layers read it past their attention
+    return (is_own and kind.forward is not nn.Linear.forward) or any(
+        _reads_weight(type(model.get_submodule(reader)), own) for reader in readers
     )
 
 
 @functools.cache
 def _reads_weight(kind: type[nn.Module], layer: str) -> bool:
-    """Whether the code of a class has ``self.layer.weight``."""
+    """Whether the code of a class has ``self.layer.weight``, or ``self.part.layer.weight``."""
     # Nothing weaker sees it. Such a layer is a plain nn.Linear, so its class says nothing. Whether
     # it is called only a forward pass shows, but a skeleton has no numbers to route tokens by.
     # Source text may be missing, and can have the same words in comments and docstrings.
